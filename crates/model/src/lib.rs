@@ -1,0 +1,2 @@
+//! A GPT that runs: sites, families, decoder, cache, generation, load and save.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Numbers: storage, grids, kernels per instruction set, operations; knows no model.
