@@ -1,1 +1,19 @@
-//! Numbers: storage, grids, kernels per instruction set, operations; knows no model.
+//! Numbers: storage, grids, kernels per instruction set, operations, safe file maps.
+//!
+//! This is the only crate with `unsafe`. It knows no model and no file format.
+
+mod bytes;
+pub mod grid;
+pub mod kernels;
+mod linear;
+pub mod ops;
+mod storage;
+mod tensor;
+pub mod threads;
+mod weight;
+
+pub use bytes::Bytes;
+pub use linear::Linear;
+pub use storage::Storage;
+pub use tensor::Tensor;
+pub use weight::{Stored, Weight, WeightError};

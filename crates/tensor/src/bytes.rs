@@ -1,0 +1,126 @@
+//! Shared, immutable bytes: owned, or part of a memory-mapped file.
+
+use memmap2::Mmap;
+use std::{
+    fs::File,
+    io,
+    ops::{Deref, Range},
+    path::Path,
+    sync::Arc,
+};
+
+/// A range of bytes that is cheap to clone and to cut.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<Owner>,
+    range: Range<usize>,
+}
+
+enum Owner {
+    Bytes(Vec<u8>),
+    Floats(Vec<f32>),
+    Map(Mmap),
+}
+
+impl Owner {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Owner::Bytes(v) => v,
+            Owner::Floats(v) => bytemuck::cast_slice(v),
+            Owner::Map(m) => m,
+        }
+    }
+}
+
+impl Bytes {
+    /// Maps a file. Another program that shortens the file meanwhile ends this one, as with any map.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or mapped, or changed its length while it was.
+    pub fn map(path: &Path) -> io::Result<Bytes> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
+        }
+        if meta.len() == 0 {
+            return Ok(Bytes::from_vec(Vec::new()));
+        }
+        // SAFETY: the map is private to this process and read only; that no other program changes the file
+        // meanwhile is asked of the user, and the tensors read from it have no invalid bit patterns.
+        let map = unsafe { Mmap::map(&file)? };
+        if map.len() as u64 != meta.len() {
+            return Err(io::Error::other("changed its length while it was opened"));
+        }
+        let range = 0..map.len();
+        Ok(Bytes { owner: Arc::new(Owner::Map(map)), range })
+    }
+
+    /// Owned bytes.
+    pub fn from_vec(bytes: Vec<u8>) -> Bytes {
+        let range = 0..bytes.len();
+        Bytes { owner: Arc::new(Owner::Bytes(bytes)), range }
+    }
+
+    /// Owned floats, as their bytes in memory.
+    pub fn from_f32(floats: Vec<f32>) -> Bytes {
+        let range = 0..4 * floats.len();
+        Bytes { owner: Arc::new(Owner::Floats(floats)), range }
+    }
+
+    /// A part, without a copy; `None` where the range is not inside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        let range = self.range.start + range.start..self.range.start + range.end;
+        Some(Bytes { owner: self.owner.clone(), range })
+    }
+
+    /// The bytes as floats, where they are aligned and whole.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        bytemuck::try_cast_slice(self).ok()
+    }
+
+    /// Do they lie in a mapped file rather than in memory of our own?
+    pub fn is_mapped(&self) -> bool {
+        matches!(*self.owner, Owner::Map(_))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.owner.as_slice()[self.range.clone()]
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_share_and_stay_inside() {
+        let b = Bytes::from_vec((0..10).collect());
+        assert_eq!(&*b.slice(2..5).unwrap().slice(1..3).unwrap(), [3, 4]);
+        assert!(b.slice(5..11).is_none());
+        assert_eq!(Bytes::from_f32(vec![1.0, 2.0]).as_f32(), Some(&[1.0, 2.0][..]));
+    }
+
+    #[test]
+    fn a_mapped_file_reads_like_its_bytes() {
+        let path = std::env::temp_dir().join(format!("planish-bytes-{}", std::process::id()));
+        std::fs::write(&path, b"hello").unwrap();
+        let b = Bytes::map(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(b.is_mapped() && &*b == b"hello");
+        assert!(Bytes::map(&std::env::temp_dir()).is_err());
+    }
+}

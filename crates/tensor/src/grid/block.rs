@@ -1,0 +1,137 @@
+//! `Block`: the fitted scales of one block, and rounding to its levels.
+
+use super::Grid;
+
+/// Most sub-blocks that a block has.
+pub const SUBS: usize = 16;
+
+/// The levels of IQ4_NL in units of the scale.
+pub const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Fitted parameters of one block. A code stands for `scale * (code + base) + offset` of its sub-block, in the
+/// `f32` arithmetic of the decoder; on IQ4_NL for `scale * table[code]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// Length of a sub-block.
+    pub(super) sub_len: u16,
+    /// Added to a code.
+    pub(super) base: i16,
+    /// Highest code.
+    pub(super) highest: u8,
+    /// Does the uneven table stand between code and value?
+    pub(super) table: bool,
+    /// Scale of each sub-block.
+    pub(super) scale: [f32; SUBS],
+    /// Offset of each sub-block.
+    pub(super) offset: [f32; SUBS],
+    /// Scale of the block, as `f16` bits.
+    pub(super) d: u16,
+    /// Minimum of the block, or scale of its minima, as `f16` bits.
+    pub(super) m: u16,
+    /// Whole-number scale of each sub-block.
+    pub(super) steps: [i8; SUBS],
+    /// Whole-number minimum of each sub-block.
+    pub(super) mins: [u8; SUBS],
+}
+
+impl Block {
+    /// A block of `grid` whose scales are all zero.
+    pub(super) fn empty(grid: Grid) -> Block {
+        let (sub_len, base, highest) = match grid {
+            Grid::Int { bits, group, asymmetric } => {
+                let base = if asymmetric { 0 } else { -(1 << (bits - 1)) };
+                (group, base, ((1u16 << bits) - 1) as u8)
+            }
+            Grid::Q4_0 => (32, -8, 15),
+            Grid::Q4_1 => (32, 0, 15),
+            Grid::Q5_0 => (32, -16, 31),
+            Grid::Q5_1 => (32, 0, 31),
+            Grid::Q8_0 => (32, -128, 255),
+            Grid::Q2K => (16, 0, 3),
+            Grid::Q3K => (16, -4, 7),
+            Grid::Q4K => (32, 0, 15),
+            Grid::Q5K => (32, 0, 31),
+            Grid::Q6K => (16, -32, 63),
+            Grid::Iq4Nl => (32, 0, 15),
+        };
+        Block {
+            sub_len,
+            base,
+            highest,
+            table: grid == Grid::Iq4Nl,
+            scale: [0.0; SUBS],
+            offset: [0.0; SUBS],
+            d: 0,
+            m: 0,
+            steps: [0; SUBS],
+            mins: [0; SUBS],
+        }
+    }
+
+    /// The highest code; codes start at 0.
+    pub fn highest(&self) -> u8 {
+        self.highest
+    }
+
+    /// The nearest level to `x` at column `col` of the block: its code and its value.
+    #[inline]
+    pub fn round(&self, col: usize, x: f32) -> (u8, f32) {
+        let sub = col / usize::from(self.sub_len);
+        let (scale, offset) = (self.scale[sub], self.offset[sub]);
+        if self.table {
+            let code = nearest_on_table(if scale == 0.0 { 0.0 } else { x / scale });
+            return (code, scale * f32::from(IQ4_NL[usize::from(code)]));
+        }
+        let position = if scale == 0.0 { -f32::from(self.base) } else { (x - offset) / scale - f32::from(self.base) };
+        let code = round_even(position.clamp(0.0, f32::from(self.highest)));
+        (code as u8, scale * (code + f32::from(self.base)) + offset)
+    }
+
+    /// What a code at column `col` stands for.
+    #[inline]
+    pub fn value(&self, col: usize, code: u8) -> f32 {
+        let sub = col / usize::from(self.sub_len);
+        let level = if self.table { i16::from(IQ4_NL[usize::from(code & 15)]) } else { i16::from(code) + self.base };
+        self.scale[sub] * f32::from(level) + self.offset[sub]
+    }
+
+    /// The values of codes from column 0 on.
+    pub(super) fn values(&self, codes: &[u8], out: &mut [f32]) {
+        let len = usize::from(self.sub_len);
+        for (sub, (codes, out)) in codes.chunks(len).zip(out.chunks_mut(len)).enumerate() {
+            let (scale, offset) = (self.scale[sub], self.offset[sub]);
+            if self.table {
+                for (o, c) in out.iter_mut().zip(codes) {
+                    *o = scale * f32::from(IQ4_NL[usize::from(*c)]);
+                }
+            } else if offset == 0.0 {
+                for (o, c) in out.iter_mut().zip(codes) {
+                    *o = scale * (i32::from(*c) + i32::from(self.base)) as f32;
+                }
+            } else {
+                for (o, c) in out.iter_mut().zip(codes) {
+                    *o = scale * (i32::from(*c) + i32::from(self.base)) as f32 + offset;
+                }
+            }
+        }
+    }
+}
+
+/// The nearest whole number, ties to even, without a call: exact below 2^22.
+#[inline(always)]
+pub fn round_even(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
+}
+
+/// The code of the nearest level of IQ4_NL.
+#[inline(always)]
+pub fn nearest_on_table(x: f32) -> u8 {
+    let mut code = 0;
+    for i in 0..15 {
+        // Between two levels the upper one wins from the middle on.
+        let middle = 0.5 * (f32::from(IQ4_NL[i]) + f32::from(IQ4_NL[i + 1]));
+        code += u8::from(x >= middle);
+    }
+    code
+}

@@ -1,0 +1,413 @@
+//! Fitting the scales of a block: a search over candidates, each followed by closed-form least squares.
+//!
+//! One-scale blocks try scales that map the largest value to each end of the codes and near it; blocks with a
+//! minimum alternate rounding with a two-parameter regression; blocks of sub-blocks first fit each sub-block
+//! freely, then choose the block's own scales and the whole numbers of each sub-block by their true error.
+
+use super::{
+    Grid,
+    block::{Block, IQ4_NL, nearest_on_table, round_even},
+};
+use half::f16;
+
+/// What one fit reads: values, their weights, and how they lie on codes.
+struct Values<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+}
+
+/// See [`Grid::fit`].
+pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
+    let ones = [1f32; super::LONGEST];
+    let clean = |v: f32| if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 };
+    let mut values = [0f32; super::LONGEST];
+    values.iter_mut().zip(x).for_each(|(c, v)| *c = clean(*v));
+    let mut weights = ones;
+    if let Some(importance) = importance {
+        weights.iter_mut().zip(importance).for_each(|(w, i)| *w = if i.is_finite() && *i > 0.0 { *i } else { 1e-30 });
+    }
+    let v = Values { x: &values[..x.len()], w: &weights[..x.len()] };
+    let mut block = Block::empty(grid);
+    match grid {
+        Grid::Iq4Nl => block.d = bits(table_scale(&v)),
+        Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 => {
+            let (scale, offset) = affine(&v, f32::from(block.highest), false);
+            (block.d, block.m) = (bits(scale), bits(offset));
+        }
+        Grid::Int { .. } | Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 => {
+            block.d = bits(symmetric(&v, f32::from(block.base), f32::from(block.highest)));
+        }
+        Grid::Q2K => affine_subs(&v, &mut block, grid, 15.0),
+        Grid::Q4K | Grid::Q5K => affine_subs(&v, &mut block, grid, 63.0),
+        Grid::Q3K => symmetric_subs(&v, &mut block, grid, -32.0, 31.0),
+        Grid::Q6K => symmetric_subs(&v, &mut block, grid, -128.0, 127.0),
+    }
+    block.derive(grid);
+    block
+}
+
+fn bits(x: f32) -> u16 {
+    f16::from_f32(x).to_bits()
+}
+
+fn value(bits: u16) -> f32 {
+    f16::from_bits(bits).to_f32()
+}
+
+/// Sums of one rounding: `sum w x q` and `sum w q q`, `q` being a rounded multiple of the scale.
+#[inline(always)]
+fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
+    const LANES: usize = 8;
+    let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
+    for (x, w) in v.x.chunks_exact(LANES).zip(v.w.chunks_exact(LANES)) {
+        for i in 0..LANES {
+            let q = round_even((x[i] * inverse).clamp(low, high));
+            xq[i] += w[i] * x[i] * q;
+            qq[i] += w[i] * q * q;
+        }
+    }
+    let rest = v.x.len() / LANES * LANES;
+    for (x, w) in v.x[rest..].iter().zip(&v.w[rest..]) {
+        let q = round_even((x * inverse).clamp(low, high));
+        xq[0] += w * x * q;
+        qq[0] += w * q * q;
+    }
+    (xq.iter().sum(), qq.iter().sum())
+}
+
+/// The scale of codes `base..=base + highest` around zero with the least error; it may be negative.
+fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
+    let (low, high) = (base, base + highest);
+    let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+    if extreme == 0.0 {
+        return 0.0;
+    }
+    let mut best = (0f32, extreme / low);
+    let mut consider = |inverse: f32| {
+        let (xq, qq) = moments(v, inverse, low, high);
+        let gain = xq * xq / qq;
+        if qq > 0.0 && gain > best.0 {
+            best = (gain, xq / qq);
+        }
+    };
+    // Wide codes lose little by clipping and a lot by a coarse scale: fewer candidates are worth trying.
+    let (steps, width) = if highest > 40.0 { (4, 0.25) } else { (9, 0.12) };
+    for i in -steps..=steps {
+        let nudge = width * i as f32;
+        consider((low + nudge) / extreme);
+        consider((high + nudge) / extreme);
+    }
+    for _ in 0..3 {
+        let (xq, qq) = moments(v, 1.0 / best.1, low, high);
+        if qq > 0.0 && xq * xq / qq > best.0 {
+            best = (xq * xq / qq, xq / qq);
+        } else {
+            break;
+        }
+    }
+    best.1
+}
+
+/// The scale of IQ4_NL's table with the least error.
+fn table_scale(v: &Values<'_>) -> f32 {
+    let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+    if extreme == 0.0 {
+        return 0.0;
+    }
+    let sums = |inverse: f32| {
+        let (mut xq, mut qq) = (0f32, 0f32);
+        for (x, w) in v.x.iter().zip(v.w) {
+            let q = f32::from(IQ4_NL[usize::from(nearest_on_table(x * inverse))]);
+            xq += w * x * q;
+            qq += w * q * q;
+        }
+        (xq, qq)
+    };
+    let mut best = (0f32, extreme / f32::from(IQ4_NL[0]));
+    for end in [f32::from(IQ4_NL[0]), f32::from(IQ4_NL[15])] {
+        for i in -8..=8 {
+            let (xq, qq) = sums((end + 1.7 * i as f32) / extreme);
+            if qq > 0.0 && xq * xq / qq > best.0 {
+                best = (xq * xq / qq, xq / qq);
+            }
+        }
+    }
+    for _ in 0..3 {
+        let (xq, qq) = sums(1.0 / best.1);
+        if qq > 0.0 && xq * xq / qq > best.0 {
+            best = (xq * xq / qq, xq / qq);
+        }
+    }
+    best.1
+}
+
+/// Sums of one rounding to `scale * q + offset`, `q` in `0..=highest`.
+#[derive(Default, Clone, Copy)]
+struct Regression {
+    w: f32,
+    q: f32,
+    qq: f32,
+    x: f32,
+    xq: f32,
+    error: f32,
+}
+
+#[inline(always)]
+fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression {
+    const LANES: usize = 8;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let mut s = [[0f32; LANES]; 6];
+    let mut add = |i: usize, x: f32, w: f32| {
+        let q = round_even(((x - offset) * inverse).clamp(0.0, highest));
+        let e = x - (scale * q + offset);
+        s[0][i] += w;
+        s[1][i] += w * q;
+        s[2][i] += w * q * q;
+        s[3][i] += w * x;
+        s[4][i] += w * x * q;
+        s[5][i] += w * e * e;
+    };
+    for (x, w) in v.x.chunks_exact(LANES).zip(v.w.chunks_exact(LANES)) {
+        for i in 0..LANES {
+            add(i, x[i], w[i]);
+        }
+    }
+    let rest = v.x.len() / LANES * LANES;
+    for (x, w) in v.x[rest..].iter().zip(&v.w[rest..]) {
+        add(0, *x, *w);
+    }
+    let t = s.map(|lanes| lanes.iter().sum::<f32>());
+    Regression { w: t[0], q: t[1], qq: t[2], x: t[3], xq: t[4], error: t[5] }
+}
+
+impl Regression {
+    /// Scale and offset with the least error for the codes of this rounding.
+    fn solve(&self, no_positive_offset: bool) -> Option<(f32, f32)> {
+        let det = self.w * self.qq - self.q * self.q;
+        if det <= 1e-12 * self.w * self.qq {
+            return None;
+        }
+        let scale = (self.w * self.xq - self.q * self.x) / det;
+        let offset = (self.qq * self.x - self.q * self.xq) / det;
+        if no_positive_offset && offset > 0.0 {
+            return (self.qq > 0.0).then(|| (self.xq / self.qq, 0.0));
+        }
+        Some((scale, offset))
+    }
+}
+
+/// Scale and offset of codes `0..=highest` with the least error.
+fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
+    let mut low = v.x.iter().fold(f32::INFINITY, |m, x| m.min(*x));
+    let high = v.x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    if no_positive_offset {
+        low = low.min(0.0);
+    }
+    if high <= low {
+        return (0.0, low);
+    }
+    let range = high - low;
+    let mut best = (f32::INFINITY, range / highest, low);
+    let consider = |scale: f32, offset: f32, best: &mut (f32, f32, f32)| {
+        let r = regress(v, scale, offset, highest);
+        if r.error < best.0 {
+            *best = (r.error, scale, offset);
+        }
+        r.solve(no_positive_offset)
+    };
+    let (steps, width) = if highest > 40.0 { (3, 0.4) } else { (10, 0.1) };
+    for i in -steps / 2..=steps {
+        // Fewer steps across the range than codes clip nothing; more of them clip both ends.
+        let scale = range / (highest + width * i as f32 * if highest < 4.0 { 0.5 } else { 1.0 });
+        let shrunk = 0.5 * (range - scale * highest).max(0.0);
+        let offset = if no_positive_offset { (low + shrunk).min(0.0) } else { low + shrunk };
+        let mut next = consider(scale, offset, &mut best);
+        for _ in 0..2 {
+            match next {
+                Some((scale, offset)) if scale > 0.0 => next = consider(scale, offset, &mut best),
+                _ => break,
+            }
+        }
+    }
+    for _ in 0..4 {
+        let (before, scale, offset) = best;
+        match regress(v, scale, offset, highest).solve(no_positive_offset) {
+            Some((scale, offset)) if scale > 0.0 => consider(scale, offset, &mut best),
+            _ => break,
+        };
+        if best.0 >= before {
+            break;
+        }
+    }
+    (best.1, best.2)
+}
+
+/// One sub-block of a block.
+fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
+    Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len] }
+}
+
+/// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
+fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
+    let len = usize::from(block.sub_len);
+    let (subs, highest) = (256 / len, f32::from(block.highest));
+    let mut free = [(0f32, 0f32); 16];
+    for s in 0..subs {
+        free[s] = affine(&part(v, s, len), highest, true);
+    }
+    let top = free[..subs].iter().fold((0f32, 0f32), |m, f| (m.0.max(f.0), m.1.max(-f.1)));
+    let mut best = (f32::INFINITY, *block);
+    for shrink in [1.0, 0.96, 0.92] {
+        let (mut d, mut m) = (value(bits(top.0 / most * shrink)), value(bits(top.1 / most * shrink)));
+        for _ in 0..3 {
+            let mut trial = *block;
+            (trial.d, trial.m) = (bits(d), bits(m));
+            let mut error = 0.0;
+            for s in 0..subs {
+                error += choose_affine(&part(v, s, len), free[s], (d, m), most, highest, &mut trial, s);
+            }
+            if error < best.0 {
+                best = (error, trial);
+            }
+            trial.derive(grid);
+            let Some(next) = refit_affine(v, &trial) else { break };
+            let rounded = (value(bits(next.0)), value(bits(next.1)));
+            if rounded == (d, m) {
+                break;
+            }
+            (d, m) = rounded;
+        }
+    }
+    *block = best.1;
+}
+
+/// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
+fn choose_affine(
+    v: &Values<'_>,
+    free: (f32, f32),
+    (d, m): (f32, f32),
+    most: f32,
+    highest: f32,
+    block: &mut Block,
+    s: usize,
+) -> f32 {
+    let near = |x: f32, unit: f32| if unit > 0.0 { round_even((x / unit).clamp(0.0, most)) } else { 0.0 };
+    let (step, min) = (near(free.0, d), near(-free.1, m));
+    let mut best = (f32::INFINITY, 0.0, 0.0);
+    for ds in [-1.0, 0.0, 1.0] {
+        for dm in [-1.0, 0.0, 1.0] {
+            let (step, min) = ((step + ds).clamp(0.0, most), (min + dm).clamp(0.0, most));
+            let error = regress(v, d * step, -(m * min), highest).error;
+            if error < best.0 {
+                best = (error, step, min);
+            }
+        }
+    }
+    block.steps[s] = best.1 as i8;
+    block.mins[s] = best.2 as u8;
+    best.0
+}
+
+/// The block's two scales with the least error for the codes and whole numbers of `block`.
+fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
+    let len = usize::from(block.sub_len);
+    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
+    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
+        let s = i / len;
+        let a = f64::from(block.steps[s]) * f64::from(block.round(i, *x).0);
+        let b = -f64::from(block.mins[s]);
+        let (x, w) = (f64::from(*x), f64::from(*w));
+        aa += w * a * a;
+        ab += w * a * b;
+        bb += w * b * b;
+        ax += w * a * x;
+        bx += w * b * x;
+    }
+    let det = aa * bb - ab * ab;
+    if det > 1e-9 * aa * bb {
+        let (d, m) = ((ax * bb - bx * ab) / det, (bx * aa - ax * ab) / det);
+        return (d > 0.0 && m >= 0.0).then_some((d as f32, m as f32));
+    }
+    (aa > 0.0 && ax > 0.0).then_some(((ax / aa) as f32, 0.0))
+}
+
+/// Q3_K, Q6_K: sub-blocks with a signed scale in whole multiples of the block's.
+fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, most: f32) {
+    let len = usize::from(block.sub_len);
+    let (low, high) = (f32::from(block.base), f32::from(block.base) + f32::from(block.highest));
+    let mut free = [0f32; 16];
+    for s in 0..16 {
+        free[s] = symmetric(&part(v, s, len), low, high - low);
+    }
+    let extreme = free.iter().fold(0f32, |m, f| if f.abs() > m.abs() { *f } else { m });
+    if extreme == 0.0 {
+        return;
+    }
+    let mut best = (f32::INFINITY, *block);
+    for end in [least, most] {
+        for shrink in [1.0, 0.97] {
+            let mut d = value(bits(extreme / end * shrink));
+            for _ in 0..3 {
+                if d == 0.0 {
+                    break;
+                }
+                let mut trial = *block;
+                trial.d = bits(d);
+                let mut error = 0.0;
+                for s in 0..16 {
+                    error += choose_symmetric(&part(v, s, len), free[s], d, (least, most), (low, high), &mut trial, s);
+                }
+                if error < best.0 {
+                    best = (error, trial);
+                }
+                trial.derive(grid);
+                let next = refit_symmetric(v, &trial).map(|d| value(bits(d)));
+                match next {
+                    Some(next) if next != d => d = next,
+                    _ => break,
+                }
+            }
+        }
+    }
+    *block = best.1;
+}
+
+/// The whole number of one sub-block with the least error; returns the error.
+fn choose_symmetric(
+    v: &Values<'_>,
+    free: f32,
+    d: f32,
+    (least, most): (f32, f32),
+    (low, high): (f32, f32),
+    block: &mut Block,
+    s: usize,
+) -> f32 {
+    let near = round_even((free / d).clamp(least, most));
+    let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
+    let mut best = (power, 0.0);
+    for nudge in [-1.0, 0.0, 1.0] {
+        let step = (near + nudge).clamp(least, most);
+        let scale = d * step;
+        if scale == 0.0 {
+            continue;
+        }
+        let (xq, qq) = moments(v, 1.0 / scale, low, high);
+        let error = power - scale * (2.0 * xq - scale * qq);
+        if error < best.0 {
+            best = (error, step);
+        }
+    }
+    block.steps[s] = best.1 as i8;
+    best.0
+}
+
+fn refit_symmetric(v: &Values<'_>, block: &Block) -> Option<f32> {
+    let len = usize::from(block.sub_len);
+    let (mut aa, mut ax) = (0f64, 0f64);
+    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
+        let a = f64::from(block.steps[i / len]) * (f64::from(block.round(i, *x).0) + f64::from(block.base));
+        aa += f64::from(*w) * a * a;
+        ax += f64::from(*w) * a * f64::from(*x);
+    }
+    (aa > 0.0).then(|| (ax / aa) as f32)
+}

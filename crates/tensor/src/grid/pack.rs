@@ -1,0 +1,308 @@
+//! The byte layouts: headers and codes of every grid, read and written.
+
+use super::{Grid, block::Block};
+use half::f16;
+
+fn float(bits: u16) -> f32 {
+    f16::from_bits(bits).to_f32()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+impl Block {
+    /// Takes the block's own scale, and its minimum or scale of minima, and derives those of the sub-blocks.
+    pub(super) fn derive(&mut self, grid: Grid) {
+        let (d, m) = (float(self.d), float(self.m));
+        match grid {
+            Grid::Q2K | Grid::Q4K | Grid::Q5K => {
+                for s in 0..256 / usize::from(self.sub_len) {
+                    self.scale[s] = d * f32::from(self.steps[s]);
+                    self.offset[s] = -(m * f32::from(self.mins[s]));
+                }
+            }
+            Grid::Q3K | Grid::Q6K => {
+                for s in 0..16 {
+                    self.scale[s] = d * f32::from(self.steps[s]);
+                }
+            }
+            _ => {
+                self.scale[0] = d;
+                self.offset[0] = m;
+            }
+        }
+    }
+}
+
+/// Reads the scales of a block.
+pub fn header(grid: Grid, bytes: &[u8]) -> Block {
+    let mut b = Block::empty(grid);
+    match grid {
+        Grid::Int { asymmetric, .. } => {
+            b.d = u16_at(bytes, 0);
+            if asymmetric {
+                b.m = u16_at(bytes, 2);
+            }
+        }
+        Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 | Grid::Iq4Nl => b.d = u16_at(bytes, 0),
+        Grid::Q4_1 | Grid::Q5_1 => (b.d, b.m) = (u16_at(bytes, 0), u16_at(bytes, 2)),
+        Grid::Q2K => {
+            (b.d, b.m) = (u16_at(bytes, 80), u16_at(bytes, 82));
+            for s in 0..16 {
+                b.steps[s] = (bytes[s] & 15) as i8;
+                b.mins[s] = bytes[s] >> 4;
+            }
+        }
+        Grid::Q3K => {
+            b.d = u16_at(bytes, 108);
+            let packed = &bytes[96..108];
+            for s in 0..16 {
+                let low = if s < 8 { packed[s] & 15 } else { packed[s - 8] >> 4 };
+                let high = packed[8 + s % 4] >> (2 * (s / 4)) & 3;
+                b.steps[s] = (low | high << 4) as i8 - 32;
+            }
+        }
+        Grid::Q4K | Grid::Q5K => {
+            (b.d, b.m) = (u16_at(bytes, 0), u16_at(bytes, 2));
+            let p = &bytes[4..16];
+            for s in 0..4 {
+                b.steps[s] = (p[s] & 63) as i8;
+                b.mins[s] = p[s + 4] & 63;
+                b.steps[s + 4] = (p[s + 8] & 15 | (p[s] >> 6) << 4) as i8;
+                b.mins[s + 4] = p[s + 8] >> 4 | (p[s + 4] >> 6) << 4;
+            }
+        }
+        Grid::Q6K => {
+            b.d = u16_at(bytes, 208);
+            for s in 0..16 {
+                b.steps[s] = bytes[192 + s] as i8;
+            }
+        }
+    }
+    b.derive(grid);
+    b
+}
+
+/// Reads the codes of a block.
+pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
+    match grid {
+        Grid::Int { bits, asymmetric, .. } => unpack_bits(&bytes[2 + 2 * usize::from(asymmetric)..], bits, codes),
+        Grid::Q4_0 | Grid::Iq4Nl => nibbles(&bytes[2..18], codes),
+        Grid::Q4_1 => nibbles(&bytes[4..20], codes),
+        Grid::Q5_0 => {
+            nibbles(&bytes[6..22], codes);
+            fifth_bits(&bytes[2..6], codes);
+        }
+        Grid::Q5_1 => {
+            nibbles(&bytes[8..24], codes);
+            fifth_bits(&bytes[4..8], codes);
+        }
+        Grid::Q8_0 => codes.iter_mut().zip(&bytes[2..34]).for_each(|(c, b)| *c = b ^ 0x80),
+        Grid::Q2K => pairs(&bytes[16..80], codes),
+        Grid::Q3K => {
+            pairs(&bytes[32..96], codes);
+            plane(&bytes[..32], codes, 4);
+        }
+        Grid::Q4K => bytes[16..144].chunks_exact(32).zip(codes.chunks_exact_mut(64)).for_each(|(b, c)| nibbles(b, c)),
+        Grid::Q5K => {
+            bytes[48..176].chunks_exact(32).zip(codes.chunks_exact_mut(64)).for_each(|(b, c)| nibbles(b, c));
+            plane(&bytes[16..48], codes, 16);
+        }
+        Grid::Q6K => {
+            for half in 0..2 {
+                let (low, high) = (&bytes[half * 64..half * 64 + 64], &bytes[128 + half * 32..160 + half * 32]);
+                let codes = &mut codes[half * 128..half * 128 + 128];
+                for i in 0..32 {
+                    codes[i] = low[i] & 15 | (high[i] & 3) << 4;
+                    codes[i + 32] = low[i + 32] & 15 | (high[i] >> 2 & 3) << 4;
+                    codes[i + 64] = low[i] >> 4 | (high[i] >> 4 & 3) << 4;
+                    codes[i + 96] = low[i + 32] >> 4 | (high[i] >> 6) << 4;
+                }
+            }
+        }
+    }
+}
+
+/// Low nibbles are the first half of the codes, high ones the second.
+fn nibbles(bytes: &[u8], codes: &mut [u8]) {
+    let (low, high) = codes.split_at_mut(bytes.len());
+    for i in 0..bytes.len() {
+        low[i] = bytes[i] & 15;
+        high[i] = bytes[i] >> 4;
+    }
+}
+
+/// Bit `i` of 32 is the fifth bit of code `i`.
+fn fifth_bits(bytes: &[u8], codes: &mut [u8]) {
+    for (i, c) in codes.iter_mut().enumerate() {
+        *c |= (bytes[i / 8] >> (i % 8) & 1) << 4;
+    }
+}
+
+/// Two bits each: every 32 bytes hold 128 codes, 32 of them in each pair of bits.
+fn pairs(bytes: &[u8], codes: &mut [u8]) {
+    for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
+        for (shift, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for i in 0..32 {
+                codes[i] = bytes[i] >> (2 * shift) & 3;
+            }
+        }
+    }
+}
+
+/// Bit `p` of byte `i` adds `value` to code `32 p + i`.
+fn plane(bytes: &[u8], codes: &mut [u8], value: u8) {
+    for (p, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for i in 0..32 {
+            codes[i] |= (bytes[i] >> p & 1) * value;
+        }
+    }
+}
+
+/// Codes of `bits` bits, the lowest bits first.
+fn unpack_bits(bytes: &[u8], bits: u8, codes: &mut [u8]) {
+    let mask = (1u64 << bits) - 1;
+    // Eight codes take `bits` whole bytes.
+    for (bytes, codes) in bytes.chunks_exact(bits.into()).zip(codes.chunks_exact_mut(8)) {
+        let mut word = [0u8; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        let word = u64::from_le_bytes(word);
+        for (i, c) in codes.iter_mut().enumerate() {
+            *c = (word >> (i * usize::from(bits)) & mask) as u8;
+        }
+    }
+}
+
+/// Writes a block.
+pub fn write(grid: Grid, b: &Block, codes: &[u8], out: &mut [u8]) {
+    out.fill(0);
+    let (d, m) = (b.d.to_le_bytes(), b.m.to_le_bytes());
+    match grid {
+        Grid::Int { bits, asymmetric, .. } => {
+            out[..2].copy_from_slice(&d);
+            if asymmetric {
+                out[2..4].copy_from_slice(&m);
+            }
+            pack_bits(codes, bits, &mut out[2 + 2 * usize::from(asymmetric)..]);
+        }
+        Grid::Q4_0 | Grid::Iq4Nl => {
+            out[..2].copy_from_slice(&d);
+            pack_nibbles(codes, &mut out[2..]);
+        }
+        Grid::Q4_1 => {
+            out[..2].copy_from_slice(&d);
+            out[2..4].copy_from_slice(&m);
+            pack_nibbles(codes, &mut out[4..]);
+        }
+        Grid::Q5_0 => {
+            out[..2].copy_from_slice(&d);
+            pack_nibbles(codes, &mut out[6..]);
+            pack_fifth(codes, &mut out[2..6]);
+        }
+        Grid::Q5_1 => {
+            out[..2].copy_from_slice(&d);
+            out[2..4].copy_from_slice(&m);
+            pack_nibbles(codes, &mut out[8..]);
+            pack_fifth(codes, &mut out[4..8]);
+        }
+        Grid::Q8_0 => {
+            out[..2].copy_from_slice(&d);
+            out[2..].iter_mut().zip(codes).for_each(|(o, c)| *o = c ^ 0x80);
+        }
+        Grid::Q2K => {
+            for s in 0..16 {
+                out[s] = b.steps[s] as u8 | b.mins[s] << 4;
+            }
+            pack_pairs(codes, &mut out[16..80]);
+            out[80..82].copy_from_slice(&d);
+            out[82..84].copy_from_slice(&m);
+        }
+        Grid::Q3K => {
+            pack_plane(codes, 4, &mut out[..32]);
+            pack_pairs(codes, &mut out[32..96]);
+            for s in 0..16 {
+                let step = (b.steps[s] + 32) as u8;
+                out[96 + s % 8] |= (step & 15) << (4 * (s / 8));
+                out[104 + s % 4] |= (step >> 4) << (2 * (s / 4));
+            }
+            out[108..].copy_from_slice(&d);
+        }
+        Grid::Q4K | Grid::Q5K => {
+            out[..2].copy_from_slice(&d);
+            out[2..4].copy_from_slice(&m);
+            pack_six_bits(b, &mut out[4..16]);
+            let at = if grid == Grid::Q5K { 48 } else { 16 };
+            let low: Vec<u8> = codes.iter().map(|c| c & 15).collect();
+            low.chunks_exact(64).zip(out[at..].chunks_exact_mut(32)).for_each(|(c, o)| pack_nibbles(c, o));
+            if grid == Grid::Q5K {
+                pack_plane(codes, 16, &mut out[16..48]);
+            }
+        }
+        Grid::Q6K => {
+            pack_q6(codes, out);
+            for s in 0..16 {
+                out[192 + s] = b.steps[s] as u8;
+            }
+            out[208..].copy_from_slice(&d);
+        }
+    }
+}
+
+fn pack_nibbles(codes: &[u8], out: &mut [u8]) {
+    let half = codes.len() / 2;
+    for i in 0..half {
+        out[i] = codes[i] & 15 | (codes[half + i] & 15) << 4;
+    }
+}
+
+fn pack_fifth(codes: &[u8], out: &mut [u8]) {
+    for (i, c) in codes.iter().enumerate() {
+        out[i / 8] |= (c >> 4 & 1) << (i % 8);
+    }
+}
+
+fn pack_pairs(codes: &[u8], out: &mut [u8]) {
+    for (codes, out) in codes.chunks_exact(128).zip(out.chunks_exact_mut(32)) {
+        for (i, c) in codes.iter().enumerate() {
+            out[i % 32] |= (c & 3) << (2 * (i / 32));
+        }
+    }
+}
+
+fn pack_plane(codes: &[u8], value: u8, out: &mut [u8]) {
+    for (i, c) in codes.iter().enumerate() {
+        out[i % 32] |= u8::from(c & value != 0) << (i / 32);
+    }
+}
+
+fn pack_six_bits(b: &Block, out: &mut [u8]) {
+    for s in 0..4 {
+        let (low, high) = (b.steps[s] as u8, b.steps[s + 4] as u8);
+        out[s] = low | (high >> 4) << 6;
+        out[s + 4] = b.mins[s] | (b.mins[s + 4] >> 4) << 6;
+        out[s + 8] = high & 15 | (b.mins[s + 4] & 15) << 4;
+    }
+}
+
+fn pack_q6(codes: &[u8], out: &mut [u8]) {
+    for half in 0..2 {
+        let codes = &codes[half * 128..half * 128 + 128];
+        for i in 0..32 {
+            let (a, b, c, d) = (codes[i], codes[i + 32], codes[i + 64], codes[i + 96]);
+            out[half * 64 + i] = a & 15 | (c & 15) << 4;
+            out[half * 64 + 32 + i] = b & 15 | (d & 15) << 4;
+            out[128 + half * 32 + i] = a >> 4 | (b >> 4) << 2 | (c >> 4) << 4 | (d >> 4) << 6;
+        }
+    }
+}
+
+fn pack_bits(codes: &[u8], bits: u8, out: &mut [u8]) {
+    for (codes, out) in codes.chunks_exact(8).zip(out.chunks_exact_mut(bits.into())) {
+        let mut word = 0u64;
+        for (i, c) in codes.iter().enumerate() {
+            word |= u64::from(*c) << (i * usize::from(bits));
+        }
+        out.copy_from_slice(&word.to_le_bytes()[..bits.into()]);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a row of logits says: log-probabilities, divergence, the likeliest tokens.
+
+use crate::kernels::kernels;
+
+/// `ln sum exp(x)` of a row of logits.
+fn log_sum_exp(logits: &[f32], scratch: &mut Vec<f32>) -> f64 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    scratch.clear();
+    scratch.extend_from_slice(logits);
+    f64::from(max) + f64::from((kernels().exp_sum)(scratch, max)).ln()
+}
+
+/// Natural logarithm of the probability of `token`.
+pub fn log_prob(logits: &[f32], token: usize) -> f64 {
+    f64::from(logits[token]) - log_sum_exp(logits, &mut Vec::new())
+}
+
+/// Kullback-Leibler divergence `KL(base || other)` in nats between the distributions of two rows of logits.
+pub fn divergence(base: &[f32], other: &[f32]) -> f64 {
+    let mut p = Vec::new();
+    let other_norm = log_sum_exp(other, &mut p);
+    let base_norm = log_sum_exp(base, &mut p);
+    let total: f64 = p.iter().map(|v| f64::from(*v)).sum();
+    let shift = other_norm - base_norm;
+    let sum: f64 = (0..p.len()).map(|i| f64::from(p[i]) * (f64::from(base[i]) - f64::from(other[i]))).sum();
+    (sum / total + shift).max(0.0)
+}
+
+/// Number of the largest logit; of equal ones the first.
+pub fn argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, v) in logits.iter().enumerate() {
+        if *v > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// Numbers of the `count` largest logits, largest first; of equal ones the first.
+pub fn top(logits: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    order.truncate(count);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_is_what_its_definition_says() {
+        let base: Vec<f32> = (0..50).map(|i| (i as f32).sin() * 3.0).collect();
+        let other: Vec<f32> = (0..50).map(|i| (i as f32).sin() * 2.5 + (i as f32 * 0.3).cos()).collect();
+        let softmax = |x: &[f32]| {
+            let e: Vec<f64> = x.iter().map(|v| f64::from(*v).exp()).collect();
+            let s: f64 = e.iter().sum();
+            e.iter().map(|v| v / s).collect::<Vec<_>>()
+        };
+        let (p, q) = (softmax(&base), softmax(&other));
+        let want: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        assert!((divergence(&base, &other) - want).abs() < 1e-6);
+        assert!(divergence(&base, &base) < 1e-9);
+        assert!((log_prob(&base, 7) - p[7].ln()).abs() < 1e-6);
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
+        assert_eq!(top(&[1.0, 3.0, 3.0, 2.0], 3), [1, 2, 3]);
+    }
+}

@@ -1,0 +1,20 @@
+//! Operations on activations: the only place that knows where numbers live.
+//!
+//! Order of summation: of a product it depends on its depth, of attention on the position, never on the
+//! batch, the tiling or the number of threads; so batched, cached and plain decoding give the same bits.
+
+mod activation;
+mod attention;
+mod loss;
+mod matmul;
+mod norm;
+mod rope;
+mod stats;
+
+pub use activation::{Activation, add_bias, add_to, gate, scale, soft_cap};
+pub use attention::{AttentionShape, Memory, Segment, attention};
+pub use loss::{argmax, divergence, log_prob, top};
+pub use matmul::{matmul, matmul_naive};
+pub use norm::{NormKind, norm, norm_heads};
+pub use rope::{Rotation, rope};
+pub use stats::{Gram, absolute_maxima};

@@ -1,0 +1,64 @@
+//! Statistics of activations: what calibration keeps of them.
+
+use super::matmul;
+use crate::{Tensor, Weight};
+use rayon::prelude::*;
+
+/// `sum x^T x` over rows, and how many rows.
+///
+/// Each batch is summed in `f32` in row order and added in `f64`, so the result depends on how rows were
+/// cut into batches, never on threads.
+#[derive(Clone, Debug)]
+pub struct Gram {
+    cols: usize,
+    rows: usize,
+    sums: Vec<f64>,
+}
+
+impl Gram {
+    /// Nothing seen yet.
+    pub fn new(cols: usize) -> Gram {
+        Gram { cols, rows: 0, sums: vec![0.0; cols * cols] }
+    }
+
+    /// Adds the rows of a batch.
+    pub fn add(&mut self, x: &Tensor) {
+        let t = x.transposed();
+        let product = matmul(&t, &Weight::from_tensor(t.clone()));
+        self.sums.par_chunks_mut(4096).zip(product.as_slice().par_chunks(4096)).for_each(|(s, p)| {
+            s.iter_mut().zip(p).for_each(|(s, p)| *s += f64::from(*p));
+        });
+        self.rows += x.rows();
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Rows seen.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The mean of `x_i x_j` over rows, `[cols, cols]` row by row.
+    pub fn mean(&self) -> Vec<f64> {
+        let n = self.rows.max(1) as f64;
+        self.sums.iter().map(|s| s / n).collect()
+    }
+
+    /// The mean of `x_i^2` over rows, `[cols]`.
+    pub fn mean_squares(&self) -> Vec<f32> {
+        let n = self.rows.max(1) as f64;
+        (0..self.cols).map(|i| (self.sums[i * self.cols + i] / n) as f32).collect()
+    }
+}
+
+/// The largest magnitude of each column, `[cols]`.
+pub fn absolute_maxima(x: &Tensor) -> Vec<f32> {
+    let mut out = vec![0f32; x.cols()];
+    for t in 0..x.rows() {
+        out.iter_mut().zip(x.row(t)).for_each(|(m, v)| *m = m.max(v.abs()));
+    }
+    out
+}

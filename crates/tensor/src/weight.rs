@@ -1,0 +1,293 @@
+//! How a matrix is stored: the closed set of representations and what can be asked of each.
+//!
+//! How the values were chosen (a method) is not known here.
+
+use crate::{Bytes, Storage, Tensor, grid::Grid};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// Why bytes do not make a weight.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WeightError {
+    /// The bytes do not have the length that shape and storage ask for.
+    #[error("{rows} x {cols} values stored as {storage} take {want} bytes, not {got}")]
+    Length {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        cols: usize,
+        /// The storage that was claimed.
+        storage: Storage,
+        /// Bytes that it takes.
+        want: usize,
+        /// Bytes that were given.
+        got: usize,
+    },
+    /// A row cannot be cut into blocks of that storage.
+    #[error("a row of {cols} values cannot be stored as {storage}: it takes multiples of {block}")]
+    Row {
+        /// Columns of the matrix.
+        cols: usize,
+        /// The storage that was asked for.
+        storage: Storage,
+        /// Its block length.
+        block: usize,
+    },
+}
+
+/// A matrix `[rows, cols]` = `[outputs, inputs]` as it is stored and multiplied.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Plain floats.
+    Dense(Stored),
+    /// Codes on a grid.
+    Quant(Stored),
+}
+
+/// Rows of bytes with the storage that gives them meaning.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    storage: Storage,
+    rows: usize,
+    cols: usize,
+    bytes: Bytes,
+}
+
+impl Weight {
+    /// Gives bytes their meaning.
+    ///
+    /// # Errors
+    /// If the length is wrong or rows do not divide into blocks.
+    pub fn new(storage: Storage, rows: usize, cols: usize, bytes: Bytes) -> Result<Weight, WeightError> {
+        if let Storage::Grid(grid) = storage
+            && !grid.fits(cols)
+        {
+            return Err(WeightError::Row { cols, storage, block: grid.block_len() });
+        }
+        let want = storage.row_bytes(cols).saturating_mul(rows);
+        if bytes.len() != want {
+            return Err(WeightError::Length { rows, cols, storage, want, got: bytes.len() });
+        }
+        let stored = Stored { storage, rows, cols, bytes };
+        Ok(match storage {
+            Storage::Grid(_) => Weight::Quant(stored),
+            _ => Weight::Dense(stored),
+        })
+    }
+
+    /// Stores a tensor as 32-bit floats.
+    pub fn from_tensor(x: Tensor) -> Weight {
+        let (rows, cols) = (x.rows(), x.cols());
+        Weight::Dense(Stored { storage: Storage::F32, rows, cols, bytes: Bytes::from_f32(x.into_vec()) })
+    }
+
+    /// Rounds a tensor to a storage: to nearest, or by the grid's own fit, row by row.
+    ///
+    /// `importance` weighs the squared error of each column (`[cols]`).
+    ///
+    /// # Errors
+    /// If rows do not divide into blocks of that storage.
+    pub fn encode(x: &Tensor, storage: Storage, importance: Option<&[f32]>) -> Result<Weight, WeightError> {
+        let (rows, cols) = (x.rows(), x.cols());
+        let width = storage.row_bytes(cols);
+        let mut bytes = vec![0u8; rows * width];
+        if let Storage::Grid(grid) = storage
+            && !grid.fits(cols)
+        {
+            return Err(WeightError::Row { cols, storage, block: grid.block_len() });
+        }
+        if width > 0 {
+            bytes.par_chunks_mut(width).enumerate().for_each(|(r, out)| encode_row(storage, x.row(r), importance, out));
+        }
+        Weight::new(storage, rows, cols, Bytes::from_vec(bytes))
+    }
+
+    fn stored(&self) -> &Stored {
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => s,
+        }
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.stored().rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.stored().cols
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.rows() * self.cols()
+    }
+
+    /// Has it no values?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How it is stored.
+    pub fn storage(&self) -> Storage {
+        self.stored().storage
+    }
+
+    /// The grid, if it lies on one.
+    pub fn grid(&self) -> Option<Grid> {
+        match self.stored().storage {
+            Storage::Grid(grid) => Some(grid),
+            _ => None,
+        }
+    }
+
+    /// Payload, scales included.
+    pub fn size_bytes(&self) -> usize {
+        self.stored().bytes.len()
+    }
+
+    /// The stored bytes, row by row.
+    pub fn bytes(&self) -> &Bytes {
+        &self.stored().bytes
+    }
+
+    /// Decodes one row into `out` (`[cols]`).
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let s = self.stored();
+        let width = s.storage.row_bytes(s.cols);
+        decode_row(s.storage, &s.bytes[row * width..(row + 1) * width], out);
+    }
+
+    /// Decodes everything.
+    pub fn to_tensor(&self) -> Tensor {
+        let mut out = Tensor::zeros(self.rows(), self.cols());
+        let cols = self.cols().max(1);
+        out.as_mut_slice().par_chunks_mut(cols).enumerate().for_each(|(r, row)| self.decode_row(r, row));
+        out
+    }
+
+    /// Rows `from..to` without a copy.
+    pub fn row_range(&self, from: usize, to: usize) -> Option<Weight> {
+        let s = self.stored();
+        let width = s.storage.row_bytes(s.cols);
+        let bytes = s.bytes.slice(from.checked_mul(width)?..to.checked_mul(width)?)?;
+        let rows = to.checked_sub(from)?;
+        Weight::new(s.storage, rows, s.cols, bytes).ok()
+    }
+
+    /// The listed rows, copied: any storage can be permuted along its outputs.
+    pub fn select_rows(&self, rows: &[usize]) -> Weight {
+        let s = self.stored();
+        let width = s.storage.row_bytes(s.cols);
+        let mut bytes = Vec::with_capacity(rows.len() * width);
+        for &r in rows {
+            bytes.extend_from_slice(&s.bytes[r * width..(r + 1) * width]);
+        }
+        let stored = Stored { rows: rows.len(), bytes: Bytes::from_vec(bytes), ..s.clone() };
+        match self {
+            Weight::Dense(_) => Weight::Dense(stored),
+            Weight::Quant(_) => Weight::Quant(stored),
+        }
+    }
+
+    /// Matrices one below the other; `None` where storages or columns differ, or for none at all.
+    pub fn concat_rows(parts: &[Weight]) -> Option<Weight> {
+        let first = parts.first()?;
+        if parts.len() == 1 {
+            return Some(first.clone());
+        }
+        if parts.iter().any(|p| p.storage() != first.storage() || p.cols() != first.cols()) {
+            return None;
+        }
+        let bytes = parts.iter().flat_map(|p| p.bytes().iter().copied()).collect();
+        let rows = parts.iter().map(Weight::rows).sum();
+        Weight::new(first.storage(), rows, first.cols(), Bytes::from_vec(bytes)).ok()
+    }
+
+    /// The transposed matrix, kept in its float type; `None` for codes on a grid, whose rows are indivisible.
+    pub fn transposed(&self) -> Option<Weight> {
+        let Weight::Dense(s) = self else { return None };
+        let width = s.storage.row_bytes(1);
+        let mut bytes = vec![0u8; s.bytes.len()];
+        for r in 0..s.rows {
+            for c in 0..s.cols {
+                let (from, to) = ((r * s.cols + c) * width, (c * s.rows + r) * width);
+                bytes[to..to + width].copy_from_slice(&s.bytes[from..from + width]);
+            }
+        }
+        Weight::new(s.storage, s.cols, s.rows, Bytes::from_vec(bytes)).ok()
+    }
+}
+
+/// Rounds one row to a storage.
+fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    match storage {
+        Storage::F32 => out.chunks_exact_mut(4).zip(x).for_each(|(o, v)| o.copy_from_slice(&v.to_le_bytes())),
+        Storage::F16 => out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&f16::from_f32(*v).to_le_bytes())),
+        Storage::Bf16 => out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+        Storage::Grid(grid) => grid.quantize_row(x, importance, out),
+    }
+}
+
+/// Decodes one stored row.
+fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
+    match storage {
+        Storage::F32 => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        Storage::F16 => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *o = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        Storage::Bf16 => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *o = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            }
+        }
+        Storage::Grid(grid) => grid.decode_row(bytes, out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(rows: usize, cols: usize) -> Tensor {
+        Tensor::from_vec(rows, cols, (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect())
+    }
+
+    #[test]
+    fn float_storages_round_trip_within_their_precision() {
+        let x = ramp(5, 40);
+        for (storage, bound) in [(Storage::F32, 0.0), (Storage::F16, 5e-4), (Storage::Bf16, 4e-3)] {
+            let y = Weight::encode(&x, storage, None).unwrap().to_tensor();
+            for (a, b) in x.as_slice().iter().zip(y.as_slice()) {
+                assert!((a - b).abs() <= bound, "{storage}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_can_be_cut_and_permuted_in_any_storage() {
+        let x = ramp(6, 32);
+        for storage in [Storage::F32, Storage::Bf16, Storage::Grid(Grid::Q4_0), Storage::Grid(Grid::Q8_0)] {
+            let w = Weight::encode(&x, storage, None).unwrap();
+            let all = w.to_tensor();
+            assert_eq!(w.row_range(2, 4).unwrap().to_tensor().row(1), all.row(3));
+            assert_eq!(w.select_rows(&[5, 0]).to_tensor().row(0), all.row(5));
+            assert!(w.row_range(5, 7).is_none());
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_errors() {
+        let e = Weight::new(Storage::F16, 2, 3, Bytes::from_vec(vec![0; 11])).unwrap_err();
+        assert!(e.to_string().contains("12 bytes, not 11"), "{e}");
+        let e = Weight::new(Storage::Grid(Grid::Q4K), 1, 100, Bytes::from_vec(vec![0; 144])).unwrap_err();
+        assert!(e.to_string().contains("multiples of 256"), "{e}");
+    }
+}
