@@ -1,2 +1,16 @@
-//! Files: safetensors, GGUF, tokenizer, chat template; hostile bytes in, typed errors out; knows no model.
+//! Files: safetensors, GGUF, JSON, tokenizer, chat template. Hostile bytes in, typed errors out.
+//!
+//! No file causes a panic, an abort or an allocation that its size does not justify. This crate knows no model.
 #![forbid(unsafe_code)]
+
+pub mod atomic;
+pub mod chat_template;
+mod dtype;
+mod error;
+pub mod gguf;
+pub mod json;
+pub mod safetensors;
+pub mod tokenizer;
+
+pub use dtype::Dtype;
+pub use error::{Error, Result, check_kind};
