@@ -60,7 +60,8 @@ impl Block {
             highest,
             table: grid == Grid::Iq4Nl,
             scale: [0.0; SUBS],
-            offset: [0.0; SUBS],
+            // Adding -0.0 keeps every value and its sign, as decoders without a minimum do.
+            offset: [-0.0; SUBS],
             d: 0,
             m: 0,
             steps: [0; SUBS],
@@ -103,10 +104,6 @@ impl Block {
             if self.table {
                 for (o, c) in out.iter_mut().zip(codes) {
                     *o = scale * f32::from(IQ4_NL[usize::from(*c)]);
-                }
-            } else if offset == 0.0 {
-                for (o, c) in out.iter_mut().zip(codes) {
-                    *o = scale * (i32::from(*c) + i32::from(self.base)) as f32;
                 }
             } else {
                 for (o, c) in out.iter_mut().zip(codes) {

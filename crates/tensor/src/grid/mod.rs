@@ -167,7 +167,11 @@ impl Grid {
     }
 
     /// Decodes a row into `out` (`[cols]`), whose bytes are [`Grid::row_bytes`] long.
+    ///
+    /// # Panics
+    /// If `bytes` has another length, which is the caller's fault.
     pub fn decode_row(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), self.row_bytes(out.len()), "bytes of a row");
         let mut codes = [0u8; LONGEST];
         let len = self.block_len();
         for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {
@@ -195,7 +199,12 @@ impl Grid {
     }
 
     /// Rounds a row to nearest after fitting each block.
+    ///
+    /// # Panics
+    /// If `out` is not [`Grid::row_bytes`] long or there are fewer importances than values, which is the caller's
+    /// fault.
     pub fn quantize_row(self, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of a row");
         let len = self.block_len();
         let mut codes = [0u8; LONGEST];
         for (i, (x, out)) in x.chunks(len).zip(out.chunks_exact_mut(self.block_bytes())).enumerate() {

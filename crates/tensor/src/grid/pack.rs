@@ -27,10 +27,11 @@ impl Block {
                     self.scale[s] = d * f32::from(self.steps[s]);
                 }
             }
-            _ => {
+            Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 => {
                 self.scale[0] = d;
                 self.offset[0] = m;
             }
+            _ => self.scale[0] = d,
         }
     }
 }
