@@ -1,2 +1,32 @@
-//! A GPT that runs: sites, families, decoder, cache, generation, load and save.
+//! A GPT that runs: sites, families as data, one decoder, cache, generation, load and save.
+//!
+//! Only `families/` holds the tensor names of Hugging Face and GGUF files.
 #![forbid(unsafe_code)]
+
+mod config;
+mod decoder;
+mod error;
+pub mod families;
+pub mod generate;
+mod gguf_config;
+mod gpt;
+mod layout;
+pub mod load;
+mod model;
+mod sample;
+pub mod save;
+mod site;
+mod source;
+pub mod spec;
+mod tap;
+
+pub use config::Config;
+pub use decoder::{Cache, Flow, Stage};
+pub use error::{Error, Result};
+pub use families::Family;
+pub use gpt::Gpt;
+pub use model::{Model, NormWeights};
+pub use sample::{Sampling, uniform};
+pub use site::{NoSite, ROLES, Role, Site};
+pub use spec::Spec;
+pub use tap::{Point, Tap};

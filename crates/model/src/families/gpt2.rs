@@ -67,6 +67,8 @@ pub static GPT2: Family = Family {
             }
             scaled.then(|| "llama.cpp knows GPT-2's plain attention scaling only".into())
         },
+        read_more: |_, _| Ok(()),
+        write_more: |_, _, _| Ok(()),
     }),
 };
 

@@ -24,6 +24,8 @@ pub static LLAMA: Family = Family {
         stored: GGUF,
         defaults: r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}"#,
         refuses: |_, _| None,
+        read_more: rope::read_gguf,
+        write_more: rope::write_gguf,
     }),
 };
 

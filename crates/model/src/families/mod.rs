@@ -13,6 +13,8 @@ pub use gguf_keys::{GgufKey, Kind};
 pub use stored::{Layout, Part, Stored};
 
 use crate::{Config, Error, Result, Spec};
+use formats::gguf;
+use serde_json::{Map, Value};
 
 /// One family of GPTs.
 pub struct Family {
@@ -40,6 +42,10 @@ pub struct GgufFamily {
     pub defaults: &'static str,
     /// Why llama.cpp would not compute this very model, if it would not.
     pub refuses: fn(&Spec, &Config) -> Option<String>,
+    /// Fields that take more than a key to read, such as rotary scaling.
+    pub read_more: fn(&gguf::File, &mut Map<String, Value>) -> Result<()>,
+    /// Metadata and tensors that take more than a field to write.
+    pub write_more: fn(&Config, &Spec, &mut gguf::Writer<'_>) -> Result<()>,
 }
 
 /// Every family, one line each.

@@ -1,6 +1,12 @@
 //! Rotary frequencies from a configuration, with the scalings that models are published with.
 
-use crate::{Config, Result, spec::{LongRope, RopeSpec}};
+use crate::{
+    Config, Result, Spec,
+    spec::{LongRope, RopeSpec},
+};
+use formats::gguf::{self, GgmlType};
+use serde_json::{Map, Value, json};
+use tensor::{Bytes, Weight};
 
 /// Reads `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` for heads that turn `rotated` channels.
 pub fn read(config: &Config, rotated: usize, context: usize) -> Result<RopeSpec> {
@@ -129,4 +135,105 @@ fn longrope(config: &Config, section: &str, base: &[f32], rotated: usize, contex
     };
     let long = Some(LongRope { beyond: old, inverse_frequencies: list("long_factor")? });
     Ok(RopeSpec { rotated, inverse_frequencies: list("short_factor")?, scale: scale as f32, long })
+}
+
+/// Reads the rotary scaling of a GGUF file: a linear factor, YaRN, or divisors of the frequencies.
+pub fn read_gguf(file: &gguf::File, fields: &mut Map<String, Value>) -> Result<()> {
+    let arch = file.text("general.architecture")?.unwrap_or("").to_string();
+    let key = |k: &str| format!("{arch}.rope.scaling.{k}");
+    let mut scaling = Map::new();
+    if let Some(old) = file.count(&key("original_context_length"))? {
+        scaling.insert("original_max_position_embeddings".into(), json!(old));
+    }
+    let factor = file.number(&key("factor"))?;
+    match (file.text(&key("type"))?, factor) {
+        (Some("linear"), Some(f)) => {
+            scaling.extend([("rope_type".into(), json!("linear")), ("factor".into(), json!(f))]);
+        }
+        (Some("yarn"), Some(f)) => {
+            scaling.extend([("rope_type".into(), json!("yarn")), ("factor".into(), json!(f))]);
+        }
+        _ => {}
+    }
+    if let Some(divisors) = floats(file, "rope_freqs.weight")? {
+        // Llama 3 files carry the ready divisors; LongRoPE with one list and no factor says the same.
+        scaling.extend([
+            ("rope_type".into(), json!("longrope")),
+            ("short_factor".into(), json!(divisors)),
+            ("long_factor".into(), json!(divisors)),
+            ("attention_factor".into(), json!(1.0)),
+        ]);
+    }
+    let lists = (floats(file, "rope_factors_short.weight")?, floats(file, "rope_factors_long.weight")?);
+    if let (Some(short), Some(long)) = lists {
+        scaling.extend([("rope_type".into(), json!("longrope")), ("short_factor".into(), json!(short)), ("long_factor".into(), json!(long))]);
+        if let Some(f) = file.number(&key("attn_factor"))? {
+            scaling.insert("attention_factor".into(), json!(f));
+        }
+    }
+    if scaling.contains_key("rope_type") {
+        fields.insert("rope_scaling".into(), Value::Object(scaling));
+    }
+    Ok(())
+}
+
+fn floats(file: &gguf::File, name: &str) -> Result<Option<Vec<f32>>> {
+    let Some(t) = file.tensor(name) else { return Ok(None) };
+    let len = t.shape.iter().product();
+    let weight = t.kind.storage().and_then(|s| Weight::new(s, 1, len, t.bytes.clone()).ok());
+    let weight = weight.ok_or_else(|| formats::Error::field(file.path(), name, "is no list of floats"))?;
+    Ok(Some(weight.to_tensor().into_vec()))
+}
+
+/// Writes the rotary scaling as llama.cpp reads it.
+pub fn write_gguf(config: &Config, spec: &Spec, out: &mut gguf::Writer<'_>) -> Result<()> {
+    let section = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let field = |name: &str| format!("{section}.{name}");
+    let Some(arch) = super::find(config)?.gguf.as_ref().map(|g| g.architecture) else { return Ok(()) };
+    let Some(rope) = spec.ropes.first() else { return Ok(()) };
+    out.set(format!("{arch}.rope.dimension_count"), gguf::Value::U32(rope.rotated as u32));
+    let theta = match config.number_or_none(&field("rope_theta"))? {
+        Some(theta) => theta,
+        None => config.number_or("rope_theta", 10_000.0)?,
+    };
+    if config.get("rope_theta").is_none() {
+        out.set(format!("{arch}.rope.freq_base"), gguf::Value::F32(theta as f32));
+    }
+    let kind = match config.get(&field("rope_type")) {
+        Some(_) => config.text_or(&field("rope_type"), "default")?,
+        None => config.text_or(&field("type"), "default")?,
+    };
+    let key = |k: &str| format!("{arch}.rope.scaling.{k}");
+    let old = match config.size_or_none("original_max_position_embeddings")? {
+        Some(n) => Some(n),
+        None => config.size_or_none(&field("original_max_position_embeddings"))?,
+    };
+    let divisors = |f: &[f32]| frequencies(theta, rope.rotated).iter().zip(f).map(|(b, f)| b / f).collect::<Vec<f32>>();
+    let list = |out: &mut gguf::Writer<'_>, name: &str, values: Vec<f32>| {
+        let shape = vec![values.len()];
+        out.tensor(name, shape, GgmlType::F32, Box::new(move || Ok(Bytes::from_f32(values.clone()))));
+    };
+    match kind {
+        "linear" | "yarn" => {
+            out.set(key("type"), gguf::Value::String(kind.into()));
+            out.set(key("factor"), gguf::Value::F32(config.number_or(&field("factor"), 1.0)? as f32));
+        }
+        "llama3" => list(out, "rope_freqs.weight", divisors(&rope.inverse_frequencies)),
+        "longrope" | "su" => {
+            if let Some(long) = &rope.long {
+                if long.inverse_frequencies == rope.inverse_frequencies && rope.scale == 1.0 {
+                    list(out, "rope_freqs.weight", divisors(&rope.inverse_frequencies));
+                } else {
+                    list(out, "rope_factors_long.weight", divisors(&long.inverse_frequencies));
+                    list(out, "rope_factors_short.weight", divisors(&rope.inverse_frequencies));
+                    out.set(key("attn_factor"), gguf::Value::F32(rope.scale));
+                }
+            }
+        }
+        _ => {}
+    }
+    if let Some(old) = old.filter(|_| kind != "default") {
+        out.set(key("original_context_length"), gguf::Value::U32(old as u32));
+    }
+    Ok(())
 }

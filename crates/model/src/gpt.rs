@@ -1,0 +1,114 @@
+//! `Gpt`: a model together with its tokenizer and how it ends and frames a conversation.
+
+use crate::{Error, Model, Result, load, source::Source};
+use formats::{
+    chat_template::{self, Message},
+    tokenizer::{GgufVocab, Tokenizer},
+};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Everything that a model's files hold.
+pub struct Gpt {
+    /// The directory or GGUF file.
+    pub path: PathBuf,
+    /// The weights.
+    pub model: Model,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Tokens that end a text.
+    pub ends: Vec<u32>,
+    /// Jinja template of a conversation, where the model has one.
+    pub template: Option<String>,
+    /// `generation_config.json`, where there is one.
+    pub generation: Option<Map<String, Value>>,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
+    /// Tensors that no site holds.
+    pub unused: Vec<String>,
+}
+
+impl Gpt {
+    /// Opens a Hugging Face directory, planish's own artefact or a GGUF file.
+    ///
+    /// # Errors
+    /// As [`load::open`], and if the tokenizer is missing or malformed.
+    pub fn open(path: &Path) -> Result<Gpt> {
+        let opened = load::open(path)?;
+        let (tokenizer, template, generation) = match &opened.source {
+            Source::Gguf(file) => {
+                let vocab = GgufVocab::read(file)?;
+                (Tokenizer::from_gguf(&vocab, path)?, vocab.chat_template, None)
+            }
+            Source::Safetensors(_) => {
+                let tokenizer = Tokenizer::from_dir(path)?;
+                let template = template(path, &tokenizer)?;
+                let generation = path.join("generation_config.json");
+                let generation = if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
+                (tokenizer, template, generation)
+            }
+        };
+        let mut files = opened.source.files();
+        if path.is_dir() {
+            let beside = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+            files.extend(beside.map(|n| path.join(n)).into_iter().filter(|p| p.is_file()));
+        }
+        let mut gpt = Gpt {
+            path: path.into(),
+            ends: Vec::new(),
+            template,
+            generation,
+            files,
+            unused: opened.unused,
+            model: opened.model,
+            tokenizer,
+        };
+        gpt.ends = gpt.end_tokens();
+        Ok(gpt)
+    }
+
+    fn end_tokens(&self) -> Vec<u32> {
+        let ids = |v: Option<&Value>| -> Vec<u32> {
+            match v {
+                Some(Value::Array(a)) => a.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
+                Some(v) => v.as_u64().map(|id| id as u32).into_iter().collect(),
+                None => Vec::new(),
+            }
+        };
+        let mut ends = ids(self.generation.as_ref().and_then(|g| g.get("eos_token_id")));
+        if ends.is_empty() {
+            ends = ids(self.model.config.get("eos_token_id"));
+        }
+        ends.extend(self.tokenizer.eos());
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// Writes a conversation as the model was trained to read it and cuts it into tokens.
+    ///
+    /// # Errors
+    /// If the model has no chat template or it fails.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let template = self.template.as_deref().ok_or_else(|| {
+            Error::Asked(format!(
+                "{} has no chat template: it was not trained to converse. Use `planish generate`, or give one with --template FILE",
+                self.path.display()
+            ))
+        })?;
+        let name = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_of(id)).unwrap_or_default();
+        let text = chat_template::render(template, messages, &name(self.tokenizer.bos()), &name(self.tokenizer.eos()), true)?;
+        // The template writes the special tokens itself.
+        Ok(self.tokenizer.encode(&text, false)?)
+    }
+}
+
+/// The chat template of a directory: a file of its own, or in the tokenizer's configuration.
+fn template(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<String>> {
+    let file = dir.join("chat_template.jinja");
+    if file.is_file() {
+        let text = std::fs::read_to_string(&file).map_err(formats::Error::io(&file, "read it"))?;
+        return Ok(Some(text));
+    }
+    Ok(tokenizer.chat_template().map(String::from))
+}

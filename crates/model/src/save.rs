@@ -1,0 +1,242 @@
+//! A model becomes files again, by the same tables that read it: a Hugging Face directory or a GGUF.
+
+use crate::{
+    Config, Error, Model, Result, Role, Site,
+    families::{Part, Stored},
+    gguf_config, layout,
+    source::{STORAGE_KEY, own_name},
+};
+use formats::{
+    Dtype,
+    gguf::{GgmlType, Value, Writer},
+    safetensors::{self, Entry},
+    tokenizer::{GgufVocab, Tokenizer},
+};
+use serde_json::json;
+use std::{collections::BTreeMap, path::Path};
+use tensor::{Storage, Tensor, Weight, grid::Grid};
+
+/// A site that could not be stored as asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The site.
+    pub site: Site,
+    /// What was asked.
+    pub asked: Storage,
+    /// What it got.
+    pub got: Storage,
+}
+
+/// Writes `config.json` and `model.safetensors` into an existing directory.
+///
+/// Sites on grids go to planish's own tensors, all others under the family's names and layouts.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn directory(model: &Model, dir: &Path) -> Result<()> {
+    let own: Vec<Site> = model.linears.iter().filter(|(_, l)| matches!(l.weight, Weight::Quant(_))).map(|(s, _)| *s).collect();
+    let mut entries = Vec::new();
+    let mut storage: BTreeMap<String, String> = BTreeMap::new();
+    each_tensor(model, model.family.stored, |stored, layer, sites| {
+        if sites.iter().any(|(s, part)| own.contains(s) && *part == Part::Weight) {
+            for (site, _) in sites {
+                let w = &model.linear(*site)?.weight;
+                entries.push(own_entry(*site, w));
+                storage.insert(site.to_string(), w.storage().name());
+            }
+            return Ok(());
+        }
+        let (weight, vector) = gather(model, stored, layer, sites, None)?;
+        entries.push(entry(stored.name_in(layer), &weight, vector));
+        Ok(())
+    })?;
+    let mut metadata = vec![("format", "pt".to_string())];
+    if !storage.is_empty() {
+        metadata.push((STORAGE_KEY, json!(storage).to_string()));
+    }
+    safetensors::write(&dir.join("model.safetensors"), &entries, &metadata)?;
+    let config = config_of(model, !storage.is_empty());
+    let text = serde_json::to_string_pretty(config.fields()).map_err(|e| Error::Asked(e.to_string()))?;
+    formats::atomic::write_bytes(&dir.join("config.json"), text.as_bytes())?;
+    Ok(())
+}
+
+/// The configuration that goes with what is written.
+fn config_of(model: &Model, own: bool) -> Config {
+    let mut config = model.config.clone();
+    let fields = config.fields_mut();
+    fields.shift_remove("quantization_config");
+    fields.insert("tie_word_embeddings".into(), json!(model.spec.tied));
+    if own {
+        let about = json!({"quant_method": "planish", "version": 1});
+        fields.insert("quantization_config".into(), about);
+    }
+    config
+}
+
+type Sites = [(Site, Part)];
+
+/// Calls `f` for every stored tensor that this model has, in the order of the table, blocks in turn.
+fn each_tensor(model: &Model, table: &[Stored], mut f: impl FnMut(&Stored, Option<u16>, &Sites) -> Result<()>) -> Result<()> {
+    let mut visit = |stored: &Stored, layer: Option<u16>| {
+        let sites: Vec<(Site, Part)> = stored.sites.iter().map(|(role, part)| (Site { layer, role: *role }, *part)).collect();
+        let present = sites.iter().all(|(s, part)| has(model, *s, *part));
+        if present { f(stored, layer, &sites) } else { Ok(()) }
+    };
+    let edges = |first: bool| table.iter().filter(move |s| s.is_edge() && matches!(s.sites[0].0, Role::Embed | Role::Position) == first);
+    edges(true).try_for_each(|s| visit(s, None))?;
+    for layer in 0..model.spec.layers() {
+        table.iter().filter(|s| !s.is_edge()).try_for_each(|s| visit(s, Some(layer)))?;
+    }
+    edges(false).try_for_each(|s| visit(s, None))
+}
+
+fn has(model: &Model, site: Site, part: Part) -> bool {
+    match (model.norms.get(&site), model.linears.get(&site), part) {
+        (Some(_), _, Part::Weight) | (_, Some(_), Part::Weight) => true,
+        (Some(n), _, Part::Bias) => n.shift.is_some(),
+        (_, Some(l), Part::Bias) => l.bias.is_some(),
+        _ => false,
+    }
+}
+
+/// Joins the parameters of a stored tensor; `storage` rounds matrices to another storage first.
+fn gather(model: &Model, stored: &Stored, layer: Option<u16>, sites: &Sites, storage: Option<Storage>) -> Result<(Weight, bool)> {
+    let vector = sites[0].1 == Part::Bias || sites[0].0.role.is_norm();
+    let column = |v: &[f32]| Weight::from_tensor(Tensor::from_vec(v.len(), 1, v.to_vec()));
+    let part = |(site, part): &(Site, Part)| -> Result<Weight> {
+        match (model.norms.get(site), part) {
+            (Some(n), Part::Weight) => Ok(column(&n.scale)),
+            (Some(n), Part::Bias) => Ok(column(n.shift.as_deref().unwrap_or(&[]))),
+            (None, Part::Bias) => Ok(column(model.linear(*site)?.bias.as_deref().unwrap_or(&[]))),
+            (None, Part::Weight) => {
+                let w = &model.linear(*site)?.weight;
+                match storage {
+                    Some(s) if s != w.storage() => {
+                        Weight::encode(&w.to_tensor(), s, None).map_err(|e| Error::Site { site: *site, reason: e.to_string() })
+                    }
+                    _ => Ok(w.clone()),
+                }
+            }
+        }
+    };
+    let parts: Vec<Weight> = sites.iter().map(part).collect::<Result<_>>()?;
+    let head_dim = layer.map_or(1, |l| model.spec.blocks[usize::from(l)].head_dim);
+    let joined = layout::join(stored, &same_floats(parts), head_dim);
+    joined.map(|w| (w, vector)).map_err(|reason| Error::Site { site: sites[0].0, reason })
+}
+
+/// Brings floats of different types to 32 bits, so that they can be joined.
+fn same_floats(parts: Vec<Weight>) -> Vec<Weight> {
+    let dense = parts.iter().all(|p| matches!(p, Weight::Dense(_)));
+    if !dense || parts.windows(2).all(|p| p[0].storage() == p[1].storage()) {
+        return parts;
+    }
+    parts.iter().map(|p| Weight::from_tensor(p.to_tensor())).collect()
+}
+
+fn own_entry(site: Site, w: &Weight) -> Entry {
+    let (dtype, shape) = match w.storage() {
+        Storage::F32 => (Dtype::F32, vec![w.rows(), w.cols()]),
+        Storage::F16 => (Dtype::F16, vec![w.rows(), w.cols()]),
+        Storage::Bf16 => (Dtype::Bf16, vec![w.rows(), w.cols()]),
+        Storage::Grid(g) => (Dtype::U8, vec![w.rows(), g.row_bytes(w.cols())]),
+    };
+    Entry { name: own_name(site), dtype, shape, bytes: w.bytes().clone() }
+}
+
+fn entry(name: String, w: &Weight, vector: bool) -> Entry {
+    let dtype = match w.storage() {
+        Storage::F16 => Dtype::F16,
+        Storage::Bf16 => Dtype::Bf16,
+        _ => Dtype::F32,
+    };
+    let shape = if vector { vec![w.rows()] } else { vec![w.rows(), w.cols()] };
+    Entry { name, dtype, shape, bytes: w.bytes().clone() }
+}
+
+/// The storage that a row of `cols` values gets where `asked` does not divide it, as llama.cpp chooses.
+pub fn fallback(asked: Storage, cols: usize) -> Storage {
+    if asked.fits(cols) {
+        return asked;
+    }
+    let next = match asked {
+        Storage::Grid(Grid::Q2K | Grid::Q3K) => Storage::Grid(Grid::Iq4Nl),
+        Storage::Grid(Grid::Q4K) => Storage::Grid(Grid::Q5_0),
+        Storage::Grid(Grid::Q5K) => Storage::Grid(Grid::Q5_1),
+        Storage::Grid(Grid::Q6K) => Storage::Grid(Grid::Q8_0),
+        _ => Storage::F16,
+    };
+    fallback(next, cols)
+}
+
+/// Writes a GGUF. `ask` tells the storage of each matrix; weights that have it already keep their bytes.
+///
+/// Returns the sites that could not be stored as asked.
+///
+/// # Errors
+/// If llama.cpp does not compute this model or its tokenizer, or the file cannot be written.
+pub fn gguf(model: &Model, tokenizer: Option<&Tokenizer>, path: &Path, ask: &dyn Fn(Site) -> Storage) -> Result<Vec<Fallback>> {
+    let mut out = Writer::new();
+    gguf_config::write(&model.config, &model.spec, model.family, &mut out)?;
+    let table = model.family.gguf.as_ref().map_or(&[][..], |g| g.stored);
+    let mut fallbacks = Vec::new();
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    each_tensor(model, table, |stored, layer, sites| {
+        let first = sites[0].0;
+        let vector = sites[0].1 == Part::Bias || first.role.is_norm();
+        let (storage, shape) = if vector {
+            let rows: usize = sites.iter().map(|(s, p)| vector_len(model, *s, *p)).sum();
+            (Storage::F32, vec![rows])
+        } else {
+            let asked = common(sites.iter().map(|(s, _)| ask(*s))).ok_or_else(|| Error::Site {
+                site: first,
+                reason: format!("shares the tensor {} with others, which must take the same storage", stored.name),
+            })?;
+            let cols = model.linear(first)?.weight.cols();
+            let got = fallback(asked, cols);
+            if got != asked {
+                fallbacks.extend(sites.iter().map(|(site, _)| Fallback { site: *site, asked, got }));
+            }
+            let rows = sites.iter().map(|(s, _)| model.linear(*s).map(|l| l.weight.rows())).sum::<Result<usize>>()?;
+            (got, vec![rows, cols])
+        };
+        let kind = GgmlType::of(storage).ok_or_else(|| Error::Site {
+            site: first,
+            reason: format!("is stored as {storage}, which GGUF does not have; export with --type q4_k or another GGUF type"),
+        })?;
+        if !vector {
+            *counts.entry(kind.0).or_default() += shape.iter().product::<usize>();
+        }
+        let (stored, sites) = (*stored, sites.to_vec());
+        let data = move || {
+            let storage = (!vector).then_some(storage);
+            let joined = gather(model, &stored, layer, &sites, storage);
+            let fault = |e: Error| formats::Error::field(Path::new("model"), stored.name, e.to_string());
+            joined.map(|(w, _)| w.bytes().clone()).map_err(fault)
+        };
+        out.tensor(stored.name_in(layer), shape, kind, Box::new(data));
+        Ok(())
+    })?;
+    let most = counts.iter().max_by_key(|(_, n)| **n).map_or(GgmlType::F32, |(id, _)| GgmlType(*id));
+    out.set("general.file_type", Value::U32(most.file_type()));
+    out.set("general.quantization_version", Value::U32(2));
+    if let Some(tokenizer) = tokenizer {
+        GgufVocab::of(tokenizer, model.spec.vocab)?.write(&mut out);
+    }
+    out.write(path)?;
+    Ok(fallbacks)
+}
+
+fn vector_len(model: &Model, site: Site, part: Part) -> usize {
+    match (model.norms.get(&site), part) {
+        (Some(n), Part::Weight) => n.scale.len(),
+        (Some(n), Part::Bias) => n.shift.as_ref().map_or(0, Vec::len),
+        (None, _) => model.linears.get(&site).and_then(|l| l.bias.as_ref()).map_or(0, Vec::len),
+    }
+}
+
+fn common(mut items: impl Iterator<Item = Storage>) -> Option<Storage> {
+    let first = items.next()?;
+    items.all(|s| s == first).then_some(first)
+}
