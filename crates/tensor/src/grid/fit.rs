@@ -18,14 +18,10 @@ struct Values<'a> {
 
 /// See [`Grid::fit`].
 pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
-    let ones = [1f32; super::LONGEST];
     let clean = |v: f32| if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 };
     let mut values = [0f32; super::LONGEST];
     values.iter_mut().zip(x).for_each(|(c, v)| *c = clean(*v));
-    let mut weights = ones;
-    if let Some(importance) = importance {
-        weights.iter_mut().zip(importance).for_each(|(w, i)| *w = if i.is_finite() && *i > 0.0 { *i } else { 1e-30 });
-    }
+    let weights = weights(importance.map(|w| &w[..x.len()]));
     let v = Values { x: &values[..x.len()], w: &weights[..x.len()] };
     let mut block = Block::empty(grid);
     match grid {
@@ -44,6 +40,21 @@ pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
     }
     block.derive(grid);
     block
+}
+
+/// Importances around one, so that sums of their squares neither overflow nor vanish; all equal where none counts.
+fn weights(importance: Option<&[f32]>) -> [f32; super::LONGEST] {
+    let mut weights = [1f32; super::LONGEST];
+    let counts = |i: f32| i.is_finite() && i > 0.0;
+    let Some(importance) = importance else { return weights };
+    let sum: f64 = importance.iter().filter(|i| counts(**i)).map(|i| f64::from(*i)).sum();
+    if sum > 0.0 {
+        let scale = importance.len() as f64 / sum;
+        for (w, i) in weights.iter_mut().zip(importance) {
+            *w = if counts(*i) { (f64::from(*i) * scale).max(1e-12) as f32 } else { 1e-12 };
+        }
+    }
+    weights
 }
 
 fn bits(x: f32) -> u16 {
@@ -215,17 +226,28 @@ fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) 
         }
         r.solve(no_positive_offset)
     };
-    let (steps, width) = if highest > 40.0 { (3, 0.4) } else { (10, 0.1) };
+    let (steps, width) = match highest {
+        h if h > 40.0 => (3, 0.4),
+        h if h > 20.0 => (12, 0.2),
+        _ => (10, 0.1),
+    };
+    // A block with a scale of its own keeps this fit to the last bit; one of sub-blocks moves it onto whole numbers.
+    let rounds = if no_positive_offset { 1 } else { 2 };
     for i in -steps / 2..=steps {
-        // Fewer steps across the range than codes clip nothing; more of them clip both ends.
+        // Fewer steps across the range than codes clip nothing; more of them clip the ends, and which end is worth
+        // keeping depends on the weights.
         let scale = range / (highest + width * i as f32 * if highest < 4.0 { 0.5 } else { 1.0 });
-        let shrunk = 0.5 * (range - scale * highest).max(0.0);
-        let offset = if no_positive_offset { (low + shrunk).min(0.0) } else { low + shrunk };
-        let mut next = consider(scale, offset, &mut best);
-        for _ in 0..2 {
-            match next {
-                Some((scale, offset)) if scale > 0.0 => next = consider(scale, offset, &mut best),
-                _ => break,
+        let clipped = range - scale * highest;
+        let places: &[f32] = if clipped > 0.0 { &[0.0, 0.5, 1.0] } else { &[0.5] };
+        for place in places {
+            let offset = low + place * clipped;
+            let offset = if no_positive_offset { offset.min(0.0) } else { offset };
+            let mut next = consider(scale, offset, &mut best);
+            for _ in 0..rounds {
+                match next {
+                    Some((scale, offset)) if scale > 0.0 => next = consider(scale, offset, &mut best),
+                    _ => break,
+                }
             }
         }
     }
