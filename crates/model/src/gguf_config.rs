@@ -63,8 +63,8 @@ fn read(file: &File, name: &str, key: &GgufKey) -> Result<Option<Json>> {
     Ok(match key.kind {
         Kind::Count => match file.get(name) {
             // Files with one value per block are read where all blocks agree.
-            Some(Value::Array(list)) if !list.is_empty() && list.iter().all(|v| v == &list[0]) => {
-                list[0].as_u64().map(|n| json!(n))
+            Some(Value::Array(list)) if list.iter().all(|v| Some(v) == list.get(0)) => {
+                list.get(0).and_then(|v| v.as_u64()).map(|n| json!(n))
             }
             _ => file.count(name)?.map(|n| json!(n)),
         },

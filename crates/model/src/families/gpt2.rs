@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al. 2019): layer norm with bias, learned positions, fused and transposed projections.
 
 use super::{
-    Family, GgufFamily, Layout, Stored,
+    Family, GgufFamily, Layout,
     gguf_keys::{GgufKey, count, number},
     llama::{activation, layers},
     stored::{b, w},

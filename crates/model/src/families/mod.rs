@@ -7,7 +7,7 @@ mod gguf_keys;
 mod gpt2;
 mod llama;
 mod rope;
-mod stored;
+pub(crate) mod stored;
 
 pub use gguf_keys::{GgufKey, Kind};
 pub use stored::{Layout, Part, Stored};

@@ -1,0 +1,129 @@
+//! Every family and every switch against the logits of transformers, and through planish's own files and back.
+
+use model::{Cache, Model, load, save};
+use std::{fs, path::{Path, PathBuf}};
+use tensor::ops;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
+}
+
+struct Sequence {
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+fn reference(dir: &Path) -> Vec<Sequence> {
+    let text = fs::read_to_string(dir.join("reference.json")).unwrap();
+    let root: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let ids = |v: &serde_json::Value| -> Vec<u32> {
+        v.as_array().into_iter().flatten().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let one = |s: &serde_json::Value| Sequence {
+        tokens: ids(&s["tokens"]),
+        logits: floats(s["logits"].as_str().unwrap()),
+        greedy: ids(&s["greedy"]),
+    };
+    root["sequences"].as_array().unwrap().iter().map(one).collect()
+}
+
+/// Little-endian floats in base64.
+fn floats(text: &str) -> Vec<f32> {
+    let digit = |b: u8| match b {
+        b'A'..=b'Z' => b - b'A',
+        b'a'..=b'z' => b - b'a' + 26,
+        b'0'..=b'9' => b - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b'=').map(digit).collect();
+    let bytes: Vec<u8> = digits
+        .chunks(4)
+        .flat_map(|c| {
+            let word = c.iter().enumerate().fold(0u32, |w, (i, d)| w | u32::from(*d) << (18 - 6 * i));
+            word.to_be_bytes()[1..c.len()].to_vec()
+        })
+        .collect();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn largest_error(model: &Model, sequences: &[Sequence]) -> f32 {
+    let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
+    let got = model.forward(&tokens, &mut ()).unwrap();
+    let want: Vec<f32> = sequences.iter().flat_map(|s| s.logits.iter().copied()).collect();
+    assert_eq!(got.as_slice().len(), want.len());
+    got.as_slice().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut cache = [Cache::new(model)];
+    let mut logits = model.decode(&[prompt], &mut cache).unwrap();
+    let mut out = Vec::new();
+    for _ in 0..count {
+        let next = ops::argmax(logits.row(0)) as u32;
+        out.push(next);
+        logits = model.decode(&[&[next]], &mut cache).unwrap();
+    }
+    out
+}
+
+#[test]
+fn every_reference_is_met() {
+    let mut dirs: Vec<PathBuf> = fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 30);
+    let mut faults = Vec::new();
+    for dir in &dirs {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let opened = match load::open(dir) {
+            Ok(opened) => opened,
+            Err(e) => {
+                faults.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
+        let sequences = reference(dir);
+        let error = largest_error(&opened.model, &sequences);
+        println!("{name}: largest error {error:.1e}");
+        if error > 1e-4 || !opened.unused.is_empty() {
+            faults.push(format!("{name}: largest error {error:.1e}, unused tensors {:?}", opened.unused));
+        }
+        for s in &sequences {
+            let got = greedy(&opened.model, &s.tokens, s.greedy.len());
+            if got != s.greedy {
+                faults.push(format!("{name}: greedy {got:?} where transformers says {:?}", s.greedy));
+            }
+        }
+        faults.extend(round_trips(&name, &opened.model, &sequences));
+    }
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Saving and reading again, as a directory and as GGUF, changes no logit.
+fn round_trips(name: &str, model: &Model, sequences: &[Sequence]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let dir = tempfile::tempdir().unwrap();
+    save::directory(model, dir.path()).unwrap();
+    let again = load::open(dir.path()).unwrap().model;
+    let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
+    let logits = |m: &Model| m.forward(&tokens, &mut ()).unwrap();
+    let want = logits(model);
+    if logits(&again) != want {
+        faults.push(format!("{name}: the saved directory computes something else"));
+    }
+    let path = dir.path().join("model.gguf");
+    match save::gguf(model, None, &path, &|_| tensor::Storage::F32) {
+        Ok(fallbacks) => {
+            assert!(fallbacks.is_empty());
+            let again = load::open(&path).unwrap_or_else(|e| panic!("{name}: {e}")).model;
+            let got = logits(&again);
+            let error = got.as_slice().iter().zip(want.as_slice()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if error > 1e-5 {
+                faults.push(format!("{name}: the GGUF computes something else: {error:.1e}"));
+            }
+        }
+        Err(e) => println!("{name}: no GGUF: {e}"),
+    }
+    faults
+}
