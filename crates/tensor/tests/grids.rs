@@ -10,7 +10,8 @@ fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
 }
 
 fn whole_number(bytes: &mut &[u8]) -> usize {
-    u32::from_le_bytes(take(bytes, 4).try_into().unwrap()) as usize
+    let at = take(bytes, 4);
+    u32::from_le_bytes([at[0], at[1], at[2], at[3]]) as usize
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Grid {
 
     /// Planish's own grid, where bits are 2 to 8 and the group is a multiple of 8 from 8 to 1024.
     pub fn int(bits: u8, group: u16, asymmetric: bool) -> Option<Grid> {
-        let fits = (2..=8).contains(&bits) && (8..=1024).contains(&group) && group % 8 == 0;
+        let fits = (2..=8).contains(&bits) && (8..=1024).contains(&group) && group.is_multiple_of(8);
         fits.then_some(Grid::Int { bits, group, asymmetric })
     }
 
