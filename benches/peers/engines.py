@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +46,8 @@ class EngineError(RuntimeError):
 def run(command, threads=None):
     """Runs a program and returns what it printed on standard output; standard error is kept for the
     message of a failure."""
-    environment = dict(os.environ)
+    # Two thread pools, ggml's and OpenBLAS's, must not spin against each other on few cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     if threads:
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = str(threads)
     words = [str(word) for word in command]
@@ -95,6 +97,14 @@ class LlamaCpp:
                 file.write(struct.pack("<I", len(ids)) + np.asarray(ids, "<u4").tobytes())
         run([self.bin / "logits", gguf, listing, out, self.threads], self.threads)
         return as_rows(out, sum(map(len, documents)))
+
+    def token_ids(self, gguf, text):
+        """The ids of one document, special tokens in it parsed, with BOS where the file asks for it."""
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".txt") as file:
+            file.write(text)
+            file.flush()
+            printed = run([self.bin / "llama-tokenize", "-m", gguf, "-f", file.name, "--ids", "--log-disable"])
+        return json.loads(printed)
 
     def quantize(self, base, storage, out, imatrix=None):
         """Every matrix of `base`, embedding and head included, in one type, by llama-quantize."""
@@ -159,6 +169,14 @@ class Planish:
         self.evaluate(model, text, "--logits", out)
         ids = read_ids(out)
         return as_rows(out, len(ids)), ids
+
+
+SEPARATOR = "<|endoftext|>"
+
+
+def documents_of(text, separator=SEPARATOR):
+    """The documents of a text as planish cuts it: between separators, stripped, empty ones dropped."""
+    return [document for document in (part.strip() for part in text.split(separator)) if document]
 
 
 def read_ids(dump):

@@ -7,7 +7,7 @@
 #   benches/peers/llamacpp.sh exact      the same, prints the directory of the exact build
 #
 # native  llama.cpp as its users build it: kernels of this machine, activations rounded to 8 bits.
-#         Holds every tool: llama-quantize, llama-imatrix, llama-perplexity, llama-bench, llama-simple.
+#         Holds llama-quantize, llama-imatrix, llama-perplexity, llama-tokenize, llama-bench, llama-simple.
 # exact   the same tools over a ggml whose products of 32 tokens and more run on dequantized f32
 #         weights and f32 activations (OpenBLAS). That is what a GGUF file means, free of the rounding
 #         that an engine adds for speed, so it is the reference of `kl.py`.
@@ -19,7 +19,7 @@ set -euo pipefail
 
 VERSION=0.3.36
 SHA256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
-TOOLS=(llama-quantize llama-imatrix llama-perplexity llama-bench llama-simple)
+TOOLS=(llama-quantize llama-imatrix llama-perplexity llama-tokenize llama-bench llama-simple)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${PLANISH_CACHE:-$HOME/.cache/planish}/llamacpp
