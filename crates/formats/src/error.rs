@@ -200,7 +200,7 @@ pub fn check_kind(path: &Path, head: &[u8], wanted: &'static str) -> Result<()> 
 
 /// What the first bytes are, if not what is wanted, and what to do about it.
 fn kind_of(head: &[u8], wanted: &str) -> Option<(&'static str, &'static str)> {
-    let is_text = wanted == "a JSON file";
+    let is_text = !matches!(wanted, "a GGUF file" | "a safetensors file");
     // Its length comes first, and some lengths spell the magic of another kind.
     let is_safetensors = head.len() > 8 && head[4..8] == [0; 4] && head[8] == b'{';
     if is_safetensors && wanted == "a safetensors file" {
@@ -324,6 +324,7 @@ mod tests {
         assert!(check_kind(Path::new("f"), safetensors, "a GGUF file").is_err());
         assert!(check_kind(Path::new("f"), b"{\"error\":\"not found\"}", "a GGUF file").is_err());
         assert!(check_kind(Path::new("f"), b"{\"a\":1}", "a JSON file").is_ok());
+        assert!(check_kind(Path::new("f"), b"{\"a\":1}\n{\"a\":2}", "a text file").is_ok());
         // Headers of 640, 123 and 67,324,752 bytes begin like a pickle, a JSON text and a zip archive.
         for length in [[0x80, 2, 0, 0], *b"{\0\0\0", *b"PK\x03\x04"] {
             let head = [&length[..], b"\0\0\0\0{\"w\":{}"].concat();

@@ -87,11 +87,16 @@ impl GgmlType {
         if !shape.last()?.is_multiple_of(len) {
             return None;
         }
-        // Within 63 bits, as ggml counts: a product that overflows and is then multiplied by 0 is refused too.
-        let elements = shape
+        // Within 63 bits, as ggml counts; a 0 must not hide that the others overflow, in whatever order.
+        let whole = shape
             .iter()
-            .try_fold(1i64, |n, d| n.checked_mul(i64::try_from(*d).ok()?))?;
-        (elements.unsigned_abs() / len as u64).checked_mul(bytes as u64)
+            .try_fold(1i64, |n, d| n.checked_mul(i64::try_from((*d).max(1)).ok()?))?;
+        let elements = if shape.contains(&0) {
+            0
+        } else {
+            whole.unsigned_abs()
+        };
+        (elements / len as u64).checked_mul(bytes as u64)
     }
 
     /// Is it a type that exists?
@@ -171,6 +176,7 @@ mod tests {
         assert_eq!(q4_0.bytes_of(&[]), None);
         assert_eq!(GgmlType::F32.bytes_of(&[usize::MAX]), None);
         assert_eq!(GgmlType::F32.bytes_of(&[1 << 40, 1 << 40]), None);
+        assert_eq!(GgmlType::F32.bytes_of(&[0, 1 << 40, 1 << 40]), None);
         assert_eq!(GgmlType(4).bytes_of(&[1]), None);
     }
 

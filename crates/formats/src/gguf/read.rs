@@ -11,10 +11,10 @@ const DEFAULT_ALIGN: u64 = 32;
 const LONGEST_KEY: usize = 65_535;
 /// The longest tensor name: the format says 64, and some builds of ggml write more.
 const LONGEST_NAME: usize = 256;
-/// The least bytes of a key with its value: length, a letter, type, a byte.
-const LEAST_KEY: u64 = 8 + 1 + 4 + 1;
-/// The least bytes of a tensor's entry: length, a letter, dimensions, one of them, type, offset.
-const LEAST_INFO: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+/// The least bytes of a key with its value: length, type, a byte (an empty key is told as such later).
+const LEAST_KEY: u64 = 8 + 4 + 1;
+/// The least bytes of a tensor's entry: length, dimensions, type, offset (an empty one is told as such later).
+const LEAST_INFO: u64 = 8 + 4 + 4 + 8;
 
 /// What a file holds.
 pub struct Contents {

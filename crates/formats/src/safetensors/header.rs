@@ -185,7 +185,15 @@ impl Reading {
         let offsets = offsets
             .ok_or_else(|| bad("has no `data_offsets` of two rising whole numbers".into()))?;
         let (from, to) = (offsets[0], offsets[1]);
-        let elements = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
+        // A 0 must not hide that the other dimensions overflow, in whatever order they are multiplied.
+        let whole = shape
+            .iter()
+            .try_fold(1u64, |n, d| n.checked_mul((*d).max(1)));
+        let elements = if shape.contains(&0) {
+            whole.map(|_| 0)
+        } else {
+            whole
+        };
         let size = elements.and_then(|n| n.checked_mul(dtype.size() as u64));
         if size != Some(to - from) {
             return Err(bad(format!(
