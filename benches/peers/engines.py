@@ -128,13 +128,14 @@ class LlamaCpp:
              "-t", self.threads, "-ngl", 0, "--kl-divergence-base", out], self.threads)
 
     def kl_divergence(self, gguf, stored, context):
-        """Mean KL as llama-perplexity prints it (second half of every chunk)."""
-        printed = run([self.bin / "llama-perplexity", "-m", gguf, "-c", context, "-b", context,
-                       "-t", self.threads, "-ngl", 0, "--kl-divergence",
-                       "--kl-divergence-base", stored], self.threads)
-        for line in printed.splitlines():
-            if line.startswith("Mean") and "KLD:" in line:
-                return float(line.split("KLD:")[1].split()[0])
+        """Mean KL as llama-perplexity prints it (second half of every chunk). Its log is written by a
+        thread that it does not always wait for at exit, so a run whose end is missing is repeated."""
+        command = [self.bin / "llama-perplexity", "-m", gguf, "-c", context, "-b", context,
+                   "-t", self.threads, "-ngl", 0, "--kl-divergence", "--kl-divergence-base", stored]
+        for _ in range(5):
+            for line in run(command, self.threads).splitlines():
+                if line.startswith("Mean") and "KLD:" in line:
+                    return float(line.split("KLD:")[1].split()[0])
         raise EngineError(f"llama-perplexity printed no mean KLD for {gguf}")
 
 
