@@ -32,6 +32,20 @@ impl Config {
         &mut self.fields
     }
 
+    /// The same with the fields of a JSON object where they are absent; `null` is not absent.
+    ///
+    /// # Errors
+    /// If `fields` is no JSON object.
+    pub fn assuming(&self, fields: &str) -> Result<Config> {
+        let assumed: Map<String, Value> = serde_json::from_str(fields)
+            .map_err(|e| Error::Asked(format!("the assumed fields {fields} are malformed: {e}")))?;
+        let mut config = self.clone();
+        for (field, value) in assumed {
+            config.fields.entry(field).or_insert(value);
+        }
+        Ok(config)
+    }
+
     /// An error about a field.
     pub fn error(&self, field: &str, reason: impl Into<String>) -> Error {
         Error::Config { path: self.path.clone(), field: field.into(), reason: reason.into() }
@@ -95,6 +109,11 @@ impl Config {
             Some(Value::String(s)) => Ok(s),
             Some(value) => Err(self.error(field, format!("is {value}; it must be a text"))),
         }
+    }
+
+    /// A text that may be absent.
+    pub fn text_or_none(&self, field: &str) -> Result<Option<&str>> {
+        if self.get(field).is_some() { self.text_or(field, "").map(Some) } else { Ok(None) }
     }
 
     /// A list of numbers that may be absent.

@@ -3,7 +3,7 @@
 //! A block runs in four stages, each a set of products that read the same input; the walker rewrites the
 //! weights of a stage between seeing its input and running it.
 
-use crate::{Error, Model, Point, Result, Role, Site, Tap};
+use crate::{Error, Model, Point, Result, Role, Site, Spec, Tap};
 use tensor::{
     Tensor,
     ops::{self, AttentionShape, Memory, Rotation, Segment},
@@ -41,17 +41,22 @@ impl Stage {
 #[derive(Clone, Debug)]
 pub struct Cache {
     blocks: Vec<Memory>,
+    /// The tokens held.
+    tokens: Vec<u32>,
+    /// The length of the sequence when its keys were last turned.
+    turned_for: usize,
 }
 
 impl Cache {
     /// An empty cache for `model`.
     pub fn new(model: &Model) -> Cache {
-        Cache { blocks: model.spec.blocks.iter().map(|b| Memory::new(b.kv_heads, b.head_dim)).collect() }
+        let blocks = model.spec.blocks.iter().map(|b| Memory::new(b.kv_heads, b.head_dim)).collect();
+        Cache { blocks, tokens: Vec::new(), turned_for: 0 }
     }
 
     /// Positions held.
     pub fn len(&self) -> usize {
-        self.blocks.first().map_or(0, Memory::len)
+        self.tokens.len()
     }
 
     /// Does it hold nothing?
@@ -62,6 +67,20 @@ impl Cache {
     /// Forgets every position from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.blocks.iter_mut().for_each(|m| m.truncate(len));
+        self.tokens.truncate(len);
+    }
+
+    /// Takes in `new` tokens; returns what has to run, which is all of them where longer sequences turn their keys
+    /// otherwise (dynamic scaling, LongRoPE).
+    fn feed(&mut self, spec: &Spec, new: &[u32]) -> Vec<u32> {
+        let length = self.len() + new.len();
+        let anew = !self.is_empty() && spec.ropes.iter().any(|r| r.changes(self.turned_for, length));
+        let run = if anew { [&self.tokens[..], new].concat() } else { new.to_vec() };
+        if anew {
+            self.truncate(0);
+        }
+        self.turned_for = length;
+        run
     }
 
     /// Bytes held.
@@ -237,8 +256,10 @@ impl Model {
 
     /// Feeds each sequence's next tokens to its cache; logits after the last token of each, `[sequences, vocab]`.
     pub fn decode(&self, sequences: &[&[u32]], caches: &mut [Cache]) -> Result<Tensor> {
+        let fed: Vec<Vec<u32>> = sequences.iter().zip(caches.iter_mut()).map(|(s, c)| c.feed(&self.spec, s)).collect();
+        let sequences: Vec<&[u32]> = fed.iter().map(Vec::as_slice).collect();
         let past: Vec<usize> = caches.iter().map(Cache::len).collect();
-        let mut flow = self.start(sequences, &past)?;
+        let mut flow = self.start(&sequences, &past)?;
         for layer in 0..self.spec.layers() {
             let take = |c: &mut Cache| std::mem::replace(&mut c.blocks[usize::from(layer)], Memory::new(0, 0));
             let mut memory: Vec<Memory> = caches.iter_mut().map(take).collect();
@@ -248,6 +269,7 @@ impl Model {
             }
             run?;
         }
+        caches.iter_mut().zip(&fed).for_each(|(cache, run)| cache.tokens.extend(run));
         let mut end = 0;
         let last: Vec<usize> = flow
             .rows

@@ -26,9 +26,13 @@ pub struct Opened {
 /// If a file is malformed, no family knows the architecture, or a tensor is missing or misshapen.
 pub fn open(path: &Path) -> Result<Opened> {
     let (source, config) = open_source(path)?;
-    let family = match &source {
-        Source::Gguf(file) => gguf_config::family(file)?,
-        Source::Safetensors(_) => families::find(&config)?,
+    let (family, config) = match &source {
+        Source::Gguf(file) => (gguf_config::family(file)?, config),
+        Source::Safetensors(_) => {
+            let family = families::find(&config)?;
+            let config = config.assuming(family.assumed)?;
+            (family, config)
+        }
     };
     let spec = (family.spec)(&config)?;
     check_size(&config, &spec)?;

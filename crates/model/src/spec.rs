@@ -1,6 +1,7 @@
 //! `Spec`: everything that tells one GPT from another, as data.
 
 use crate::{Role, Site};
+use std::{borrow::Cow, collections::BTreeMap};
 use tensor::ops::{Activation, NormKind, Rotation};
 
 /// The shape and the switches of a model.
@@ -89,17 +90,31 @@ pub struct RopeSpec {
     pub inverse_frequencies: Vec<f32>,
     /// Factor on cosines and sines.
     pub scale: f32,
-    /// Other frequencies and factor for sequences longer than this (LongRoPE, arXiv 2402.13753).
-    pub long: Option<LongRope>,
+    /// Other frequencies for longer sequences.
+    pub longer: Option<Longer>,
 }
 
 /// The frequencies that hold beyond a length.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LongRope {
-    /// Sequences longer than this use it.
+pub struct Longer {
+    /// Sequences longer than this use them.
     pub beyond: usize,
-    /// `[rotated / 2]`.
-    pub inverse_frequencies: Vec<f32>,
+    /// Which they are.
+    pub frequencies: Stretch,
+}
+
+/// How frequencies change in sequences longer than those of the training.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stretch {
+    /// Others that are given, `[rotated / 2]` (LongRoPE, arXiv 2402.13753).
+    Fixed(Vec<f32>),
+    /// The base grows with the length of the sequence ("dynamic NTK").
+    Dynamic {
+        /// The base up to the trained length.
+        theta: f64,
+        /// The strength of its growth.
+        factor: f64,
+    },
 }
 
 impl Spec {
@@ -197,12 +212,34 @@ impl Spec {
 }
 
 impl RopeSpec {
+    /// Inverse frequencies `[rotated / 2]` for a sequence of `length` positions.
+    pub fn frequencies(&self, length: usize) -> Cow<'_, [f32]> {
+        match &self.longer {
+            Some(longer) if length > longer.beyond => match &longer.frequencies {
+                Stretch::Fixed(other) => Cow::Borrowed(other),
+                Stretch::Dynamic { theta, factor } => {
+                    let (dim, stretch) = (self.rotated as f64, length as f64 / longer.beyond as f64);
+                    let grown = theta * (factor * stretch - (factor - 1.0)).powf(dim / (dim - 2.0));
+                    Cow::Owned(inverse_frequencies(grown, self.rotated))
+                }
+            },
+            _ => Cow::Borrowed(&self.inverse_frequencies),
+        }
+    }
+
+    /// Are keys that were turned in a sequence of `old` positions turned otherwise in one of `new`?
+    pub fn changes(&self, old: usize, new: usize) -> bool {
+        self.longer.is_some() && self.frequencies(old) != self.frequencies(new)
+    }
+
     /// Cosines and sines for positions, given the whole length of the sequence that each belongs to.
     pub fn rotation(&self, positions: &[usize], lengths: &[usize]) -> Rotation {
-        let frequencies = |length: usize| match &self.long {
-            Some(long) if length > long.beyond => &long.inverse_frequencies[..],
-            _ => &self.inverse_frequencies[..],
-        };
-        Rotation::new(positions, |row| frequencies(lengths[row]), self.rotated / 2, self.scale)
+        let tables: BTreeMap<usize, Cow<'_, [f32]>> = lengths.iter().map(|n| (*n, self.frequencies(*n))).collect();
+        Rotation::new(positions, |row| &tables[&lengths[row]], self.rotated / 2, self.scale)
     }
+}
+
+/// `theta^(-2 i / rotated)` in the `f32` arithmetic that models are trained with.
+pub fn inverse_frequencies(theta: f64, rotated: usize) -> Vec<f32> {
+    (0..rotated / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / rotated as f32)).collect()
 }

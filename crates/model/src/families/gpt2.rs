@@ -16,6 +16,7 @@ use tensor::ops::{Activation, NormKind};
 pub static GPT2: Family = Family {
     name: "gpt2",
     architectures: &["GPT2LMHeadModel", "gpt2"],
+    assumed: r#"{"n_positions": 1024, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": true}"#,
     spec,
     stored: &[
         w!(Embed, "transformer.wte.weight"),

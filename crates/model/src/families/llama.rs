@@ -4,6 +4,7 @@ use super::{
     Family, GgufFamily, Layout, Stored,
     gguf_keys::{GgufKey, count, number},
     rope,
+    rope_gguf::{self, Divisors},
     stored::{b, w},
 };
 use crate::{
@@ -16,6 +17,7 @@ use tensor::ops::{Activation, NormKind};
 pub static LLAMA: Family = Family {
     name: "llama",
     architectures: &["LlamaForCausalLM", "llama"],
+    assumed: r#"{"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}"#,
     spec,
     stored: STORED,
     gguf: Some(GgufFamily {
@@ -23,9 +25,9 @@ pub static LLAMA: Family = Family {
         keys: KEYS,
         stored: GGUF,
         defaults: r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}"#,
-        refuses: |_, _| None,
-        read_more: rope::read_gguf,
-        write_more: rope::write_gguf,
+        refuses,
+        read_more: rope_gguf::read,
+        write_more: |config, spec, out| rope_gguf::write("llama", Divisors::Any, config, spec, out),
     }),
 };
 
@@ -84,10 +86,16 @@ pub(super) const KEYS: &[GgufKey] = &[
     count("attention.head_count", "num_attention_heads"),
     count("attention.head_count_kv", "num_key_value_heads").optional(),
     count("attention.key_length", "head_dim").optional(),
+    count("attention.value_length", "head_dim").optional(),
     number("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     number("rope.freq_base", "rope_theta").optional(),
     count("vocab_size", "vocab_size").optional(),
 ];
+
+/// What llama.cpp's Llama cannot compute.
+pub(super) fn refuses(spec: &Spec, _: &Config) -> Option<String> {
+    (spec.activation != Activation::Silu).then(|| "llama.cpp computes Llama with the silu activation only".into())
+}
 
 fn spec(config: &Config) -> Result<Spec> {
     let mut spec = base(config)?;
@@ -130,7 +138,7 @@ pub(super) fn base(config: &Config) -> Result<Spec> {
         norm: NormKind::Rms,
         norm_eps: config.number_or("rms_norm_eps", 1e-6)? as f32,
         learned_positions: None,
-        ropes: vec![rope::read(config, head_dim, context)?],
+        ropes: vec![rope::read(config, rope::usual(config), head_dim, context)?],
         parallel: false,
         qk_norm: false,
         post_norms: false,

@@ -3,11 +3,18 @@
 //! One file per family and one line in [`FAMILIES`]. Only this folder holds the tensor names of Hugging Face
 //! and GGUF files; the same tables serve loading and saving.
 
+mod gemma;
 mod gguf_keys;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen;
 mod rope;
+mod rope_gguf;
 pub(crate) mod stored;
+mod window;
 
 pub use gguf_keys::{GgufKey, Kind};
 pub use stored::{Layout, Part, Stored};
@@ -22,6 +29,8 @@ pub struct Family {
     pub name: &'static str,
     /// Values of `architectures[0]` or `model_type` in `config.json` that it serves.
     pub architectures: &'static [&'static str],
+    /// A JSON object of what transformers assumes for fields that a `config.json` leaves out.
+    pub assumed: &'static str,
     /// Reads a configuration.
     pub spec: fn(&Config) -> Result<Spec>,
     /// How Hugging Face files store its sites.
@@ -49,7 +58,18 @@ pub struct GgufFamily {
 }
 
 /// Every family, one line each.
-pub static FAMILIES: &[&Family] = &[&llama::LLAMA, &gpt2::GPT2];
+pub static FAMILIES: &[&Family] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi3::PHI3,
+    &gpt2::GPT2,
+    &gpt_neox::GPT_NEOX,
+];
 
 /// The family that serves a configuration.
 ///
