@@ -112,11 +112,7 @@ fn real_tokenizers_give_the_same_ids_after_the_way_through_gguf() {
             }
             bytes += line.len();
             let ids = tokenizer.encode(line, true).unwrap();
-            assert_eq!(
-                rebuilt.encode(line, true).unwrap(),
-                ids,
-                "{name}: {line:?}"
-            );
+            assert_eq!(rebuilt.encode(line, true).unwrap(), ids, "{name}: {line:?}");
             assert_eq!(
                 rebuilt.decode(&ids, true).unwrap(),
                 tokenizer.decode(&ids, true).unwrap(),
@@ -131,7 +127,8 @@ fn real_tokenizers_give_the_same_ids_after_the_way_through_gguf() {
 #[test]
 fn a_stream_of_ids_gives_the_text_that_all_at_once_give() {
     let Some(root) = data() else { return };
-    let hard = "\u{1F999}\u{1F468}\u{200D}\u{1F469} caf\u{e9} \u{4f60}\u{597d}  two  spaces\n\n\u{e9}";
+    let hard =
+        "\u{1F999}\u{1F468}\u{200D}\u{1F469} caf\u{e9} \u{4f60}\u{597d}  two  spaces\n\n\u{e9}";
     for (name, _, corpus) in MODELS {
         let tokenizer = Tokenizer::from_dir(&root.join(name)).unwrap();
         let text = fs::read_to_string(root.join(corpus)).unwrap();
