@@ -1,0 +1,60 @@
+//! What methods may know of a matrix's inputs, gathered by one tap and only as far as they ask.
+
+use model::{Point, Site, Tap};
+use std::collections::BTreeMap;
+use tensor::{Tensor, ops::Gram};
+
+/// What a method must know of the inputs of a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The mean of `x x^T`.
+    pub gram: bool,
+}
+
+impl Needs {
+    /// Does it need to see any data?
+    pub fn data(self) -> bool {
+        self.gram
+    }
+}
+
+/// Statistics of the inputs of one matrix.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// `sum x x^T`, where it was asked for.
+    pub gram: Option<Gram>,
+}
+
+impl Stats {
+    /// Adds a batch of inputs.
+    pub fn add(&mut self, needs: Needs, x: &Tensor) {
+        if needs.gram {
+            self.gram.get_or_insert_with(|| Gram::new(x.cols())).add(x);
+        }
+    }
+}
+
+/// A tap that keeps statistics of the inputs of chosen sites.
+pub struct Gather {
+    needs: Needs,
+    sites: Vec<Site>,
+    /// What was gathered.
+    pub stats: BTreeMap<Site, Stats>,
+}
+
+impl Gather {
+    /// Watches `sites`.
+    pub fn new(needs: Needs, sites: Vec<Site>) -> Gather {
+        Gather { needs, sites, stats: BTreeMap::new() }
+    }
+}
+
+impl Tap for Gather {
+    fn at(&mut self, point: Point, x: &Tensor) {
+        if let Point::Input(site) = point
+            && self.sites.contains(&site)
+        {
+            self.stats.entry(site).or_default().add(self.needs, x);
+        }
+    }
+}

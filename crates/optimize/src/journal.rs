@@ -1,0 +1,141 @@
+//! The journal of a long job: finished units in `OUT.partial/` beside OUT, keyed by everything that decides
+//! their bytes, so that a killed job goes on where it stopped and ends in the same bytes.
+
+use crate::{Error, Result};
+use formats::{
+    Dtype, atomic,
+    safetensors::{self, Archive, Entry},
+};
+use model::{Model, Site};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+use tensor::{Linear, Storage, Weight};
+
+/// Name of the file that holds the key.
+const KEY: &str = "key";
+
+/// Finished units of one job.
+pub struct Journal {
+    directory: Option<PathBuf>,
+    step: usize,
+}
+
+impl Journal {
+    /// A journal that keeps nothing, for short jobs.
+    pub fn none() -> Journal {
+        Journal { directory: None, step: 0 }
+    }
+
+    /// Opens or begins the journal of a job beside its output.
+    ///
+    /// # Errors
+    /// If one of another job lies there (`restart` discards it), or the directory cannot be made.
+    pub fn open(out: &Path, key: &str, restart: bool) -> Result<Journal> {
+        let directory = partial(out);
+        if restart && directory.exists() {
+            fs::remove_dir_all(&directory).map_err(formats::Error::io(&directory, "discard it"))?;
+        }
+        let key_file = directory.join(KEY);
+        match fs::read_to_string(&key_file) {
+            Ok(found) if found != key => {
+                let at = directory.display();
+                return Err(Error::Asked(format!(
+                    "{at} holds the unfinished work of another job (other options, inputs or version); finish that one, or give --restart to discard it"
+                )));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                fs::create_dir_all(&directory).map_err(formats::Error::io(&directory, "make it"))?;
+                atomic::write_bytes(&key_file, key.as_bytes())?;
+            }
+        }
+        Ok(Journal { directory: Some(directory), step: 0 })
+    }
+
+    /// Goes on to the units of another step.
+    pub fn step(&mut self, step: usize) {
+        self.step = step;
+    }
+
+    /// A directory for the result that is being put together.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn staging(&self) -> Result<Option<PathBuf>> {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        let staging = directory.join("result");
+        if staging.exists() {
+            fs::remove_dir_all(&staging).map_err(formats::Error::io(&staging, "empty it"))?;
+        }
+        fs::create_dir_all(&staging).map_err(formats::Error::io(&staging, "make it"))?;
+        Ok(Some(staging))
+    }
+
+    /// Forgets everything: the result stands.
+    ///
+    /// # Errors
+    /// If the directory cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        match self.directory {
+            Some(d) if d.exists() => Ok(fs::remove_dir_all(&d).map_err(formats::Error::io(&d, "remove it"))?),
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self, unit: &str) -> Option<PathBuf> {
+        self.directory.as_ref().map(|d| d.join(format!("step-{}-{unit}.safetensors", self.step)))
+    }
+
+    /// Is a unit finished?
+    pub fn holds(&self, unit: &str) -> bool {
+        self.file(unit).is_some_and(|f| f.is_file())
+    }
+
+    /// Puts the weights of a finished unit into the model; false where it is not finished.
+    ///
+    /// # Errors
+    /// If the file is malformed.
+    pub fn read(&self, unit: &str, model: &mut Model) -> Result<bool> {
+        let Some(path) = self.file(unit).filter(|f| f.is_file()) else { return Ok(false) };
+        let archive = Archive::open(&path)?;
+        let bad = |reason: String| formats::Error::field(&path, "sites", reason);
+        let text = archive.metadata("sites").unwrap_or("{}");
+        let sites: BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        for (name, storage) in sites {
+            let site: Site = name.parse().map_err(|e: model::NoSite| bad(e.to_string()))?;
+            let storage = Storage::parse(&storage)?;
+            let view = archive.get(&name).ok_or_else(|| bad(format!("lack {name}")))?;
+            let [rows, cols] = model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
+            let weight = Weight::new(storage, rows, cols, view.bytes.clone()).map_err(|e| bad(e.to_string()))?;
+            let bias = model.linear(site)?.bias.clone();
+            model.replace(site, Linear { weight, bias })?;
+        }
+        Ok(true)
+    }
+
+    /// Keeps the weights of a finished unit.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, unit: &str, model: &Model, sites: &[Site]) -> Result<()> {
+        let Some(path) = self.file(unit) else { return Ok(()) };
+        let mut storages = BTreeMap::new();
+        let mut entries = Vec::new();
+        for site in sites {
+            let w = &model.linear(*site)?.weight;
+            storages.insert(site.to_string(), w.storage().name());
+            entries.push(Entry { name: site.to_string(), dtype: Dtype::U8, shape: vec![w.bytes().len()], bytes: w.bytes().clone() });
+        }
+        let text = serde_json::to_string(&storages).map_err(|e| Error::Asked(e.to_string()))?;
+        Ok(safetensors::write(&path, &entries, &[("sites", text)])?)
+    }
+}
+
+/// `OUT.partial`.
+pub fn partial(out: &Path) -> PathBuf {
+    let name = out.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
+    out.with_file_name(format!("{name}.partial"))
+}

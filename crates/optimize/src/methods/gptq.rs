@@ -1,0 +1,216 @@
+//! GPTQ (arXiv 2210.17323): rounds column by column and lets the columns that follow make up for the error.
+//!
+//! With `H` the mean of `x x^T` and `H^-1 = U^T U`, rounding column `j` by `e` costs `e^2 / U_jj^2` and is best
+//! answered by moving column `k` by `-e U_jk / U_jj`. A block's scales are fitted when rounding reaches it, on
+//! the moved values, each column weighed by what its rounding costs; so the method works on every grid.
+
+use super::{Method, Plan, Rewrite, options};
+use crate::{Error, Needs, Result, Stats};
+use faer::{Mat, Par, Side};
+use model::Site;
+use rayon::prelude::*;
+use serde::Deserialize;
+use tensor::{Bytes, Storage, Tensor, Weight, grid::Grid};
+
+/// The method.
+pub static GPTQ: Method = Method {
+    name: "gptq",
+    about: "Rounds column by column; later columns make up for the error on the calibration data.",
+    paper: "arXiv 2210.17323",
+    cost: "one pass over the calibration data and inputs^3 operations per matrix",
+    build: |o| {
+        let gptq = options::<Gptq>("gptq", o)?;
+        if !(gptq.damping > 0.0 && gptq.damping <= 1.0) {
+            return Err(Error::Options { method: "gptq".into(), reason: "`damping` must be above 0 and at most 1".into() });
+        }
+        Ok(Plan::EachMatrix(Box::new(gptq)))
+    },
+};
+
+/// Rows that one task rounds together, so that they share each row of `U` from the cache.
+const ROWS: usize = 8;
+/// Columns whose errors are carried to the rest in one go.
+const LAZY: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Gptq {
+    /// Part of the mean diagonal that is added to it.
+    damping: f64,
+    /// Round the columns with the largest inputs first; scales are then fitted beforehand.
+    activation_order: bool,
+}
+
+impl Default for Gptq {
+    fn default() -> Self {
+        Gptq { damping: 0.01, activation_order: false }
+    }
+}
+
+impl Rewrite for Gptq {
+    fn needs(&self) -> Needs {
+        Needs { gram: true }
+    }
+
+    fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
+        let Storage::Grid(grid) = storage else {
+            return Weight::encode(weight, storage, None).map_err(super::at(site));
+        };
+        let cols = weight.cols();
+        if !grid.fits(cols) {
+            return Weight::encode(weight, storage, None).map_err(super::at(site));
+        }
+        let gram = stats.gram.as_ref().filter(|g| g.cols() == cols && g.rows() > 0);
+        let gram = gram.ok_or_else(|| Error::Site { site, reason: "no calibration data reached it".into() })?;
+        let hessian = Hessian::new(site, gram.mean(), cols, self)?;
+        let width = grid.row_bytes(cols);
+        let mut bytes = vec![0u8; weight.rows() * width];
+        bytes.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, out)| {
+            let first = chunk * ROWS;
+            let rows: Vec<&[f32]> = (first..first + out.len() / width).map(|r| weight.row(r)).collect();
+            hessian.round(grid, &rows, out);
+        });
+        Weight::new(storage, weight.rows(), cols, Bytes::from_vec(bytes)).map_err(super::at(site))
+    }
+}
+
+/// What rounding needs to know of the inputs.
+struct Hessian {
+    cols: usize,
+    /// Position to column: the order of rounding.
+    order: Vec<usize>,
+    /// Is that the natural order?
+    natural: bool,
+    /// `U / U_jj` by rows, in the order of rounding, `[cols, cols]`.
+    carry: Vec<f32>,
+    /// What an error in a column costs: `1 / U_jj^2`, by column.
+    cost: Vec<f32>,
+}
+
+impl Hessian {
+    fn new(site: Site, mut h: Vec<f64>, cols: usize, options: &Gptq) -> Result<Hessian> {
+        for j in 0..cols {
+            // A column that no input reaches costs nothing; a unit keeps it out of the way.
+            if h[j * cols + j] == 0.0 {
+                h[j * cols + j] = 1.0;
+            }
+        }
+        let mut order: Vec<usize> = (0..cols).collect();
+        if options.activation_order {
+            order.sort_by(|a, b| h[b * cols + b].total_cmp(&h[a * cols + a]).then(a.cmp(b)));
+        }
+        let upper = factor(site, &h, cols, &order, options.damping)?;
+        let mut carry = vec![0f32; cols * cols];
+        let mut cost = vec![0f32; cols];
+        for j in 0..cols {
+            let d = upper[(j, j)];
+            cost[order[j]] = (1.0 / (d * d)) as f32;
+            for k in j..cols {
+                carry[j * cols + k] = (upper[(j, k)] / d) as f32;
+            }
+        }
+        Ok(Hessian { cols, order, natural: !options.activation_order, carry, cost })
+    }
+
+    /// Rounds some rows into `out`.
+    fn round(&self, grid: Grid, rows: &[&[f32]], out: &mut [u8]) {
+        let (cols, len) = (self.cols, grid.block_len());
+        let width = grid.row_bytes(cols);
+        let mut work = Work {
+            w: rows.iter().flat_map(|r| self.order.iter().map(|j| r[*j])).collect(),
+            codes: vec![0; rows.len() * cols],
+            blocks: Vec::new(),
+        };
+        let blocks = cols.div_ceil(len);
+        for row in rows {
+            let beforehand = |b| (!self.natural).then(|| self.fit(grid, row, b * len));
+            work.blocks.extend((0..blocks).map(beforehand));
+        }
+        let mut errors = vec![0f32; rows.len() * LAZY];
+        for from in (0..cols).step_by(LAZY) {
+            let to = (from + LAZY).min(cols);
+            for (r, errors) in errors.chunks_mut(LAZY).enumerate() {
+                self.round_columns(grid, r, from..to, errors, &mut work);
+            }
+            for p in from..to {
+                let carry = &self.carry[p * cols + to..(p + 1) * cols];
+                for (r, errors) in errors.chunks(LAZY).enumerate() {
+                    let e = errors[p - from];
+                    let rest = &mut work.w[r * cols + to..(r + 1) * cols];
+                    rest.iter_mut().zip(carry).for_each(|(w, c)| *w -= e * c);
+                }
+            }
+        }
+        for r in 0..rows.len() {
+            for b in 0..blocks {
+                let (from, to) = (b * len, ((b + 1) * len).min(cols));
+                let at = r * width + b * grid.block_bytes();
+                if let Some(block) = &work.blocks[r * blocks + b] {
+                    let codes = &work.codes[r * cols + from..r * cols + to];
+                    grid.encode(block, codes, &mut out[at..at + grid.block_bytes()]);
+                }
+            }
+        }
+    }
+
+    fn fit(&self, grid: Grid, row: &[f32], from: usize) -> tensor::grid::Block {
+        let to = (from + grid.block_len()).min(self.cols);
+        grid.fit(&row[from..to], Some(&self.cost[from..to]))
+    }
+
+    /// Rounds the columns at positions `range` of one row, carrying errors within the range.
+    fn round_columns(&self, grid: Grid, r: usize, range: std::ops::Range<usize>, errors: &mut [f32], work: &mut Work) {
+        let (cols, len) = (self.cols, grid.block_len());
+        let blocks = cols.div_ceil(len);
+        for p in range.clone() {
+            let col = self.order[p];
+            let slot = &mut work.blocks[r * blocks + col / len];
+            let row = &work.w[r * cols..(r + 1) * cols];
+            // In natural order a block is fitted when rounding reaches it, on values that were moved already.
+            let block = slot.get_or_insert_with(|| self.fit(grid, row, col / len * len));
+            let w = work.w[r * cols + p];
+            let (code, value) = block.round(col % len, w);
+            work.codes[r * cols + col] = code;
+            let e = w - value;
+            errors[p - range.start] = e;
+            let carry = &self.carry[p * cols + p + 1..p * cols + range.end];
+            let rest = &mut work.w[r * cols + p + 1..r * cols + range.end];
+            rest.iter_mut().zip(carry).for_each(|(w, c)| *w -= e * c);
+        }
+    }
+}
+
+/// The rows being rounded.
+struct Work {
+    /// Values in the order of rounding, `[rows, cols]`.
+    w: Vec<f32>,
+    /// Codes by column, `[rows, cols]`.
+    codes: Vec<u8>,
+    /// Fitted blocks, `[rows, blocks]`.
+    blocks: Vec<Option<tensor::grid::Block>>,
+}
+
+/// The upper factor `U` of `(H + damping)^-1 = U^T U`, rows and columns in the order of rounding.
+///
+/// With rows reversed, `H = L L^T` gives `U` as the reversed inverse of `L`, so one factorization and one
+/// triangular inverse do. Damping grows tenfold until the factorization succeeds.
+fn factor(site: Site, h: &[f64], cols: usize, order: &[usize], damping: f64) -> Result<Mat<f64>> {
+    let mean = (0..cols).map(|j| h[j * cols + j]).sum::<f64>() / cols as f64;
+    let at = |i: usize| order[cols - 1 - i];
+    let mut damping = damping;
+    while damping <= 100.0 {
+        let damped = Mat::from_fn(cols, cols, |i, j| {
+            h[at(i) * cols + at(j)] + if i == j { damping * mean } else { 0.0 }
+        });
+        if let Ok(llt) = damped.llt(Side::Lower) {
+            let mut inverse = Mat::<f64>::zeros(cols, cols);
+            faer::linalg::triangular_inverse::invert_lower_triangular(inverse.as_mut(), llt.L(), Par::Seq);
+            return Ok(Mat::from_fn(cols, cols, |i, j| {
+                if j >= i { inverse[(cols - 1 - i, cols - 1 - j)] } else { 0.0 }
+            }));
+        }
+        damping *= 10.0;
+    }
+    let reason = "its inputs have no usable second moments (are some of them infinite or not a number?)";
+    Err(Error::Site { site, reason: reason.into() })
+}

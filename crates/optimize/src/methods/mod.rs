@@ -1,0 +1,123 @@
+//! Methods: one file each, one line in [`METHODS`].
+//!
+//! No method loops over layers; the walker ([`crate::walk`]) calls it matrix by matrix.
+
+mod gptq;
+mod rtn;
+
+use crate::{Error, Needs, Result, Stats};
+use model::Site;
+use serde::de::DeserializeOwned;
+use tensor::{Storage, Tensor, Weight};
+
+/// One entry of the table: what help, documentation and recipes need.
+pub struct Method {
+    /// Its name in recipes and on the command line.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// Where it is described.
+    pub paper: &'static str,
+    /// What it costs.
+    pub cost: &'static str,
+    /// Reads its options.
+    pub build: fn(toml::Table) -> Result<Plan>,
+}
+
+/// What a method does to a model.
+pub enum Plan {
+    /// It rewrites each matrix by itself.
+    EachMatrix(Box<dyn Rewrite>),
+}
+
+/// A method that rewrites one matrix.
+pub trait Rewrite: Send + Sync {
+    /// What it must know of the inputs.
+    fn needs(&self) -> Needs;
+
+    /// Stores a matrix anew.
+    ///
+    /// # Errors
+    /// If the storage cannot hold it or the statistics are of no use.
+    fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight>;
+}
+
+/// Every method.
+pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ];
+
+/// The method of that name.
+///
+/// # Errors
+/// If there is none; the message lists what there is.
+pub fn find(name: &str) -> Result<&'static Method> {
+    METHODS.iter().copied().find(|m| m.name == name).ok_or_else(|| {
+        let names: Vec<_> = METHODS.iter().map(|m| m.name).collect();
+        Error::Recipe(format!("no method is called {name:?}; there are {}", names.join(" and ")))
+    })
+}
+
+/// Reads the options of a method; an unknown one is an error that lists those that exist.
+fn options<T: DeserializeOwned>(method: &str, table: toml::Table) -> Result<T> {
+    table.try_into().map_err(|e: toml::de::Error| Error::Options { method: method.into(), reason: e.message().into() })
+}
+
+/// Wraps the complaint of a storage about a matrix.
+fn at(site: Site) -> impl Fn(tensor::WeightError) -> Error {
+    move |e| Error::Site { site, reason: format!("{e}; choose another storage for it with --override '{site}=q8_0' or 'keep'") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tensor::{grid::Grid, ops, ops::Gram};
+
+    fn wave(rows: usize, cols: usize, seed: u64) -> Tensor {
+        let value = |i: usize| {
+            let u = |k: u64| model::uniform(seed, 3 * i as u64 + k) - 0.5;
+            (u(0) + u(1) + u(2)) as f32
+        };
+        Tensor::from_vec(rows, cols, (0..rows * cols).map(value).collect())
+    }
+
+    /// Inputs whose channels hang together, as those of real models do.
+    fn inputs(rows: usize, cols: usize) -> Tensor {
+        ops::matmul(&wave(rows, cols / 4, 5), &Weight::from_tensor(wave(cols, cols / 4, 6)))
+    }
+
+    fn error(x: &Tensor, w: &Tensor, q: &Weight) -> f32 {
+        let (a, b) = (ops::matmul(x, &Weight::from_tensor(w.clone())), ops::matmul(x, q));
+        a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a - b) * (a - b)).sum()
+    }
+
+    #[test]
+    fn every_method_keeps_the_shape_repeats_itself_and_is_no_worse_than_rounding() {
+        let (w, x) = (wave(24, 256, 1), inputs(400, 256));
+        let mut gram = Gram::new(256);
+        gram.add(&x);
+        let stats = Stats { gram: Some(gram) };
+        let site = Site::of(0, model::Role::Up);
+        let mut storages: Vec<Storage> = Grid::GGUF.iter().map(|g| Storage::Grid(*g)).collect();
+        storages.extend(["int3g64", "int2g32a", "int4g128"].map(|n| Storage::parse(n).unwrap()));
+        for storage in storages {
+            let nearest = error(&x, &w, &Weight::encode(&w, storage, None).unwrap());
+            for method in METHODS {
+                let Plan::EachMatrix(m) = (method.build)(toml::Table::new()).unwrap();
+                let q = m.matrix(site, &w, storage, &stats).unwrap();
+                assert_eq!((q.rows(), q.cols(), q.storage()), (24, 256, storage), "{}", method.name);
+                assert_eq!(q.bytes()[..], m.matrix(site, &w, storage, &stats).unwrap().bytes()[..], "{}", method.name);
+                let ratio = error(&x, &w, &q) / nearest;
+                println!("{} {storage}: {ratio:.3} of rounding's error", method.name);
+                assert!(ratio < if m.needs().data() { 0.9 } else { 1.0001 }, "{} {storage}: {ratio}", method.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_typo_is_an_error_that_lists_the_options() {
+        for method in METHODS {
+            let e = (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
+            assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
+        }
+        assert!(find("gtpq").err().unwrap().to_string().contains("rtn and gptq"));
+    }
+}

@@ -1,0 +1,215 @@
+//! Recipes: what is done to a model, as data. The command line writes them, the solver varies them, the
+//! manifest keeps them, `planish run` replays them.
+
+use crate::{Error, Plan, Result, methods};
+use model::{Role, Site, Spec};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+use tensor::Storage;
+
+/// A whole job.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Version of this format.
+    pub planish: u32,
+    /// The model: a directory or a GGUF file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Text for calibration, solver and gate; without it the model writes its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// What separates documents in the data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Tokens that methods see.
+    #[serde(default = "default_calibration")]
+    pub calibration_tokens: usize,
+    /// Start of all random numbers.
+    #[serde(default)]
+    pub seed: u64,
+    /// What the result must meet.
+    #[serde(default, skip_serializing_if = "Floor::is_empty")]
+    pub floor: Floor,
+    /// What is done, in order.
+    #[serde(rename = "step")]
+    pub steps: Vec<Step>,
+}
+
+fn default_calibration() -> usize {
+    65_536
+}
+
+/// Quality that the result must have.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// Most that the perplexity may rise, as a fraction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_loss: Option<f64>,
+    /// Largest mean divergence in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_kl: Option<f64>,
+}
+
+impl Floor {
+    /// Is nothing asked?
+    pub fn is_empty(&self) -> bool {
+        *self == Floor::default()
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Step {
+    /// Which method.
+    pub method: String,
+    /// Storage of every matrix that `sites` does not name.
+    pub storage: String,
+    /// Storage of single sites or roles; `keep` leaves one as it is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sites: BTreeMap<String, String>,
+    /// The method's own options.
+    #[serde(flatten)]
+    pub options: toml::Table,
+}
+
+impl Recipe {
+    /// A recipe of one step.
+    pub fn one(method: &str, storage: Storage, seed: u64) -> Recipe {
+        let step = Step { method: method.into(), storage: storage.name(), sites: BTreeMap::new(), options: toml::Table::new() };
+        Recipe {
+            planish: 1,
+            model: None,
+            data: None,
+            separator: None,
+            calibration_tokens: default_calibration(),
+            seed,
+            floor: Floor::default(),
+            steps: vec![step],
+        }
+    }
+
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// If it is malformed or of another version.
+    pub fn parse(text: &str) -> Result<Recipe> {
+        let recipe: Recipe = toml::from_str(text).map_err(|e| Error::Recipe(e.to_string()))?;
+        if recipe.planish != 1 {
+            return Err(Error::Recipe(format!("version {} is not known; this program reads version 1", recipe.planish)));
+        }
+        if recipe.steps.is_empty() {
+            return Err(Error::Recipe("has no [[step]]".into()));
+        }
+        Ok(recipe)
+    }
+
+    /// The recipe as text.
+    ///
+    /// # Errors
+    /// If an option cannot be written as TOML.
+    pub fn to_text(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Recipe(e.to_string()))
+    }
+
+    /// Builds every step, so that a typo in the last one does not cost the work of the first.
+    ///
+    /// # Errors
+    /// If a method, a storage, an option or a site is not known, or a site is not of this model.
+    pub fn build(&self, spec: &Spec) -> Result<Vec<Built>> {
+        self.steps.iter().map(|s| s.build(spec)).collect()
+    }
+}
+
+/// A step that is ready to run.
+pub struct Built {
+    /// Name of its method.
+    pub method: &'static str,
+    /// What the method does.
+    pub plan: Plan,
+    /// Storage of each site that it treats.
+    pub choice: BTreeMap<Site, Storage>,
+}
+
+impl Step {
+    fn build(&self, spec: &Spec) -> Result<Built> {
+        let method = methods::find(&self.method)?;
+        let plan = (method.build)(self.options.clone())?;
+        let default = parse_choice(&self.storage)?;
+        let mut choice: BTreeMap<Site, Storage> = BTreeMap::new();
+        for site in spec.matrices() {
+            // Positions are few and llama.cpp keeps them as floats; they are treated only when named.
+            if let Some(storage) = default.filter(|_| site.role != Role::Position) {
+                choice.insert(site, storage);
+            }
+        }
+        for (name, storage) in &self.sites {
+            let storage = parse_choice(storage)?;
+            let sites = select(name, spec)?;
+            for site in sites {
+                match storage {
+                    Some(s) => choice.insert(site, s),
+                    None => choice.remove(&site),
+                };
+            }
+        }
+        Ok(Built { method: method.name, plan, choice })
+    }
+}
+
+fn parse_choice(name: &str) -> Result<Option<Storage>> {
+    if name == "keep" { Ok(None) } else { Ok(Some(Storage::parse(name)?)) }
+}
+
+/// The sites that a text selects: `3.q`, `head`, a role in every block (`down`), or `layers 0,1` / `layers 2..5`.
+///
+/// # Errors
+/// If it selects nothing in this model.
+pub fn select(text: &str, spec: &Spec) -> Result<Vec<Site>> {
+    let matrices = spec.matrices();
+    let bad = |reason: &str| Error::Recipe(format!("{text:?} {reason}; sites read like `3.q`, `down`, `head`, `layers 0,1` or `layers 2..5`"));
+    if let Some(list) = text.strip_prefix("layers ").or_else(|| text.strip_prefix("layer ")) {
+        let mut layers = Vec::new();
+        for part in list.split(',').map(str::trim) {
+            match part.split_once("..") {
+                Some((from, to)) => {
+                    let range = from.parse::<u16>().ok().zip(to.parse::<u16>().ok());
+                    let (from, to) = range.ok_or_else(|| bad("has no numbers"))?;
+                    layers.extend(from..to);
+                }
+                None => layers.push(part.parse::<u16>().map_err(|_| bad("has no numbers"))?),
+            }
+        }
+        let sites: Vec<Site> = matrices.into_iter().filter(|s| s.layer.is_some_and(|l| layers.contains(&l))).collect();
+        return if sites.is_empty() { Err(bad("selects no layer of this model")) } else { Ok(sites) };
+    }
+    if let Ok(site) = text.parse::<Site>() {
+        let site = spec.resolve(site);
+        return if matrices.contains(&site) { Ok(vec![site]) } else { Err(bad("is no matrix of this model")) };
+    }
+    let sites: Vec<Site> = matrices.into_iter().filter(|s| s.role.name() == text).collect();
+    if sites.is_empty() { Err(bad("names no site")) } else { Ok(sites) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipes_round_trip_and_typos_are_told() {
+        let text = "planish = 1\nseed = 3\n[floor]\nmax_loss = 0.02\n[[step]]\nmethod = \"gptq\"\nstorage = \"q4_k\"\ndamping = 0.02\n[step.sites]\nhead = \"q6_k\"\n";
+        let recipe = Recipe::parse(text).unwrap();
+        assert_eq!(Recipe::parse(&recipe.to_text().unwrap()).unwrap(), recipe);
+        assert_eq!(recipe.steps[0].options["damping"].as_float(), Some(0.02));
+        for (bad, want) in [
+            ("planish = 2\n[[step]]\nmethod='rtn'\nstorage='q4_0'", "version 2"),
+            ("planish = 1\nsteps = 1", "unknown field"),
+            ("planish = 1\nstep = []", "no [[step]]"),
+            ("planish = 1\n[[step]]\nmethod = 1", "invalid type"),
+        ] {
+            let e = Recipe::parse(bad).unwrap_err().to_string();
+            assert!(e.contains(want), "{e}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The walker: it alone loops over blocks. Stage by stage it gathers statistics, rewrites the weights that
+//! read them, and runs those products once with the result, so that what follows is calibrated on what the
+//! changed model really computes.
+
+use crate::{
+    Error, Gather, Needs, Plan, Result, Rewrite, Stats,
+    data::batches,
+    journal::Journal,
+    progress::{self, Progress},
+    recipe::Built,
+};
+use model::{Flow, Model, Point, Role, Site, Stage, Tap};
+use std::collections::BTreeMap;
+use tensor::{Linear, Storage, Tensor, Weight, ops::Memory};
+
+/// Tokens of a batch of calibration data.
+const BATCH: usize = 2048;
+
+/// Runs one step over the model. `calibration` may be empty where the method needs no data.
+///
+/// # Errors
+/// If a weight cannot be treated as asked, or the job was interrupted.
+pub fn walk(model: &mut Model, step: &Built, calibration: &[Vec<u32>], journal: &mut Journal, progress: &dyn Progress) -> Result<()> {
+    let Plan::EachMatrix(method) = &step.plan;
+    let mut walker = Walker {
+        base: model.clone(),
+        method: method.as_ref(),
+        choice: &step.choice,
+        calibration: if method.needs().data() { calibration } else { &[] },
+        journal,
+        progress,
+    };
+    if method.needs().data() && calibration.is_empty() {
+        return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
+    }
+    walker.run(model)
+}
+
+struct Walker<'a> {
+    /// The model as it was before this step.
+    base: Model,
+    method: &'a dyn Rewrite,
+    choice: &'a BTreeMap<Site, Storage>,
+    calibration: &'a [Vec<u32>],
+    journal: &'a mut Journal,
+    progress: &'a dyn Progress,
+}
+
+impl Walker<'_> {
+    fn run(&mut self, model: &mut Model) -> Result<()> {
+        let layers = model.spec.layers();
+        self.progress.begin("rewriting blocks", u64::from(layers) + 2);
+        self.edge(model, "embed", &[Site::EMBED, Site::POSITION])?;
+        self.progress.advance(1);
+        let mut flows = self.start(model)?;
+        for layer in 0..layers {
+            progress::check()?;
+            self.block(model, layer, &mut flows)?;
+            self.progress.advance(1);
+        }
+        if !model.spec.tied {
+            let stats = self.head_stats(model, &flows)?;
+            self.unit(model, "head", &[(Site::HEAD, stats)])?;
+        }
+        self.progress.advance(1);
+        Ok(())
+    }
+
+    fn start(&self, model: &Model) -> Result<Vec<Flow>> {
+        let flow = |range: std::ops::Range<usize>| {
+            let sequences: Vec<&[u32]> = self.calibration[range].iter().map(|s| &s[..]).collect();
+            Ok(model.start(&sequences, &vec![0; sequences.len()])?)
+        };
+        batches(self.calibration, BATCH).into_iter().map(flow).collect()
+    }
+
+    /// The tables that tokens are looked up in. A tied one is the head as well: its statistics are those of
+    /// the head's inputs in the model as it was.
+    fn edge(&mut self, model: &mut Model, name: &str, sites: &[Site]) -> Result<()> {
+        let mut units = Vec::new();
+        for site in sites.iter().filter(|s| self.choice.contains_key(s)) {
+            let tied = *site == Site::EMBED && model.spec.tied && self.method.needs().data();
+            units.push((*site, if tied && !self.journal.holds(name) { self.tied_stats()? } else { Stats::default() }));
+        }
+        self.unit(model, name, &units)
+    }
+
+    fn tied_stats(&self) -> Result<Stats> {
+        let mut flows = self.start(&self.base)?;
+        for flow in &mut flows {
+            progress::check()?;
+            for layer in 0..self.base.spec.layers() {
+                self.base.block_once(layer, flow, &mut ())?;
+            }
+        }
+        self.head_stats(&self.base, &flows)
+    }
+
+    fn head_stats(&self, model: &Model, flows: &[Flow]) -> Result<Stats> {
+        let mut stats = Stats::default();
+        if self.method.needs().data() {
+            for flow in flows {
+                let rows: Vec<usize> = (0..flow.tokens()).collect();
+                stats.add(self.method.needs(), &model.final_rows(flow, &rows)?);
+            }
+        }
+        Ok(stats)
+    }
+
+    fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow]) -> Result<()> {
+        let name = format!("block-{layer}");
+        let done = self.journal.read(&name, model)?;
+        let mut memories: Vec<Vec<Memory>> = flows.iter().map(|f| model.memory(layer, f)).collect();
+        for flow in flows.iter_mut() {
+            model.enter(layer, flow)?;
+        }
+        for stage in Stage::ALL {
+            if !done {
+                self.stage(model, layer, stage, flows)?;
+            }
+            for (flow, memory) in flows.iter_mut().zip(&mut memories) {
+                model.advance(layer, stage, flow, memory, &mut ())?;
+            }
+        }
+        if !done {
+            let sites: Vec<Site> = self.choice.keys().filter(|s| s.layer == Some(layer)).copied().collect();
+            self.journal.write(&name, model, &sites)?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites the weights of one stage, whose inputs stand in the flows.
+    fn stage(&self, model: &mut Model, layer: u16, stage: Stage, flows: &[Flow]) -> Result<()> {
+        let sites: Vec<Site> = stage.roles().iter().map(|r| Site::of(layer, *r)).filter(|s| self.choice.contains_key(s)).collect();
+        if sites.is_empty() {
+            return Ok(());
+        }
+        // All products of a stage read the same input, so one gathering serves them.
+        let mut gather = Gather::new(self.method.needs(), vec![sites[0]]);
+        for flow in flows {
+            gather.at(Point::Input(sites[0]), flow.input());
+        }
+        let stats = gather.stats.remove(&sites[0]).unwrap_or_default();
+        for site in sites {
+            progress::check()?;
+            self.rewrite(model, site, &stats)?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites some weights, or takes them from the journal.
+    fn unit(&mut self, model: &mut Model, name: &str, units: &[(Site, Stats)]) -> Result<()> {
+        let units: Vec<&(Site, Stats)> = units.iter().filter(|(s, _)| self.choice.contains_key(s)).collect();
+        if units.is_empty() || self.journal.read(name, model)? {
+            return Ok(());
+        }
+        for (site, stats) in &units {
+            self.rewrite(model, *site, stats)?;
+        }
+        let sites: Vec<Site> = units.iter().map(|(s, _)| *s).collect();
+        self.journal.write(name, model, &sites)
+    }
+
+    fn rewrite(&self, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {
+        let storage = self.choice[&site];
+        let old = model.linear(site)?;
+        let dense = old.weight.to_tensor();
+        if !dense.is_finite() {
+            return Err(Error::Site { site, reason: "holds values that are infinite or not numbers; the model is damaged".into() });
+        }
+        let weight = rewrite_matrix(self.method, site, &dense, storage, stats)?;
+        let bias = old.bias.clone();
+        model.replace(site, Linear { weight, bias })?;
+        Ok(())
+    }
+}
+
+/// Rewrites one matrix; a looked-up table without statistics is rounded to nearest.
+pub fn rewrite_matrix(method: &dyn Rewrite, site: Site, dense: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
+    let looked_up = matches!(site.role, Role::Embed | Role::Position) && stats.gram.is_none();
+    if looked_up || !matches!(storage, Storage::Grid(_)) {
+        return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });
+    }
+    method.matrix(site, dense, storage, stats)
+}
+
+/// Statistics of every site of a model in one pass, as the solver needs them.
+///
+/// # Errors
+/// If the job was interrupted.
+pub fn statistics(model: &Model, needs: Needs, calibration: &[Vec<u32>]) -> Result<BTreeMap<Site, Stats>> {
+    // Of the products that read one input, the first of each stage stands for all.
+    let mut sites: Vec<Site> = (0..model.spec.layers())
+        .flat_map(|l| [Role::Q, Role::O, Role::Up, Role::Down].map(|r| Site::of(l, r)))
+        .collect();
+    sites.push(Site::HEAD);
+    let mut gather = Gather::new(needs, sites);
+    for range in batches(calibration, BATCH) {
+        progress::check()?;
+        let sequences: Vec<&[u32]> = calibration[range].iter().map(|s| &s[..]).collect();
+        let mut flow = model.start(&sequences, &vec![0; sequences.len()])?;
+        for layer in 0..model.spec.layers() {
+            model.block_once(layer, &mut flow, &mut gather)?;
+        }
+        let rows: Vec<usize> = (0..flow.tokens()).collect();
+        gather.at(Point::Input(Site::HEAD), &model.final_rows(&flow, &rows)?);
+    }
+    let mut stats = gather.stats;
+    for layer in 0..model.spec.layers() {
+        for (from, to) in [(Role::Q, Role::K), (Role::Q, Role::V), (Role::Up, Role::Gate)] {
+            if let Some(s) = stats.get(&Site::of(layer, from)).cloned() {
+                stats.insert(Site::of(layer, to), s);
+            }
+        }
+    }
+    if model.spec.tied
+        && let Some(s) = stats.remove(&Site::HEAD)
+    {
+        stats.insert(Site::EMBED, s);
+    }
+    Ok(stats)
+}
