@@ -23,11 +23,7 @@ const RETRIES: usize = 16;
 /// # Errors
 /// [`Error::DiskFull`] before the first byte where the volume has less room than `size`, or later where it fills up;
 /// [`Error::Field`] if another program is writing the same file.
-pub fn write_file(
-    path: &Path,
-    size: u64,
-    write: impl FnOnce(&mut dyn Write) -> Result<()>,
-) -> Result<()> {
+pub fn write_file(path: &Path, size: u64, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let directory = parent(path);
     let beside = directory.join(format!(".{}.partial", file_name(path)?));
     let file = lock_beside(path, &beside)?;
@@ -53,17 +49,11 @@ fn lock_beside(path: &Path, beside: &Path) -> Result<File> {
     options.write(true).create(true).truncate(false);
     options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
     for _ in 0..RETRIES {
-        let file = options
-            .open(beside)
-            .map_err(Error::io(beside, "create it"))?;
+        let file = options.open(beside).map_err(Error::io(beside, "create it"))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::field(
-                    path,
-                    "the file",
-                    "is being written by another program; wait for it",
-                ));
+                return Err(Error::field(path, "the file", "is being written by another program; wait for it"));
             }
             // Some network volumes have no locks; there the name alone has to do.
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
@@ -71,17 +61,11 @@ fn lock_beside(path: &Path, beside: &Path) -> Result<File> {
         }
         // Its former owner may have renamed it to its final name between our opening and locking it.
         let ours = file.metadata().map_err(Error::io(beside, "look at it"))?;
-        if fs::symlink_metadata(beside)
-            .is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
-        {
+        if fs::symlink_metadata(beside).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
             return Ok(file);
         }
     }
-    Err(Error::field(
-        path,
-        "the file",
-        "is being written over and over by other programs; wait for them",
-    ))
+    Err(Error::field(path, "the file", "is being written over and over by other programs; wait for them"))
 }
 
 fn write_beside(
@@ -95,16 +79,36 @@ fn write_beside(
     if let Ok(old) = fs::metadata(path)
         && old.is_file()
     {
-        file.set_permissions(old.permissions())
-            .map_err(Error::io(beside, "give it the old file's permissions"))?;
+        file.set_permissions(old.permissions()).map_err(Error::io(beside, "give it the old file's permissions"))?;
     }
     reserve(path, &file, size)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut out = Counted { inner: BufWriter::with_capacity(1 << 20, file), bytes: 0 };
     write(&mut out)?;
-    let full = |e: std::io::Error| full_or(path, size, e);
-    let file = out.into_inner().map_err(|e| full(e.into_error()))?;
+    // A writer that said too little is told what it has asked for.
+    let needed = size.max(out.bytes);
+    let full = |e: std::io::Error| full_or(path, needed, e);
+    let file = out.inner.into_inner();
+    let file = file.map_err(|e| full(e.into_error()))?;
     file.sync_all().map_err(full)?;
     fs::rename(beside, path).map_err(Error::io(path, "rename the finished file"))
+}
+
+/// A writer that knows how many bytes it was given.
+struct Counted<W> {
+    inner: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = self.inner.write(bytes)?;
+        self.bytes += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 /// Takes the room on the volume now, so that a long job does not find it gone at the end.
@@ -126,26 +130,15 @@ fn reserve(path: &Path, file: &File, size: u64) -> Result<()> {
 /// # Errors
 /// As [`write_file`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_file(path, bytes.len() as u64, |out| {
-        out.write_all(bytes)
-            .map_err(|e| full_or(path, bytes.len() as u64, e))
-    })
+    write_file(path, bytes.len() as u64, |out| out.write_all(bytes).map_err(|e| full_or(path, bytes.len() as u64, e)))
 }
 
 /// Tells a full disk from other faults of writing.
 pub fn full_or(path: &Path, needed: u64, e: std::io::Error) -> Error {
     if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
-        return Error::DiskFull {
-            path: path.into(),
-            needed,
-            free: free_bytes(&parent(path)).unwrap_or(0),
-        };
+        return Error::DiskFull { path: path.into(), needed, free: free_bytes(&parent(path)).unwrap_or(0) };
     }
-    Error::Io {
-        path: path.into(),
-        doing: "write it",
-        source: e,
-    }
+    Error::Io { path: path.into(), doing: "write it", source: e }
 }
 
 /// Refuses where the volume has less room than a file takes.
@@ -154,11 +147,7 @@ pub fn full_or(path: &Path, needed: u64, e: std::io::Error) -> Error {
 /// [`Error::DiskFull`].
 pub fn check_room(path: &Path, needed: u64) -> Result<()> {
     match free_bytes(&parent(path)) {
-        Some(free) if free < needed => Err(Error::DiskFull {
-            path: path.into(),
-            needed,
-            free,
-        }),
+        Some(free) if free < needed => Err(Error::DiskFull { path: path.into(), needed, free }),
         _ => Ok(()),
     }
 }
@@ -229,11 +218,7 @@ mod tests {
             out.write_all(b"first").map_err(|e| full_or(&path, 5, e))
         })
         .unwrap();
-        assert!(
-            inner
-                .into_inner()
-                .contains("being written by another program")
-        );
+        assert!(inner.into_inner().contains("being written by another program"));
         assert_eq!(fs::read(&path).unwrap(), b"first");
         std::thread::scope(|s| {
             for text in [b"1111", b"2222", b"3333", b"4444"] {
@@ -242,10 +227,7 @@ mod tests {
             }
         });
         let last = fs::read(&path).unwrap();
-        assert!(
-            last.len() == 4 && last.iter().all(|b| *b == last[0]),
-            "{last:?}"
-        );
+        assert!(last.len() == 4 && last.iter().all(|b| *b == last[0]), "{last:?}");
     }
 
     #[test]
@@ -254,10 +236,7 @@ mod tests {
         let path = dir.path().join("a");
         write_bytes(&path, b"old").unwrap();
         let e = write_file(&path, 1 << 60, |_| Ok(())).unwrap_err();
-        assert!(
-            e.to_string().contains("the disk is full") && e.to_string().contains("more would do"),
-            "{e}"
-        );
+        assert!(e.to_string().contains("the disk is full") && e.to_string().contains("more would do"), "{e}");
         assert!(e.is_system());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -279,11 +258,6 @@ mod tests {
     #[test]
     fn a_path_that_names_no_file_or_directory_is_an_error() {
         assert!(write_bytes(Path::new("/"), b"x").is_err());
-        assert!(
-            write_bytes(Path::new("/nowhere/at/all"), b"x")
-                .unwrap_err()
-                .to_string()
-                .contains("nowhere")
-        );
+        assert!(write_bytes(Path::new("/nowhere/at/all"), b"x").unwrap_err().to_string().contains("nowhere"));
     }
 }
