@@ -7,10 +7,8 @@ use formats::{
 use std::{fs, path::PathBuf};
 
 fn data() -> Option<PathBuf> {
-    let root = std::env::var_os("PLANISH_DATA").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("PLANISH_DATA")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from);
     if !root.is_dir() {
         println!("skipped: needs ../shared/data");
         return None;
@@ -20,22 +18,10 @@ fn data() -> Option<PathBuf> {
 
 /// Each model's tokenizer, its number of tokens, and a text of its kind.
 const MODELS: [(&str, usize, &str); 5] = [
-    (
-        "models/stories260K-hf",
-        512,
-        "text/tinystories/tinystories_sample.txt",
-    ),
-    (
-        "models/babyllama105-hf",
-        105,
-        "text/tinystories/tinystories_sample.txt",
-    ),
+    ("models/stories260K-hf", 512, "text/tinystories/tinystories_sample.txt"),
+    ("models/babyllama105-hf", 105, "text/tinystories/tinystories_sample.txt"),
     ("models/mix7m-hf", 4096, "text/wikitext2/test.txt"),
-    (
-        "models/tinygpt-shakespeare-hf",
-        65,
-        "text/tinyshakespeare/input.txt",
-    ),
+    ("models/tinygpt-shakespeare-hf", 65, "text/tinyshakespeare/input.txt"),
     ("tokenizers/gpt2", 50257, "text/wikitext2/test.txt"),
 ];
 
@@ -46,18 +32,14 @@ fn gguf_vocabularies_pass_llama_cpp_s_vectors() {
         let path = root.join(format!("tokenizers/gguf-vocab/ggml-vocab-{name}.gguf"));
         let vocab = GgufVocab::read(&gguf::File::open(&path).unwrap()).unwrap();
         let tokenizer = Tokenizer::from_gguf(&vocab, &path).unwrap();
-        let read =
-            |ending: &str| fs::read_to_string(format!("{}.{ending}", path.display())).unwrap();
+        let read = |ending: &str| fs::read_to_string(format!("{}.{ending}", path.display())).unwrap();
         let (inputs, outputs) = (read("inp"), read("out"));
         let texts: Vec<&str> = inputs.split("\n__ggml_vocab_test__\n").collect();
         let expected: Vec<&str> = outputs.lines().collect();
         let mut failed = Vec::new();
         let mut passed = 0;
         for (text, line) in texts.iter().zip(&expected) {
-            let want: Vec<u32> = line
-                .split_whitespace()
-                .map(|id| id.parse().unwrap())
-                .collect();
+            let want: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
             let got = tokenizer.encode_plain(text).unwrap();
             if got == want {
                 passed += 1;
@@ -113,11 +95,7 @@ fn real_tokenizers_give_the_same_ids_after_the_way_through_gguf() {
             bytes += line.len();
             let ids = tokenizer.encode(line, true).unwrap();
             assert_eq!(rebuilt.encode(line, true).unwrap(), ids, "{name}: {line:?}");
-            assert_eq!(
-                rebuilt.decode(&ids, true).unwrap(),
-                tokenizer.decode(&ids, true).unwrap(),
-                "{name}"
-            );
+            assert_eq!(rebuilt.decode(&ids, true).unwrap(), tokenizer.decode(&ids, true).unwrap(), "{name}");
         }
         println!("{name}: {bytes} bytes equal");
         assert!(bytes > 50_000, "{name}: {bytes}");
@@ -127,8 +105,7 @@ fn real_tokenizers_give_the_same_ids_after_the_way_through_gguf() {
 #[test]
 fn a_stream_of_ids_gives_the_text_that_all_at_once_give() {
     let Some(root) = data() else { return };
-    let hard =
-        "\u{1F999}\u{1F468}\u{200D}\u{1F469} caf\u{e9} \u{4f60}\u{597d}  two  spaces\n\n\u{e9}";
+    let hard = "\u{1F999}\u{1F468}\u{200D}\u{1F469} caf\u{e9} \u{4f60}\u{597d}  two  spaces\n\n\u{e9}";
     for (name, _, corpus) in MODELS {
         let tokenizer = Tokenizer::from_dir(&root.join(name)).unwrap();
         let text = fs::read_to_string(root.join(corpus)).unwrap();
@@ -141,11 +118,7 @@ fn a_stream_of_ids_gives_the_text_that_all_at_once_give() {
                 streamed.extend(stream.push(*id).unwrap());
             }
             streamed.extend(stream.finish().unwrap());
-            assert_eq!(
-                streamed,
-                tokenizer.decode(&ids, true).unwrap(),
-                "{name}: {line:?}"
-            );
+            assert_eq!(streamed, tokenizer.decode(&ids, true).unwrap(), "{name}: {line:?}");
         }
     }
 }

@@ -33,37 +33,21 @@ pub(super) struct Place {
 impl Place {
     /// A complaint on a field.
     pub fn bad(&self, field: impl Into<String>, problem: impl Into<String>, remedy: &str) -> Error {
-        Error::Field {
-            path: self.path.clone(),
-            field: field.into(),
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        Error::Field { path: self.path.clone(), field: field.into(), problem: problem.into(), remedy: remedy.into() }
     }
 
     /// A complaint on a field of the wrong type.
     pub fn wrong_type(&self, field: impl Into<String>, wanted: &str) -> Error {
-        self.bad(
-            field,
-            format!("is not {wanted}"),
-            "save the tokenizer again with a current `tokenizers`",
-        )
+        self.bad(field, format!("is not {wanted}"), "save the tokenizer again with a current `tokenizers`")
     }
 
     /// A field's object.
     pub fn object<'v>(&self, value: &'v Value, field: &str) -> Result<&'v Map<String, Value>> {
-        value
-            .as_object()
-            .ok_or_else(|| self.wrong_type(field, "an object"))
+        value.as_object().ok_or_else(|| self.wrong_type(field, "an object"))
     }
 
     /// A field's list.
-    pub fn list<'v>(
-        &self,
-        map: &'v Map<String, Value>,
-        at: &str,
-        key: &str,
-    ) -> Result<&'v [Value]> {
+    pub fn list<'v>(&self, map: &'v Map<String, Value>, at: &str, key: &str) -> Result<&'v [Value]> {
         match map.get(key) {
             Some(Value::Array(list)) => Ok(list),
             _ => Err(self.wrong_type(format!("{at}.{key}"), "a list")),
@@ -72,9 +56,7 @@ impl Place {
 
     /// An id that is in the vocabulary, added tokens included.
     pub fn known_id(&self, value: &Value, field: &str) -> Result<u32> {
-        let id = value
-            .as_u64()
-            .ok_or_else(|| self.wrong_type(field, "a token id"))?;
+        let id = value.as_u64().ok_or_else(|| self.wrong_type(field, "a token id"))?;
         if !self.ids.values().any(|have| u64::from(*have) == id) {
             return Err(self.bad(
                 field,
@@ -89,10 +71,7 @@ impl Place {
 /// Checks a tokenizer.json and takes out its padding and truncation, which are a batch's business and not a
 /// vocabulary's.
 pub(super) fn check(json: &mut Value, path: &Path) -> Result<Checked> {
-    let mut place = Place {
-        path: path.into(),
-        ids: HashMap::new(),
-    };
+    let mut place = Place { path: path.into(), ids: HashMap::new() };
     let Some(top) = json.as_object_mut() else {
         return Err(place.wrong_type("the outermost value", "an object"));
     };

@@ -43,13 +43,8 @@ const PRE_TOKENIZERS: &[&str] = &[
     "Whitespace",
     "WhitespaceSplit",
 ];
-const POST_PROCESSORS: &[&str] = &[
-    "BertProcessing",
-    "ByteLevel",
-    "RobertaProcessing",
-    "Sequence",
-    "TemplateProcessing",
-];
+const POST_PROCESSORS: &[&str] =
+    &["BertProcessing", "ByteLevel", "RobertaProcessing", "Sequence", "TemplateProcessing"];
 const DECODERS: &[&str] = &[
     "BPEDecoder",
     "ByteFallback",
@@ -79,11 +74,7 @@ fn step_type<'v>(
             value: plain(kind),
             supported: supported.join(", "),
         }),
-        None => Err(place.bad(
-            format!("{at}.type"),
-            "is missing",
-            &format!("it is one of {}", supported.join(", ")),
-        )),
+        None => Err(place.bad(format!("{at}.type"), "is missing", &format!("it is one of {}", supported.join(", ")))),
     }
 }
 
@@ -103,10 +94,7 @@ fn parts<'v>(
         ));
     }
     let prefix = format!("{at}.{key}");
-    Ok(list
-        .iter()
-        .enumerate()
-        .map(move |(i, part)| (format!("{prefix}[{i}]"), part)))
+    Ok(list.iter().enumerate().map(move |(i, part)| (format!("{prefix}[{i}]"), part)))
 }
 
 /// A normalizer; gives the most by which it multiplies a text's bytes.
@@ -151,10 +139,7 @@ fn replace(map: &Map<String, Value>, at: &str, place: &Place) -> Result<u64> {
     let content = string(map, at, "content", place)?;
     insertion(content, &format!("{at}.content"), place)?;
     let pattern = map.get("pattern");
-    match (
-        pattern.and_then(|p| p.get("String")),
-        pattern.and_then(|p| p.get("Regex")),
-    ) {
+    match (pattern.and_then(|p| p.get("String")), pattern.and_then(|p| p.get("Regex"))) {
         (Some(Value::String(text)), None) => {
             if text.is_empty() {
                 return Err(empty_pattern(at, place));
@@ -166,19 +151,12 @@ fn replace(map: &Map<String, Value>, at: &str, place: &Place) -> Result<u64> {
             regex_size(regex, at, place)?;
             Ok(1 + content.len() as u64)
         }
-        _ => Err(place.wrong_type(
-            format!("{at}.pattern"),
-            "an object with `String` or `Regex`",
-        )),
+        _ => Err(place.wrong_type(format!("{at}.pattern"), "an object with `String` or `Regex`")),
     }
 }
 
 fn empty_pattern(at: &str, place: &Place) -> Error {
-    place.bad(
-        format!("{at}.pattern"),
-        "is the empty text, which is everywhere",
-        "name what is to be found",
-    )
+    place.bad(format!("{at}.pattern"), "is the empty text, which is everywhere", "name what is to be found")
 }
 
 fn regex_size(regex: &str, at: &str, place: &Place) -> Result<()> {
@@ -223,26 +201,19 @@ fn charsmap(map: &Map<String, Value>, at: &str, place: &Place) -> Result<()> {
     };
     let trie = u32::from_le_bytes(*head) as usize;
     if trie == 0 || !trie.is_multiple_of(4) || trie > rest.len() {
-        return Err(place.bad(
-            &field,
-            format!("announces a trie of {trie} bytes and has {}", rest.len()),
-            remedy,
-        ));
+        return Err(place.bad(&field, format!("announces a trie of {trie} bytes and has {}", rest.len()), remedy));
     }
     let (units, replacements) = rest.split_at(trie);
     if std::str::from_utf8(replacements).is_err() {
         return Err(place.bad(&field, "has replacements that are not UTF-8", remedy));
     }
-    check_trie(units, replacements)
-        .ok_or_else(|| place.bad(&field, "has a trie that points outside of it", remedy))
+    check_trie(units, replacements).ok_or_else(|| place.bad(&field, "has a trie that points outside of it", remedy))
 }
 
 /// Whether no walk through a double array of 32-bit units leaves it, and no leaf its replacements.
 fn check_trie(units: &[u8], replacements: &[u8]) -> Option<()> {
-    let units: Vec<usize> = units
-        .chunks_exact(4)
-        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) as usize)
-        .collect();
+    let units: Vec<usize> =
+        units.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) as usize).collect();
     let offset = |unit: usize| (unit >> 10) << ((unit & (1 << 9)) >> 6);
     let mut seen = vec![false; units.len()];
     let mut open = vec![0usize];
@@ -322,18 +293,11 @@ pub(super) fn pre_tokenizer(value: &Value, at: &str, place: &Place) -> Result<()
                 }
             }
             None => {
-                return Err(place.wrong_type(
-                    format!("{at}.pattern"),
-                    "an object with `String` or `Regex`",
-                ));
+                return Err(place.wrong_type(format!("{at}.pattern"), "an object with `String` or `Regex`"));
             }
         },
         // The library cuts a text into pieces of this length and panics at 0.
-        "FixedLength"
-            if map
-                .get("length")
-                .is_some_and(|n| n.as_u64().is_none_or(|n| n == 0)) =>
-        {
+        "FixedLength" if map.get("length").is_some_and(|n| n.as_u64().is_none_or(|n| n == 0)) => {
             return Err(place.bad(
                 format!("{at}.length"),
                 "is not a length of 1 or more",
@@ -421,12 +385,7 @@ fn template_pieces(
 ) -> Result<usize> {
     let mut texts = 0;
     for (at, piece) in parts(map, at, key, place)? {
-        let id = |kind: &str| {
-            piece
-                .get(kind)
-                .and_then(|p| p.get("id"))
-                .and_then(Value::as_str)
-        };
+        let id = |kind: &str| piece.get(kind).and_then(|p| p.get("id")).and_then(Value::as_str);
         match (id("SpecialToken"), id("Sequence")) {
             (Some(name), None) if specials.contains_key(name) => {}
             (Some(name), None) => {
@@ -439,9 +398,7 @@ fn template_pieces(
             (None, Some("A")) => texts += 1,
             (None, Some("B")) if key == "pair" => {}
             _ => {
-                return Err(
-                    place.wrong_type(at, "a SpecialToken or the Sequence A (or B in a pair)")
-                );
+                return Err(place.wrong_type(at, "a SpecialToken or the Sequence A (or B in a pair)"));
             }
         }
     }

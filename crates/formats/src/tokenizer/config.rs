@@ -5,15 +5,7 @@
 
 use serde_json::{Map, Value};
 
-const NAMED: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What a configuration says, as far as it concerns text and ids.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,8 +65,7 @@ fn template(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => {
-            let name =
-                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+            let name = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
             let entry = list.iter().find(name)?;
             entry.get("template")?.as_str().map(str::to_string)
         }

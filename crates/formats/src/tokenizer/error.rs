@@ -13,9 +13,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] crate::Error),
     /// The file is larger than any real one.
-    #[error(
-        "{path}: has {size} bytes and a tokenizer has at most {limit}; check that this is the tokenizer file"
-    )]
+    #[error("{path}: has {size} bytes and a tokenizer has at most {limit}; check that this is the tokenizer file")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -49,9 +47,7 @@ pub enum Error {
         supported: String,
     },
     /// The checks found nothing and the library refuses it all the same.
-    #[error(
-        "{path}: the tokenizer library refuses it: {problem}; save it again with a current `tokenizers`"
-    )]
+    #[error("{path}: the tokenizer library refuses it: {problem}; save it again with a current `tokenizers`")]
     Library {
         /// The file.
         path: PathBuf,

@@ -26,11 +26,7 @@ pub fn from_gguf(vocab: &GgufVocab, path: &Path) -> Result<Tokenizer> {
     let (model, mut top, default_bos) = match vocab.model.as_str() {
         "llama" => {
             let merges = merges_of_scores(vocab, &ids, path)?;
-            (
-                sentence_piece_model(vocab, merges),
-                sentence_piece_steps(vocab),
-                true,
-            )
+            (sentence_piece_model(vocab, merges), sentence_piece_steps(vocab), true)
         }
         "gpt2" => byte_level_parts(vocab, path)?,
         other => {
@@ -46,10 +42,7 @@ pub fn from_gguf(vocab: &GgufVocab, path: &Path) -> Result<Tokenizer> {
     let bos = named(vocab.bos).filter(|_| vocab.add_bos.unwrap_or(default_bos));
     let eos = named(vocab.eos).filter(|_| vocab.add_eos.unwrap_or(false));
     if bos.is_some() || eos.is_some() {
-        top.insert(
-            "post_processor".into(),
-            template_json(bos.as_ref(), eos.as_ref()),
-        );
+        top.insert("post_processor".into(), template_json(bos.as_ref(), eos.as_ref()));
     }
     top.insert("version".into(), "1.0".into());
     top.insert("added_tokens".into(), added_tokens(vocab));
@@ -65,10 +58,7 @@ fn ids<'v>(vocab: &'v GgufVocab, path: &Path) -> Result<HashMap<&'v str, u32>> {
             return Err(complaint(
                 path,
                 &format!("tokens[{id}]"),
-                format!(
-                    "is \"{}\", which token {other} is already",
-                    token.escape_debug()
-                ),
+                format!("is \"{}\", which token {other} is already", token.escape_debug()),
                 "give each token a text of its own",
             ));
         }
@@ -78,11 +68,7 @@ fn ids<'v>(vocab: &'v GgufVocab, path: &Path) -> Result<HashMap<&'v str, u32>> {
 
 fn vocabulary(vocab: &GgufVocab) -> Value {
     let entries = vocab.tokens.iter().enumerate();
-    Value::Object(
-        entries
-            .map(|(id, token)| (token.clone(), id.into()))
-            .collect(),
-    )
+    Value::Object(entries.map(|(id, token)| (token.clone(), id.into())).collect())
 }
 
 fn sentence_piece_model(vocab: &GgufVocab, merges: Vec<[&str; 2]>) -> Value {
@@ -103,11 +89,7 @@ fn sentence_piece_model(vocab: &GgufVocab, merges: Vec<[&str; 2]>) -> Value {
 }
 
 /// Every pair of tokens whose join is a token, by falling score of the join.
-fn merges_of_scores<'v>(
-    vocab: &'v GgufVocab,
-    ids: &HashMap<&str, u32>,
-    path: &Path,
-) -> Result<Vec<[&'v str; 2]>> {
+fn merges_of_scores<'v>(vocab: &'v GgufVocab, ids: &HashMap<&str, u32>, path: &Path) -> Result<Vec<[&'v str; 2]>> {
     let Some(scores) = &vocab.scores else {
         return Err(complaint(
             path,
@@ -122,12 +104,7 @@ fn merges_of_scores<'v>(
     };
     let mut work = 0;
     let mut pairs: Vec<(f32, usize, usize)> = Vec::new();
-    for (id, token) in vocab
-        .tokens
-        .iter()
-        .enumerate()
-        .filter(|(id, _)| mergeable(*id))
-    {
+    for (id, token) in vocab.tokens.iter().enumerate().filter(|(id, _)| mergeable(*id)) {
         work += token.len() * token.len();
         if work > MAX_PAIR_WORK {
             return Err(complaint(
@@ -161,24 +138,14 @@ fn sentence_piece_steps(vocab: &GgufVocab) -> Map<String, Value> {
     let prefix = vocab.add_space_prefix.unwrap_or(true);
     let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
     let mut normalizers = vec![replace(" ", "▁")];
-    let mut decoders = vec![
-        replace("▁", " "),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
+    let mut decoders = vec![replace("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
     if prefix {
         normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
     let mut top = Map::new();
-    top.insert(
-        "normalizer".into(),
-        json!({"type": "Sequence", "normalizers": normalizers}),
-    );
-    top.insert(
-        "decoder".into(),
-        json!({"type": "Sequence", "decoders": decoders}),
-    );
+    top.insert("normalizer".into(), json!({"type": "Sequence", "normalizers": normalizers}));
+    top.insert("decoder".into(), json!({"type": "Sequence", "decoders": decoders}));
     top
 }
 
@@ -188,12 +155,7 @@ fn byte_level_parts(vocab: &GgufVocab, path: &Path) -> Result<(Value, Map<String
         return Err(Error::Unsupported {
             path: path.into(),
             field: "tokenizer.ggml.pre".into(),
-            value: vocab
-                .pre
-                .as_deref()
-                .unwrap_or("")
-                .escape_debug()
-                .to_string(),
+            value: vocab.pre.as_deref().unwrap_or("").escape_debug().to_string(),
             supported: pre_name::names(),
         });
     };
@@ -258,12 +220,8 @@ fn added_tokens(vocab: &GgufVocab) -> Value {
 fn config(vocab: &GgufVocab) -> Map<String, Value> {
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
-    let named = [
-        ("bos_token", vocab.bos),
-        ("eos_token", vocab.eos),
-        ("unk_token", vocab.unk),
-        ("pad_token", vocab.pad),
-    ];
+    let named =
+        [("bos_token", vocab.bos), ("eos_token", vocab.eos), ("unk_token", vocab.unk), ("pad_token", vocab.pad)];
     for (key, id) in named {
         if let Some(id) = id {
             config.insert(key.into(), vocab.tokens[id as usize].clone().into());

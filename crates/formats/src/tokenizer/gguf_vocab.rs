@@ -89,11 +89,7 @@ impl GgufVocab {
         let id = |name: &str| -> Result<Option<u32>> {
             let count = file.count(&key(name))?;
             // llama.cpp ignores an id outside of the vocabulary; many files have one.
-            Ok(count.and_then(|id| {
-                u32::try_from(id)
-                    .ok()
-                    .filter(|id| (*id as usize) < tokens.len())
-            }))
+            Ok(count.and_then(|id| u32::try_from(id).ok().filter(|id| (*id as usize) < tokens.len())))
         };
         let scores = numbers(file, &key("scores"))?;
         let types = numbers(file, &key("token_type"))?;
@@ -150,10 +146,7 @@ impl GgufVocab {
         let mut vocab = super::to_gguf(tokenizer)?;
         if vocab.tokens.len() > rows {
             return Err(Error::NotRepresentable {
-                reason: format!(
-                    "it has {} tokens and the model's embedding has {rows} rows",
-                    vocab.tokens.len()
-                ),
+                reason: format!("it has {} tokens and the model's embedding has {rows} rows", vocab.tokens.len()),
             });
         }
         vocab.pad_to(rows);
@@ -177,15 +170,11 @@ impl GgufVocab {
     pub fn caveats(&self) -> Vec<String> {
         let mut out = Vec::new();
         if self.model == "llama" && !self.tokens.iter().any(|t| t == "<0x0A>") {
-            out.push(
-                "the vocabulary has no byte tokens: llama.cpp stops on a character that no token has".into(),
-            );
+            out.push("the vocabulary has no byte tokens: llama.cpp stops on a character that no token has".into());
         }
         if self.eos.is_none() {
             let default = if self.model == "llama" { 2 } else { 11 };
-            out.push(format!(
-                "the tokenizer names no end of text: llama.cpp takes token {default} for it"
-            ));
+            out.push(format!("the tokenizer names no end of text: llama.cpp takes token {default} for it"));
         }
         out
     }
@@ -199,22 +188,14 @@ impl GgufVocab {
 
     /// Checks lengths and ids against each other.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
-        let bad = |field: &str, problem: String| {
-            Err(complaint(
-                path,
-                field,
-                problem,
-                "convert the model to GGUF again",
-            ))
-        };
+        let bad =
+            |field: &str, problem: String| Err(complaint(path, field, problem, "convert the model to GGUF again"));
         let n = self.tokens.len();
         if n == 0 || n >= 1 << 24 {
             return bad("tokens", format!("has {n} entries"));
         }
-        let lengths = [
-            ("scores", self.scores.as_ref().map(Vec::len)),
-            ("token_type", self.token_type.as_ref().map(Vec::len)),
-        ];
+        let lengths =
+            [("scores", self.scores.as_ref().map(Vec::len)), ("token_type", self.token_type.as_ref().map(Vec::len))];
         for (field, len) in lengths {
             if let Some(len) = len
                 && len != n
@@ -246,12 +227,7 @@ impl GgufVocab {
 
 /// A complaint on a field of the metadata.
 pub(super) fn complaint(path: &Path, field: &str, problem: String, remedy: &str) -> Error {
-    Error::Field {
-        path: path.into(),
-        field: format!("{KEY}{field}"),
-        problem,
-        remedy: remedy.into(),
-    }
+    Error::Field { path: path.into(), field: format!("{KEY}{field}"), problem, remedy: remedy.into() }
 }
 
 fn missing(file: &gguf::File, field: &str) -> Error {
@@ -259,8 +235,7 @@ fn missing(file: &gguf::File, field: &str) -> Error {
         path: file.path().into(),
         field: format!("{KEY}{field}"),
         problem: "is missing".into(),
-        remedy: "this GGUF has no tokenizer; convert the model again with its tokenizer files"
-            .into(),
+        remedy: "this GGUF has no tokenizer; convert the model again with its tokenizer files".into(),
     }
 }
 

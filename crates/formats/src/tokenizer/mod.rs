@@ -30,8 +30,7 @@ use std::{
     path::Path,
 };
 use tokenizers::{
-    AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType, PostProcessorWrapper,
-    PreTokenizer,
+    AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType, PostProcessorWrapper, PreTokenizer,
 };
 
 /// The most bytes that normalizing one text may reach.
@@ -77,10 +76,9 @@ impl Tokenizer {
                 path: dir.into(),
                 field: "tokenizer.json".into(),
                 problem: "is missing in this directory".into(),
-                remedy:
-                    "copy it from the model's source; a tokenizer.model alone becomes one with \
+                remedy: "copy it from the model's source; a tokenizer.model alone becomes one with \
                          transformers' `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`"
-                        .into(),
+                    .into(),
             });
         };
         let config = optional_object(&dir.join("tokenizer_config.json"))?;
@@ -304,29 +302,15 @@ fn load(json: Value, path: &Path) -> Result<tokenizers::Tokenizer> {
 }
 
 /// Does to the loaded tokenizer what transformers does with the configuration beside it.
-fn apply_settings(
-    library: &mut tokenizers::Tokenizer,
-    settings: &Settings,
-    path: &Path,
-) -> Result<()> {
-    let refused = |problem: String| Error::Library {
-        path: path.into(),
-        problem,
-    };
+fn apply_settings(library: &mut tokenizers::Tokenizer, settings: &Settings, path: &Path) -> Result<()> {
+    let refused = |problem: String| Error::Library { path: path.into(), problem };
     let specials = settings.specials.iter();
     let specials: Vec<AddedToken> = specials
-        .filter(|token| {
-            !library
-                .get_added_vocabulary()
-                .get_vocab()
-                .contains_key(*token)
-        })
+        .filter(|token| !library.get_added_vocabulary().get_vocab().contains_key(*token))
         .map(|token| AddedToken::from(token.as_str(), true).normalized(false))
         .collect();
     if !specials.is_empty() {
-        library
-            .add_special_tokens(specials)
-            .map_err(|e| refused(e.to_string()))?;
+        library.add_special_tokens(specials).map_err(|e| refused(e.to_string()))?;
     }
     if settings.add_bos.is_none() && settings.add_eos.is_none() {
         return Ok(());
@@ -339,8 +323,7 @@ fn apply_settings(
     let bos = wanted(&settings.bos, settings.add_bos);
     let eos = wanted(&settings.eos, settings.add_eos);
     let template = template_json(bos.as_ref(), eos.as_ref());
-    let template: PostProcessorWrapper =
-        serde_json::from_value(template).map_err(|e| refused(e.to_string()))?;
+    let template: PostProcessorWrapper = serde_json::from_value(template).map_err(|e| refused(e.to_string()))?;
     library.with_post_processor(Some(template));
     Ok(())
 }

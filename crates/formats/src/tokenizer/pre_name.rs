@@ -17,19 +17,17 @@ pub(super) struct PreSplit {
 }
 
 /// GPT-2's own expression, which the library's `ByteLevel` has built in.
-pub(super) const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Every way that is known.
 pub(super) const PRE_SPLITS: &[PreSplit] = &[
     PreSplit {
-        names: &[
-            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gpt-neox",
-        ],
+        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gpt-neox"],
         regexes: &[GPT2],
         ignore_merges: false,
         add_bos: false,
@@ -40,12 +38,7 @@ pub(super) const PRE_SPLITS: &[PreSplit] = &[
         ignore_merges: true,
         add_bos: true,
     },
-    PreSplit {
-        names: &["dbrx", "smaug-bpe"],
-        regexes: &[LLAMA3],
-        ignore_merges: false,
-        add_bos: false,
-    },
+    PreSplit { names: &["dbrx", "smaug-bpe"], regexes: &[LLAMA3], ignore_merges: false, add_bos: false },
     PreSplit {
         names: &["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"],
         regexes: &[QWEN2],
@@ -53,30 +46,13 @@ pub(super) const PRE_SPLITS: &[PreSplit] = &[
         add_bos: false,
     },
     PreSplit {
-        names: &[
-            "smollm",
-            "starcoder",
-            "refact",
-            "command-r",
-            "codeshell",
-            "exaone",
-        ],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
         regexes: &[r"\p{N}", GPT2],
         ignore_merges: false,
         add_bos: false,
     },
-    PreSplit {
-        names: &["tekken"],
-        regexes: &[TEKKEN],
-        ignore_merges: true,
-        add_bos: true,
-    },
-    PreSplit {
-        names: &["gpt-4o"],
-        regexes: &[GPT4O],
-        ignore_merges: false,
-        add_bos: false,
-    },
+    PreSplit { names: &["tekken"], regexes: &[TEKKEN], ignore_merges: true, add_bos: true },
+    PreSplit { names: &["gpt-4o"], regexes: &[GPT4O], ignore_merges: false, add_bos: false },
     PreSplit {
         names: &["default"],
         regexes: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],

@@ -24,17 +24,11 @@ pub(super) fn text(path: &Path) -> Result<Option<String>> {
         return Err(crate::Error::malformed(path, 0, "the path", "is not a regular file").into());
     }
     if meta.len() > MAX_FILE_BYTES {
-        return Err(Error::TooLarge {
-            path: path.into(),
-            size: meta.len(),
-            limit: MAX_FILE_BYTES,
-        });
+        return Err(Error::TooLarge { path: path.into(), size: meta.len(), limit: MAX_FILE_BYTES });
     }
     // A file that grows while it is read must not grow the buffer without end.
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(io)?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
     String::from_utf8(bytes).map(Some).map_err(|e| {
         let at = e.utf8_error().valid_up_to() as u64;
         crate::Error::malformed(path, at, "the text", "is not UTF-8").into()

@@ -21,13 +21,7 @@ pub struct DecodeStream<'t> {
 
 impl<'t> DecodeStream<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
-        DecodeStream {
-            tokenizer,
-            skip_special,
-            ids: Vec::new(),
-            given: 0,
-            prefix: String::new(),
-        }
+        DecodeStream { tokenizer, skip_special, ids: Vec::new(), given: 0, prefix: String::new() }
     }
 
     /// Takes the next id; gives the text that it completes, if any.

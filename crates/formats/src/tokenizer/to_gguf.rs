@@ -25,9 +25,7 @@ pub fn to_gguf(tokenizer: &Tokenizer) -> Result<GgufVocab> {
     let model = json.get("model").and_then(Value::as_object);
     let Some(model) = model.filter(|m| is_bpe(m)) else {
         let kind = json["model"].get("type").map(plain).unwrap_or_default();
-        return Err(cannot(format!(
-            "its model is {kind}, and only BPE vocabularies have an exact equal there"
-        )));
+        return Err(cannot(format!("its model is {kind}, and only BPE vocabularies have an exact equal there")));
     };
     let mut vocab = tokens(tokenizer, &json);
     match shape(&json)? {
@@ -42,9 +40,7 @@ pub fn to_gguf(tokenizer: &Tokenizer) -> Result<GgufVocab> {
 }
 
 fn cannot(reason: impl Into<String>) -> Error {
-    Error::NotRepresentable {
-        reason: reason.into(),
-    }
+    Error::NotRepresentable { reason: reason.into() }
 }
 
 fn is_bpe(model: &Map<String, Value>) -> bool {
@@ -69,10 +65,7 @@ fn steps<'v>(value: Option<&'v Value>, key: &str) -> Vec<&'v Value> {
     match value {
         None | Some(Value::Null) => Vec::new(),
         Some(step) => match step.get(key).and_then(Value::as_array) {
-            Some(list) => list
-                .iter()
-                .flat_map(|part| steps(Some(part), key))
-                .collect(),
+            Some(list) => list.iter().flat_map(|part| steps(Some(part), key)).collect(),
             None => vec![step],
         },
     }
@@ -92,10 +85,7 @@ fn shape(json: &Value) -> Result<Shape> {
     if cuts.iter().any(|step| kind(step) == "ByteLevel") {
         // llama.cpp normalizes nothing; composed text, which is nearly all text, is the same either way.
         if let Some(step) = normalizers.iter().find(|step| kind(step) != "NFC") {
-            return Err(cannot(format!(
-                "llama.cpp has no normalizer `{}` for byte-level vocabularies",
-                kind(step)
-            )));
+            return Err(cannot(format!("llama.cpp has no normalizer `{}` for byte-level vocabularies", kind(step))));
         }
         return expressions(&cuts).map(Shape::ByteLevel);
     }
@@ -161,18 +151,12 @@ fn sentence_piece_shape(normalizers: &[&Value], cuts: &[&Value]) -> Result<Shape
                 prefix |= scheme.unwrap_or("always") != "never";
             }
             // Gemma's cut at spaces does nothing once they are `▁`.
-            "Split"
-                if step
-                    .get("pattern")
-                    .and_then(|p| p.get("String"))
-                    .is_some_and(|s| s == " ") => {}
+            "Split" if step.get("pattern").and_then(|p| p.get("String")).is_some_and(|s| s == " ") => {}
             other => return Err(cannot(format!("llama.cpp has no pre-tokenizer `{other}`"))),
         }
     }
     if !spaces {
-        return Err(cannot(
-            "it does not spell spaces as `▁`, and llama.cpp does",
-        ));
+        return Err(cannot("it does not spell spaces as `▁`, and llama.cpp does"));
     }
     Ok(Shape::SentencePiece { prefix })
 }
@@ -180,10 +164,7 @@ fn sentence_piece_shape(normalizers: &[&Value], cuts: &[&Value]) -> Result<Shape
 /// Tokens and types, special tokens and flags: what all kinds share.
 fn tokens(tokenizer: &Tokenizer, json: &Value) -> GgufVocab {
     let n = tokenizer.vocab_size();
-    let mut vocab = GgufVocab {
-        tokens: Vec::with_capacity(n),
-        ..GgufVocab::default()
-    };
+    let mut vocab = GgufVocab { tokens: Vec::with_capacity(n), ..GgufVocab::default() };
     let added = tokenizer.library.get_added_tokens_decoder();
     let unknown = json["model"].get("unk_token").and_then(Value::as_str);
     let fallback = flag(&json["model"], "byte_fallback", false);
@@ -208,9 +189,7 @@ fn tokens(tokenizer: &Tokenizer, json: &Value) -> GgufVocab {
     vocab.token_type = Some(types);
     vocab.bos = tokenizer.bos();
     vocab.eos = tokenizer.eos();
-    vocab.unk = unknown
-        .and_then(|t| tokenizer.id_of(t))
-        .or_else(|| id(&tokenizer.settings.unk));
+    vocab.unk = unknown.and_then(|t| tokenizer.id_of(t)).or_else(|| id(&tokenizer.settings.unk));
     vocab.pad = id(&tokenizer.settings.pad);
     vocab.add_bos = Some(tokenizer.adds_bos());
     vocab.add_eos = Some(tokenizer.adds_eos());
@@ -254,18 +233,13 @@ fn sentence_piece(vocab: &mut GgufVocab, model: &Map<String, Value>, prefix: boo
     let last = ranks.len() as f32;
     let mut order: Vec<(usize, &str)> = ranks.iter().map(|(t, r)| (*r, t.as_str())).collect();
     order.sort_unstable();
-    let places: HashMap<&str, usize> = order
-        .iter()
-        .enumerate()
-        .map(|(i, (_, t))| (*t, i))
-        .collect();
-    let scores = vocab.tokens.iter().enumerate().map(|(id, token)| {
-        match (vocab.type_of(id), places.get(token.as_str())) {
+    let places: HashMap<&str, usize> = order.iter().enumerate().map(|(i, (_, t))| (*t, i)).collect();
+    let scores =
+        vocab.tokens.iter().enumerate().map(|(id, token)| match (vocab.type_of(id), places.get(token.as_str())) {
             (_, Some(place)) => -(*place as f32),
             (TokenType::Normal, None) => -last,
             _ => 0.0,
-        }
-    });
+        });
     vocab.scores = Some(scores.collect());
     vocab.model = "llama".into();
     vocab.pre = Some("default".into());
@@ -278,12 +252,8 @@ fn compare(vocab: &GgufVocab, tokenizer: &Tokenizer, prefix: bool) -> Result<()>
     let scores = vocab.scores.as_deref().unwrap_or(&[]);
     let entries = vocab.tokens.iter().zip(scores).enumerate();
     let merger = Merger {
-        tokens: entries
-            .map(|(id, (t, s))| (t.as_str(), (id as u32, *s)))
-            .collect(),
-        bytes: (0..=255u8)
-            .map(|b| tokenizer.id_of(&format!("<0x{b:02X}>")))
-            .collect(),
+        tokens: entries.map(|(id, (t, s))| (t.as_str(), (id as u32, *s))).collect(),
+        bytes: (0..=255u8).map(|b| tokenizer.id_of(&format!("<0x{b:02X}>"))).collect(),
     };
     let pieces: Vec<&str> = (0..vocab.tokens.len())
         .filter(|id| vocab.type_of(*id) == TokenType::Normal)
@@ -297,9 +267,7 @@ fn compare(vocab: &GgufVocab, tokenizer: &Tokenizer, prefix: bool) -> Result<()>
         let mut text = pieces[trial % pieces.len()].to_string();
         for _ in 0..trial % 4 {
             // A linear congruential generator: the same texts on every machine.
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             text.push_str(pieces[(state >> 33) as usize % pieces.len()]);
         }
         let text = text.replace('▁', " ");
@@ -318,14 +286,10 @@ fn compare(vocab: &GgufVocab, tokenizer: &Tokenizer, prefix: bool) -> Result<()>
 /// Single ASCII characters: their bytes are their tokens, spelled as the byte-level kind spells them.
 fn characters(vocab: &mut GgufVocab, model: &Map<String, Value>) -> Result<()> {
     if merge_list(model).next().is_some() {
-        return Err(cannot(
-            "it merges across spaces, which llama.cpp never does",
-        ));
+        return Err(cannot("it merges across spaces, which llama.cpp never does"));
     }
     if vocab.unk.is_some() {
-        return Err(cannot(
-            "it has an unknown token for characters, and llama.cpp leaves such characters out",
-        ));
+        return Err(cannot("it has an unknown token for characters, and llama.cpp leaves such characters out"));
     }
     for id in 0..vocab.tokens.len() {
         if vocab.type_of(id) != TokenType::Normal {
