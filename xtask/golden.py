@@ -148,7 +148,7 @@ LOCAL_GLOBAL = dict(
 )
 
 VARIANTS = {
-    "llama-mha": llama("Llama 1 and 2: as many key heads as query heads, untied", UNTIED, dict(num_key_value_heads=4), dtype="f32"),
+    "llama-mha": llama("Llama 1 and 2: as many key heads as query heads, untied", UNTIED, dict(num_key_value_heads=4)),
     "llama-sparse": llama("a configuration that leaves all it can to defaults", UNTIED, dict(max_position_embeddings=2048, num_key_value_heads=4), config=sparse),
     "llama-gqa-tied": llama("grouped queries, tied, theta of Llama 3, rms_norm_eps 1e-5", TIED, rope("default", 500000.0), dict(rms_norm_eps=1e-5), config=version4),
     "llama3-scaled": llama("Llama 3.1 frequencies: kept, blended and stretched ones", TIED, LLAMA3),
@@ -176,9 +176,10 @@ VARIANTS = {
     "gemma": variant("gemma", "Gemma 1: scaled embedding, norms of 1 + w, one key head", GEMMA, config=version4),
     "gemma-mha": variant("gemma", "as many key heads as query heads", GEMMA, dict(num_key_value_heads=2, rms_norm_eps=1e-5)),
     "gemma2": variant("gemma2", "Gemma 2: caps that bind, four norms, alternating windows, its own query scale", GEMMA, CAPS, dict(num_hidden_layers=3, sliding_window=8, query_pre_attn_scalar=24), config=version4_layers),
+    "gemma2-by-head": variant("gemma2", "scores scaled by the width of a head, as the models up to 9B, which GGUF can say", GEMMA, CAPS, dict(intermediate_size=24, sliding_window=8, query_pre_attn_scalar=16)),
     "gemma2-uncapped": variant("gemma2", "no caps", GEMMA, dict(attn_logit_softcapping=None, final_logit_softcapping=None, sliding_window=8, query_pre_attn_scalar=16)),
     "gemma3": variant("gemma3_text", "Gemma 3: local and global frequencies, linear scaling on the global ones, norms on heads", GEMMA, LOCAL_GLOBAL),
-    "gemma3-v4": variant("gemma3_text", "the same as transformers 4 writes it, layers by sliding_window_pattern", GEMMA, LOCAL_GLOBAL, config=version4_gemma3),
+    "gemma3-v4": variant("gemma3_text", "the same as transformers 4 writes it, layers by sliding_window_pattern, scores scaled by the width of a head", GEMMA, LOCAL_GLOBAL, dict(query_pre_attn_scalar=16), config=version4_gemma3),
     "gemma3-sparse": variant("gemma3_text", "defaults: six layers to a pattern, windows wider than the text", GEMMA, dict(num_hidden_layers=6, head_dim=8, intermediate_size=24, max_position_embeddings=131072), config=sparse),
     "phi3": variant("phi3", "fused projections, a window", GATED, UNTIED, dict(sliding_window=8, original_max_position_embeddings=128), config=version4),
     "phi3-short": variant("phi3", "LongRoPE within the trained length", GATED, LONGROPE, dict(original_max_position_embeddings=64), config=version4_phi3),

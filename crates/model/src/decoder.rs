@@ -90,6 +90,7 @@ impl Cache {
 }
 
 /// A batch of sequences on its way through the blocks.
+#[derive(Clone)]
 pub struct Flow {
     /// The residual stream `[tokens, dim]`.
     x: Tensor,

@@ -50,6 +50,9 @@ pub fn config(file: &File) -> Result<Config> {
     if file.tensor("blk.0.attn_q.bias").is_some() {
         fields.insert("attention_bias".into(), json!(true));
     }
+    if file.tensor("blk.0.ffn_gate.bias").is_some() {
+        fields.insert("mlp_bias".into(), json!(true));
+    }
     for (field, key) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")] {
         if let Some(id) = file.count(&format!("tokenizer.ggml.{key}"))? {
             fields.insert(field.into(), json!(id));
@@ -68,6 +71,7 @@ fn read(file: &File, name: &str, key: &GgufKey) -> Result<Option<Json>> {
             }
             _ => file.count(name)?.map(|n| json!(n)),
         },
+        Kind::Flag => file.flag(name)?.map(|b| json!(b)),
         // The shortest decimal that reads back as the same 32-bit float is what the configuration said.
         Kind::Number => file.number(name)?.map(|x| (x as f32).to_string().parse::<f64>().map_or(json!(x), |x| json!(x))),
     })
@@ -88,10 +92,12 @@ pub fn write(config: &Config, spec: &crate::Spec, family: &Family, out: &mut Wri
     for key in gguf.keys {
         let name = format!("{}.{}", gguf.architecture, key.key);
         let value = match (derived(key.field, spec), config.get(key.field)) {
-            (Some(n), _) => Some(Value::U32(n as u32)),
+            (Some(Size::Count(n)), _) => Some(Value::U32(n as u32)),
+            (Some(Size::Number(x)), _) => Some(Value::F32(x)),
             (None, Some(v)) => match key.kind {
                 Kind::Count => v.as_u64().map(|n| Value::U32(n as u32)),
                 Kind::Number => v.as_f64().map(|x| Value::F32(x as f32)),
+                Kind::Flag => v.as_bool().map(Value::Bool),
             },
             (None, None) => None,
         };
@@ -104,15 +110,21 @@ pub fn write(config: &Config, spec: &crate::Spec, family: &Family, out: &mut Wri
     (gguf.write_more)(config, spec, out)
 }
 
-/// Sizes that the spec knows even where a configuration leaves them to a default.
-fn derived(field: &str, spec: &crate::Spec) -> Option<usize> {
+enum Size {
+    Count(usize),
+    Number(f32),
+}
+
+/// What the spec knows even where a configuration leaves it to a default.
+fn derived(field: &str, spec: &crate::Spec) -> Option<Size> {
     let first = spec.blocks.first()?;
     match field {
-        "intermediate_size" | "n_inner" => Some(first.hidden),
-        "num_key_value_heads" => Some(first.kv_heads),
-        "head_dim" => Some(first.head_dim),
-        "num_hidden_layers" | "n_layer" => Some(spec.blocks.len()),
-        "max_position_embeddings" | "n_positions" => Some(spec.context),
+        "intermediate_size" | "n_inner" => Some(Size::Count(first.hidden)),
+        "num_key_value_heads" => Some(Size::Count(first.kv_heads)),
+        "head_dim" => Some(Size::Count(first.head_dim)),
+        "num_hidden_layers" | "n_layer" => Some(Size::Count(spec.blocks.len())),
+        "max_position_embeddings" | "n_positions" => Some(Size::Count(spec.context)),
+        "rms_norm_eps" | "layer_norm_eps" | "layer_norm_epsilon" => Some(Size::Number(spec.norm_eps)),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 //! the second on norms after attention and feed-forward, windows and capped scores.
 
 use super::{
-    Family, Layout, Stored, llama, rope,
+    Family, Layout, Stored, gemma_gguf, llama, rope,
     stored::{b, w},
     window::{sliding, windows},
 };
@@ -15,7 +15,7 @@ pub static GEMMA: Family = Family {
     assumed: r#"{"head_dim": 256, "max_position_embeddings": 8192, "tie_word_embeddings": true}"#,
     spec: gemma,
     stored: STORED1,
-    gguf: None,
+    gguf: Some(gemma_gguf::GEMMA),
 };
 
 /// Gemma 2.
@@ -26,7 +26,7 @@ pub static GEMMA2: Family = Family {
         "query_pre_attn_scalar": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}"#,
     spec: gemma2,
     stored: STORED3,
-    gguf: None,
+    gguf: Some(gemma_gguf::GEMMA2),
 };
 
 /// Gemma 3, text only.
@@ -37,7 +37,7 @@ pub static GEMMA3: Family = Family {
         "query_pre_attn_scalar": 256, "sliding_window": 4096}"#,
     spec: gemma3,
     stored: STORED3,
-    gguf: None,
+    gguf: Some(gemma_gguf::GEMMA3),
 };
 
 const STORED1: &[Stored] = &[
@@ -144,10 +144,10 @@ fn gemma3(config: &Config) -> Result<Spec> {
     Ok(spec)
 }
 
-const LOCAL: rope::Place<'_> =
+pub(super) const LOCAL: rope::Place<'_> =
     rope::Place { section: "rope_parameters.sliding_attention", theta: "rope_local_base_freq", default: 10_000.0 };
 
-fn global(config: &Config) -> rope::Place<'static> {
+pub(super) fn global(config: &Config) -> rope::Place<'static> {
     let nested = "rope_parameters.full_attention";
     let section = if config.get(nested).is_some() { nested } else { "rope_scaling" };
     rope::Place { section, theta: "rope_theta", default: 1_000_000.0 }

@@ -7,6 +7,8 @@ pub enum Kind {
     Count,
     /// 32-bit float.
     Number,
+    /// True or false.
+    Flag,
 }
 
 /// A metadata key (without the architecture's prefix) and the field it stands for.
@@ -30,6 +32,11 @@ pub const fn count(key: &'static str, field: &'static str) -> GgufKey {
 /// A number that a file must have.
 pub const fn number(key: &'static str, field: &'static str) -> GgufKey {
     GgufKey { key, field, kind: Kind::Number, required: true }
+}
+
+/// A switch that a file must have.
+pub const fn flag(key: &'static str, field: &'static str) -> GgufKey {
+    GgufKey { key, field, kind: Kind::Flag, required: true }
 }
 
 impl GgufKey {

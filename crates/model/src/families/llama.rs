@@ -55,7 +55,7 @@ pub(super) const STORED: &[Stored] = &[
 ];
 
 /// GGUF names, with queries and keys permuted as llama.cpp's rotary kernel wants them.
-const GGUF: &[Stored] = &[
+pub(super) const GGUF: &[Stored] = &[
     w!(Embed, "token_embd.weight"),
     w!(AttnNorm, "blk.{}.attn_norm.weight"),
     w!(Q, "blk.{}.attn_q.weight").with(Layout::Adjacent),

@@ -4,6 +4,7 @@
 //! and GGUF files; the same tables serve loading and saving.
 
 mod gemma;
+mod gemma_gguf;
 mod gguf_keys;
 mod gpt2;
 mod gpt_neox;

@@ -1,6 +1,7 @@
 //! Which blocks see only the last positions, from `layer_types` or the older fields that it replaced.
 
-use crate::{Config, Result};
+use crate::{Config, Result, Spec};
+use formats::gguf;
 
 /// The window of each of `layers` blocks: `width` where the block slides, `None` where it sees everything.
 ///
@@ -26,4 +27,25 @@ pub fn sliding(config: &Config, layers: u16, slides: impl Fn(u16) -> bool) -> Re
         _ => Err(config.error("layer_types", format!("holds {k}; planish knows full_attention and sliding_attention"))),
     };
     kinds.iter().map(kind).collect()
+}
+
+/// The fewest positions that a GGUF is worth writing for.
+const LEAST_CONTEXT: usize = 1024;
+
+/// The longest text that an engine without windows computes as the model means it.
+pub fn windowless_context(spec: &Spec) -> usize {
+    spec.blocks.iter().filter_map(|b| b.window).fold(spec.context, usize::min)
+}
+
+/// Why an engine without windows does not serve a model: its windows are too narrow to do without them.
+pub fn too_narrow(spec: &Spec) -> Option<String> {
+    let window = windowless_context(spec);
+    (window < spec.context.min(LEAST_CONTEXT)).then(|| {
+        format!("llama.cpp computes this architecture without windows, and this model's blocks see only {window} positions")
+    })
+}
+
+/// States the context of [`windowless_context`] in a GGUF.
+pub fn write_context(arch: &str, spec: &Spec, out: &mut gguf::Writer<'_>) {
+    out.set(format!("{arch}.context_length"), gguf::Value::U32(windowless_context(spec) as u32));
 }
