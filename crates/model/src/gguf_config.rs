@@ -73,7 +73,9 @@ fn read(file: &File, name: &str, key: &GgufKey) -> Result<Option<Json>> {
         },
         Kind::Flag => file.flag(name)?.map(|b| json!(b)),
         // The shortest decimal that reads back as the same 32-bit float is what the configuration said.
-        Kind::Number => file.number(name)?.map(|x| (x as f32).to_string().parse::<f64>().map_or(json!(x), |x| json!(x))),
+        Kind::Number => {
+            file.number(name)?.map(|x| (x as f32).to_string().parse::<f64>().map_or(json!(x), |x| json!(x)))
+        }
     })
 }
 

@@ -40,7 +40,9 @@ pub fn join(stored: &Stored, parts: &[Weight], head_dim: usize) -> Result<Weight
     let joined = Weight::concat_rows(parts).ok_or("the sites that share this tensor are stored in different ways")?;
     match stored.layout {
         Layout::Rows => Ok(joined),
-        Layout::Columns => joined.transposed().ok_or_else(|| "cannot be transposed: its rows are blocks of codes".into()),
+        Layout::Columns => {
+            joined.transposed().ok_or_else(|| "cannot be transposed: its rows are blocks of codes".into())
+        }
         Layout::MinusOne => Ok(shift(&joined, -1.0)),
         Layout::Adjacent => Ok(joined.select_rows(&adjacent(joined.rows(), head_dim, Direction::ToFile))),
         Layout::HeadByHead => {

@@ -221,11 +221,19 @@ pub fn gguf(model: &Model, tokenizer: Option<&Tokenizer>, path: &Path, ask: &dyn
     let most = counts.iter().max_by_key(|(_, n)| **n).map_or(GgmlType::F32, |(id, _)| GgmlType(*id));
     out.set("general.file_type", Value::U32(most.file_type()));
     out.set("general.quantization_version", Value::U32(2));
-    if let Some(tokenizer) = tokenizer {
-        GgufVocab::of(tokenizer, model.spec.vocab)?.write(&mut out);
+    match tokenizer {
+        Some(tokenizer) => GgufVocab::of(tokenizer, model.spec.vocab)?.write(&mut out),
+        // llama.cpp opens a file without a vocabulary only if it says so.
+        None => out.set("tokenizer.ggml.model", Value::String("no_vocab".into())),
     }
     out.write(path)?;
     Ok(fallbacks)
+}
+
+/// Why a model has no GGUF form, if it has none.
+pub fn gguf_refusal(model: &Model) -> Option<String> {
+    // What refuses a model are its switches and its rotary scaling, and both are met before any tensor.
+    gguf_config::write(&model.config, &model.spec, model.family, &mut Writer::new()).err().map(|e| e.to_string())
 }
 
 fn vector_len(model: &Model, site: Site, part: Part) -> usize {

@@ -1,9 +1,13 @@
 //! Every family and every switch against the logits of transformers, and through planish's own files and back.
 //!
 //! With PLANISH_KEEP_GGUF=DIR the GGUF files stay in DIR, to be held against llama.cpp.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use model::{Cache, Model, load, save};
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 use tensor::ops;
 
 fn root() -> PathBuf {
@@ -72,7 +76,8 @@ fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
 
 #[test]
 fn every_reference_is_met() {
-    let mut dirs: Vec<PathBuf> = fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut dirs: Vec<PathBuf> =
+        fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     dirs.sort();
     assert!(dirs.len() >= 30);
     let mut faults = Vec::new();

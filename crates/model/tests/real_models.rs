@@ -1,4 +1,5 @@
 //! The real models of `../shared/data` against what transformers computed for them.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use formats::tokenizer::Tokenizer;
 use model::{Gpt, generate, generate::Limits, Sampling};

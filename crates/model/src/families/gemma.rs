@@ -130,7 +130,8 @@ fn gemma3(config: &Config) -> Result<Spec> {
     spec.qk_norm = true;
     let width = config.size_or_none("sliding_window")?;
     // One global block after so many local ones.
-    let pattern = config.size_or_none("sliding_window_pattern")?.or(config.size_or_none("_sliding_window_pattern")?).unwrap_or(6);
+    let pattern =
+        config.size_or_none("sliding_window_pattern")?.or(config.size_or_none("_sliding_window_pattern")?).unwrap_or(6);
     let local = sliding(config, spec.layers(), |layer| (usize::from(layer) + 1) % pattern != 0)?;
     for (b, local) in spec.blocks.iter_mut().zip(local) {
         b.rope = Some(usize::from(local));

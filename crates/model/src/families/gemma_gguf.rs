@@ -35,7 +35,8 @@ pub(super) const GEMMA2: GgufFamily = GgufFamily {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}"#,
     refuses: |spec, _| {
         let uncapped = spec.logit_cap.is_none() || spec.blocks.iter().any(|b| b.score_cap.is_none());
-        let uncapped = uncapped.then(|| "llama.cpp always caps the scores and logits of Gemma 2, and this model does not".into());
+        let uncapped =
+            uncapped.then(|| "llama.cpp always caps the scores and logits of Gemma 2, and this model does not".into());
         refuses(spec).or_else(|| untied(spec)).or_else(|| scaled_otherwise(spec, GEMMA2_27B_BLOCKS)).or(uncapped)
     },
     read_more: |file, fields| {
@@ -59,7 +60,8 @@ pub(super) const GEMMA3: GgufFamily = GgufFamily {
         "rope_theta": 10000.0}"#,
     refuses: |spec, _| {
         let capped = spec.blocks.iter().any(|b| b.score_cap.is_some());
-        let capped = capped.then(|| "llama.cpp computes Gemma 3 without caps on the scores, and this model has one".into());
+        let capped =
+            capped.then(|| "llama.cpp computes Gemma 3 without caps on the scores, and this model has one".into());
         refuses(spec).or_else(|| scaled_otherwise(spec, GEMMA3_27B_BLOCKS)).or(capped)
     },
     read_more: |file, fields| {
@@ -135,7 +137,9 @@ fn refuses(spec: &Spec) -> Option<String> {
 }
 
 fn untied(spec: &Spec) -> Option<String> {
-    (!spec.tied).then(|| "llama.cpp takes the embedding as the head of this architecture, and this model has a head of its own".into())
+    (!spec.tied).then(|| {
+        "llama.cpp takes the embedding as the head of this architecture, and this model has a head of its own".into()
+    })
 }
 
 /// What llama.cpp takes the scores' scale from.
@@ -148,7 +152,9 @@ fn scaled_otherwise(spec: &Spec, large: usize) -> Option<String> {
         let scalar = scalar(spec.blocks.len(), large, spec.dim, b.heads, b.head_dim);
         (b.score_scale * (scalar as f32).sqrt() - 1.0).abs() > 1e-6
     };
-    let reason = || "llama.cpp scales the scores by the width of a head, and this model's query_pre_attn_scalar is another".into();
+    let reason = || {
+        "llama.cpp scales the scores by the width of a head, and this model's query_pre_attn_scalar is another".into()
+    };
     spec.blocks.iter().any(differs).then(reason)
 }
 
@@ -199,7 +205,10 @@ fn write_gemma3(config: &Config, spec: &Spec, out: &mut gguf::Writer<'_>) -> Res
     let place = global(config);
     let scaled = [(place.kind(config)?, &["default", "linear"][..]), (LOCAL.kind(config)?, &["default"][..])];
     if let Some((kind, _)) = scaled.iter().find(|(kind, known)| !known.contains(kind)) {
-        return Err(config.error("rope_scaling", format!("is {kind:?}, which llama.cpp does not compute for Gemma 3, so no GGUF is written")));
+        return Err(config.error(
+            "rope_scaling",
+            format!("is {kind:?}, which llama.cpp does not compute for Gemma 3, so no GGUF is written"),
+        ));
     }
     if let Some(rope) = spec.ropes.first() {
         rope_gguf::write_at("gemma3", Divisors::None, config, place, rope, out)?;

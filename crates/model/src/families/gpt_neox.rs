@@ -79,7 +79,8 @@ fn refuses(spec: &Spec, _: &Config) -> Option<String> {
     if !spec.biases.qkv || !spec.biases.o {
         return Some("llama.cpp computes GPT-NeoX only with biases in attention".into());
     }
-    spec.tied.then(|| "llama.cpp computes GPT-NeoX only with a head of its own, and this model's is its embedding".into())
+    spec.tied
+        .then(|| "llama.cpp computes GPT-NeoX only with a head of its own, and this model's is its embedding".into())
 }
 
 fn place(config: &Config) -> rope::Place<'static> {

@@ -168,7 +168,9 @@ pub(super) fn activation(config: &Config, field: &str, default: &str) -> Result<
         "tanh" => Ok(Activation::Tanh),
         other => Err(config.error(
             field,
-            format!("is {other:?}; planish knows silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2 and tanh"),
+            format!(
+                "is {other:?}; planish knows silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2 and tanh"
+            ),
         )),
     }
 }

@@ -95,3 +95,67 @@ pub fn known() -> String {
     let names: Vec<_> = FAMILIES.iter().map(|f| f.architectures[0]).collect();
     names.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Role;
+    use std::{collections::BTreeSet, path::Path};
+
+    fn config(text: &str) -> Config {
+        Config::new(Path::new("config.json"), serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn tables_are_well_formed() {
+        for family in FAMILIES {
+            let empty = config("{}");
+            empty.assuming(family.assumed).unwrap();
+            for table in [Some(family.stored), family.gguf.as_ref().map(|g| g.stored)].into_iter().flatten() {
+                let names: BTreeSet<_> = table.iter().map(|s| s.name).collect();
+                assert_eq!(names.len(), table.len(), "{} lists a tensor twice", family.name);
+                for stored in table {
+                    for (role, _) in stored.sites {
+                        assert_eq!(role.is_edge(), stored.is_edge(), "{}: {} of {role:?}", family.name, stored.name);
+                    }
+                }
+                assert!(table.iter().any(|s| s.sites[0].0 == Role::Embed));
+            }
+            if let Some(gguf) = &family.gguf {
+                empty.assuming(gguf.defaults).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn faults_in_a_configuration_name_their_field() {
+        let base = r#""vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2"#;
+        let cases = [
+            ("Gemma2ForCausalLM", r#""head_dim": 4, "layer_types": ["full_attention"]"#, "layer_types"),
+            ("Gemma2ForCausalLM", r#""head_dim": 4, "layer_types": ["full_attention", 7]"#, "layer_types"),
+            ("Gemma3ForCausalLM", r#""head_dim": 4, "query_pre_attn_scalar": -1"#, "query_pre_attn_scalar"),
+            (
+                "GemmaForCausalLM",
+                r#""head_dim": 4, "use_bidirectional_attention": true"#,
+                "use_bidirectional_attention",
+            ),
+            ("Phi3ForCausalLM", r#""partial_rotary_factor": 0.25"#, "partial_rotary_factor"),
+            (
+                "Phi3ForCausalLM",
+                r#""rope_scaling": {"type": "longrope", "short_factor": [1]}"#,
+                "rope_scaling.long_factor",
+            ),
+            ("GPTNeoXForCausalLM", r#""rotary_pct": 7"#, "rotary_pct"),
+            ("Qwen2ForCausalLM", r#""use_sliding_window": true, "max_window_layers": "all""#, "max_window_layers"),
+            ("LlamaForCausalLM", r#""head_dim": 3"#, "head_dim"),
+            ("LlamaForCausalLM", r#""rope_theta": 0"#, "rope_theta"),
+            ("MistralForCausalLM", r#""sliding_window": "wide""#, "sliding_window"),
+        ];
+        for (architecture, fields, field) in cases {
+            let config = config(&format!(r#"{{"architectures": ["{architecture}"], {base}, {fields}}}"#));
+            let family = find(&config).unwrap();
+            let error = (family.spec)(&config.assuming(family.assumed).unwrap()).unwrap_err().to_string();
+            assert!(error.contains(field), "{architecture}: {error}");
+        }
+    }
+}

@@ -47,14 +47,18 @@ impl Place<'_> {
     /// How many of a head's channels turn.
     fn rotated(&self, config: &Config, head_dim: usize) -> Result<usize> {
         let field = format!("{}.partial_rotary_factor", self.section);
-        let found = [field.as_str(), "partial_rotary_factor", "rotary_pct"].into_iter().find(|f| config.get(f).is_some());
+        let found =
+            [field.as_str(), "partial_rotary_factor", "rotary_pct"].into_iter().find(|f| config.get(f).is_some());
         let Some(field) = found else { return Ok(head_dim) };
         // The sliver of slack keeps a share that was written as a quotient from losing a channel.
         let rotated = (head_dim as f64 * config.number_or(field, 1.0)? + 1e-9).floor();
         if rotated >= 2.0 && rotated <= head_dim as f64 && rotated % 2.0 == 0.0 {
             return Ok(rotated as usize);
         }
-        Err(config.error(field, format!("turns {rotated} of a head's {head_dim} channels; it must be an even number from 2 on")))
+        Err(config.error(
+            field,
+            format!("turns {rotated} of a head's {head_dim} channels; it must be an even number from 2 on"),
+        ))
     }
 }
 

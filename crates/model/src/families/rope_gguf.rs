@@ -121,7 +121,8 @@ pub fn write_at(
     let field = |name: &str| format!("{}.{name}", place.section);
     let kind = place.kind(config)?;
     let refuse = || {
-        let reason = format!("is {kind:?} in a form that llama.cpp does not compute for {arch} models, so no GGUF is written");
+        let reason =
+            format!("is {kind:?} in a form that llama.cpp does not compute for {arch} models, so no GGUF is written");
         config.error(&field("rope_type"), reason)
     };
     let base = inverse_frequencies(theta, rope.rotated);

@@ -9,7 +9,12 @@ use formats::gguf;
 ///
 /// # Errors
 /// If `layer_types` is malformed.
-pub fn windows(config: &Config, layers: u16, width: Option<usize>, slides: impl Fn(u16) -> bool) -> Result<Vec<Option<usize>>> {
+pub fn windows(
+    config: &Config,
+    layers: u16,
+    width: Option<usize>,
+    slides: impl Fn(u16) -> bool,
+) -> Result<Vec<Option<usize>>> {
     Ok(sliding(config, layers, slides)?.into_iter().map(|slides| if slides { width } else { None }).collect())
 }
 
@@ -20,7 +25,8 @@ pub fn windows(config: &Config, layers: u16, width: Option<usize>, slides: impl 
 pub fn sliding(config: &Config, layers: u16, slides: impl Fn(u16) -> bool) -> Result<Vec<bool>> {
     let Some(types) = config.get("layer_types") else { return Ok((0..layers).map(slides).collect()) };
     let kinds = types.as_array().filter(|t| t.len() == usize::from(layers));
-    let kinds = kinds.ok_or_else(|| config.error("layer_types", format!("must list the kind of each of the {layers} blocks")))?;
+    let kinds = kinds
+        .ok_or_else(|| config.error("layer_types", format!("must list the kind of each of the {layers} blocks")))?;
     let kind = |k: &serde_json::Value| match k.as_str() {
         Some("sliding_attention") => Ok(true),
         Some("full_attention") => Ok(false),
@@ -41,7 +47,9 @@ pub fn windowless_context(spec: &Spec) -> usize {
 pub fn too_narrow(spec: &Spec) -> Option<String> {
     let window = windowless_context(spec);
     (window < spec.context.min(LEAST_CONTEXT)).then(|| {
-        format!("llama.cpp computes this architecture without windows, and this model's blocks see only {window} positions")
+        format!(
+            "llama.cpp computes this architecture without windows, and this model's blocks see only {window} positions"
+        )
     })
 }
 
