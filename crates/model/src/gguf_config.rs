@@ -47,7 +47,8 @@ pub fn config(file: &File) -> Result<Config> {
         fields.insert("vocab_size".into(), json!(rows));
     }
     fields.insert("tie_word_embeddings".into(), json!(file.tensor("output.weight").is_none()));
-    if file.tensor("blk.0.attn_q.bias").is_some() {
+    // The field speaks of all four projections; biases of some are found with their tensors.
+    if ["attn_q", "attn_output"].iter().all(|n| file.tensor(&format!("blk.0.{n}.bias")).is_some()) {
         fields.insert("attention_bias".into(), json!(true));
     }
     if file.tensor("blk.0.ffn_gate.bias").is_some() {
