@@ -1,15 +1,23 @@
 //! Makes a GPT smaller and proves that its quality held: recipe, walker, methods, evaluation, solver, proof.
 #![forbid(unsafe_code)]
 
+pub mod artefact;
 mod calibrate;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod gate;
 pub mod journal;
+pub mod manifest;
 pub mod methods;
 pub mod progress;
 pub mod recipe;
+pub mod report;
+pub mod run;
+pub mod solve;
+pub mod speed;
 pub mod walk;
+pub mod written;
 
 pub use calibrate::{Gather, Needs, Stats};
 pub use error::{Error, Result};

@@ -130,6 +130,8 @@ pub struct Built {
     pub plan: Plan,
     /// Storage of each site that it treats.
     pub choice: BTreeMap<Site, Storage>,
+    /// Sites whose rows do not divide into the blocks that were asked for, and what was asked.
+    pub fallbacks: BTreeMap<Site, Storage>,
 }
 
 impl Step {
@@ -154,7 +156,15 @@ impl Step {
                 };
             }
         }
-        Ok(Built { method: method.name, plan, choice })
+        let mut fallbacks = BTreeMap::new();
+        for (site, storage) in &mut choice {
+            let got = model::save::fallback(*storage, spec.shape(*site).map_or(1, |[_, cols]| cols));
+            if got != *storage {
+                fallbacks.insert(*site, *storage);
+                *storage = got;
+            }
+        }
+        Ok(Built { method: method.name, plan, choice, fallbacks })
     }
 }
 

@@ -17,4 +17,4 @@ pub use loss::{argmax, divergence, log_prob, top};
 pub use matmul::{matmul, matmul_naive};
 pub use norm::{NormKind, norm, norm_heads};
 pub use rope::{Rotation, rope};
-pub use stats::{Gram, absolute_maxima};
+pub use stats::{Gram, absolute_maxima, sum};

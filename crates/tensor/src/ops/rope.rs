@@ -4,6 +4,7 @@ use crate::Tensor;
 use rayon::prelude::*;
 
 /// Cosines and sines for the positions of a batch: made once, used by every block.
+#[derive(Clone)]
 pub struct Rotation {
     /// `[tokens, rotated / 2]`.
     cos: Tensor,

@@ -1,0 +1,227 @@
+//! The program in one screen: load, calibrate, transform, export, reload, evaluate, prove, publish.
+
+use crate::{
+    Error, Result, artefact,
+    artefact::Target,
+    data::{self, Cutting, Split},
+    evaluate::{self, Evaluation},
+    gate::{self, Proof, Verdict},
+    journal::Journal,
+    manifest,
+    progress::Progress,
+    recipe::{Built, Recipe},
+    report::Report,
+    walk, written,
+};
+use model::{Gpt, Model};
+use std::path::{Path, PathBuf};
+
+/// What a job is told beside its recipe.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A directory, or a file that ends in `.gguf`.
+    pub out: PathBuf,
+    /// Replace an existing result?
+    pub overwrite: bool,
+    /// Discard unfinished work of another job?
+    pub restart: bool,
+    /// Write a result that missed its floor, and record that it did?
+    pub force: bool,
+    /// Fail where a site cannot be treated as asked?
+    pub strict: bool,
+    /// Quantize what is quantized already?
+    pub requantize: bool,
+}
+
+/// What a job made.
+pub struct Outcome {
+    /// Where the result lies.
+    pub out: PathBuf,
+    /// The proof that was written beside it.
+    pub proof: Proof,
+    /// Was it there already, from the same job?
+    pub already: bool,
+}
+
+/// The text of a job, cut and split.
+pub struct Data {
+    /// Its parts.
+    pub split: Split,
+    /// Where it came from.
+    pub about: String,
+    /// Its hash.
+    pub hash: String,
+    /// Entropy of the source in nats per predicted token of the gate's part, where it is known.
+    pub entropy: Option<f64>,
+}
+
+/// Reads and splits a recipe's data; without any, the model writes its own.
+///
+/// # Errors
+/// If the file is of no use, or the model cannot write.
+pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<Data> {
+    let cutting = Cutting {
+        separator: recipe.separator.clone().unwrap_or_else(|| data::SEPARATOR.into()),
+        context: gpt.model.spec.context,
+        blocks: false,
+    };
+    let (documents, about) = match &recipe.data {
+        Some(path) => {
+            let documents = data::documents(&data::read_text(path)?, &gpt.tokenizer, &cutting)?;
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            (documents, format!("the text of {name}"))
+        }
+        None => {
+            let tokens = (recipe.calibration_tokens * 5 / 3).min(60_000);
+            let documents = written::documents(gpt, tokens, recipe.seed, progress)?;
+            (documents, "text that the model wrote itself".to_string())
+        }
+    };
+    if documents.is_empty() {
+        let path = recipe.data.clone().unwrap_or_default();
+        return Err(Error::Data { path, reason: "holds no document of two tokens or more".into() });
+    }
+    let mut hasher = blake3::Hasher::new();
+    for d in &documents {
+        d.ids.iter().for_each(|id| {
+            hasher.update(&id.to_le_bytes());
+        });
+    }
+    let hash = hasher.finalize().to_hex().to_string();
+    Ok(Data { split: Split::new(documents), about, hash, entropy: None })
+}
+
+/// Runs a recipe and writes its result, if the gate lets it.
+///
+/// # Errors
+/// [`Error::Gate`] if the result misses its floor; others as they occur. Nothing appears at `out` then.
+pub fn run(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings, report: Report, progress: &dyn Progress) -> Result<Outcome> {
+    refuse_requantizing(&gpt.model, settings)?;
+    let built = recipe.build(&gpt.model.spec)?;
+    let target = Target::of(&settings.out);
+    target.check(&gpt.model, &built)?;
+    let key = key(gpt, recipe, data, settings)?;
+    if let Some(proof) = artefact::finished(&settings.out, &key)? {
+        return Ok(Outcome { out: settings.out.clone(), proof, already: true });
+    }
+    artefact::check_free(&settings.out, settings.overwrite)?;
+    let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
+
+    let model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
+    let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
+    let staged = target.write(gpt, &model, &staging)?;
+    let warnings = warnings(&built, &staged.fallbacks, data, settings)?;
+
+    let after = Gpt::open(&staged.path)?;
+    let proof = prove(gpt, &after, recipe, data, warnings, progress)?;
+    if !proof.gate.is_good() && !settings.force {
+        journal.discard()?;
+        return Err(Error::Gate(refusal(&proof.gate)));
+    }
+    artefact::finish(gpt, &after, recipe, data, &proof, &report, &staged, &key)?;
+    artefact::publish(&staged, &settings.out, settings.overwrite)?;
+    journal.discard()?;
+    Ok(Outcome { out: settings.out.clone(), proof, already: false })
+}
+
+/// Walks every step over the model.
+///
+/// # Errors
+/// As [`walk::walk`].
+pub fn transform(gpt: &Gpt, recipe: &Recipe, built: &[Built], data: &Data, journal: &mut Journal, progress: &dyn Progress) -> Result<Model> {
+    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
+    let mut model = gpt.model.clone();
+    for (i, step) in built.iter().enumerate() {
+        journal.step(i);
+        walk::walk(&mut model, step, &calibration, journal, progress)?;
+    }
+    Ok(model)
+}
+
+fn refuse_requantizing(model: &Model, settings: &Settings) -> Result<()> {
+    if model.is_quantized() && !settings.requantize {
+        let reason = "the model is quantized already, and quantizing it again loses more than once from the original: start from the unquantized model, or give --requantize";
+        return Err(Error::Asked(reason.into()));
+    }
+    Ok(())
+}
+
+/// Everything that decides the result's bytes.
+fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hasher.update(tensor::kernels::kernels().isa.as_bytes());
+    // Where the inputs lie does not matter, what they hold does.
+    let mut bare = recipe.clone();
+    (bare.model, bare.data) = (None, None);
+    hasher.update(bare.to_text()?.as_bytes());
+    hasher.update(data.hash.as_bytes());
+    for sum in manifest::sums(&gpt.files)?.values() {
+        hasher.update(sum.blake3.as_bytes());
+    }
+    hasher.update(&[u8::from(settings.out.extension().is_some_and(|e| e == "gguf"))]);
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn warnings(built: &[Built], fallbacks: &[model::save::Fallback], data: &Data, settings: &Settings) -> Result<Vec<String>> {
+    let mut warnings: Vec<String> =
+        fallbacks.iter().map(|f| format!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got)).collect();
+    for step in built {
+        for (site, storage) in &step.choice {
+            if let Some(asked) = step.fallbacks.get(site) {
+                warnings.push(format!("{site}: a row does not divide into blocks of {asked}; stored as {storage}"));
+            }
+        }
+    }
+    if settings.strict && !warnings.is_empty() {
+        return Err(Error::Gate(format!("--strict: {}", warnings.join("; "))));
+    }
+    if data.about.contains("wrote itself") {
+        warnings.push("no --data was given: the proof rests on text that the model wrote itself, not on your own".into());
+    }
+    Ok(warnings)
+}
+
+fn refusal(verdict: &Verdict) -> String {
+    let words: Vec<&str> = verdict.checks.iter().filter(|c| !c.passed).map(|c| c.words.as_str()).collect();
+    format!("the gate says no: {}. Nothing was written; allow more size or loss, give more --data, or --force", words.join("; "))
+}
+
+/// Scores the original and the reloaded result on the gate's documents.
+///
+/// # Errors
+/// If the documents cannot be scored.
+pub fn prove(gpt: &Gpt, after: &Gpt, recipe: &Recipe, data: &Data, warnings: Vec<String>, progress: &dyn Progress) -> Result<Proof> {
+    let documents = &data.split.gate;
+    progress.begin("scoring the result", documents.len() as u64);
+    let pairs = evaluate::compare(&after.model, &gpt.model, documents, progress)?;
+    let scores: Vec<evaluate::Score> = pairs.iter().map(|p| p.score.clone()).collect();
+    let base: Vec<evaluate::Score> =
+        pairs.iter().map(|p| evaluate::Score { nll: p.base_nll, tokens: p.score.tokens }).collect();
+    let before = evaluate::summarize(&gpt.model, file_bytes(&gpt.path), documents, &base);
+    let mut result: Evaluation = evaluate::summarize(&after.model, file_bytes(&after.path), documents, &scores);
+    if !pairs.is_empty() {
+        result.against = Some(evaluate::summarize_pair(&pairs));
+    }
+    Ok(Proof {
+        before,
+        after: result,
+        gate: gate::judge(&recipe.floor, &pairs),
+        data: data.about.clone(),
+        documents: [data.split.calibration.len(), data.split.solver.len(), documents.len()],
+        warnings,
+        speed_ratio: None,
+        entropy_nats_per_token: data.entropy,
+    })
+}
+
+/// Bytes of the files that hold a model's tensors.
+pub fn file_bytes(path: &Path) -> u64 {
+    let size = |p: &Path| std::fs::metadata(p).map_or(0, |m| m.len());
+    if !path.is_dir() {
+        return size(path);
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
+    entries.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).map(|p| size(&p)).sum()
+}
+
