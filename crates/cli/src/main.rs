@@ -1,2 +1,31 @@
-//! The planish command.
-fn main() {}
+//! The planish command: arguments in, a recipe or a call out, something good to look at.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod exit;
+mod show;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version come as errors of clap's too, and are none.
+            let code = if e.use_stderr() { exit::USAGE } else { 0 };
+            let _ = e.print();
+            return ExitCode::from(code);
+        }
+    };
+    let json = cli.common.json;
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            let code = exit::code(&e);
+            show::error(&e, code, json);
+            ExitCode::from(code)
+        }
+    }
+}

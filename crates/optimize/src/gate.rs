@@ -96,9 +96,6 @@ pub struct Proof {
     pub documents: [usize; 3],
     /// What a reader should know, such as sites that were not treated as asked.
     pub warnings: Vec<String>,
-    /// Decode speed over the original's: lowest, median, highest of interleaved rounds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub speed_ratio: Option<[f64; 3]>,
     /// Entropy of the source in nats per token and the losses over it, where the text's true entropy is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_nats_per_token: Option<f64>,

@@ -2,14 +2,18 @@
 #![forbid(unsafe_code)]
 
 pub mod artefact;
+pub mod builtin;
 mod calibrate;
 pub mod data;
 mod error;
 pub mod evaluate;
+pub mod export;
 pub mod gate;
 pub mod journal;
 pub mod manifest;
 pub mod methods;
+pub mod optimize;
+pub mod plan;
 pub mod progress;
 pub mod recipe;
 pub mod report;

@@ -181,9 +181,6 @@ fn summary(out: &mut String, proof: &Proof) {
         row("KL that 1 % of tokens exceed", String::new(), format!("{:.4}", x.kl_p99));
         row("same likeliest token", String::new(), format!("{:.2} %", 100.0 * x.top1_agreement));
     }
-    if let Some([low, median, high]) = proof.speed_ratio {
-        row("decode speed over the original's", String::new(), format!("{median:.2} [{low:.2}, {high:.2}]"));
-    }
     if let Some(h) = proof.entropy_nats_per_token {
         row("nats per token above the source's entropy", format!("{:.4}", b.nll - h), format!("{:.4}", a.nll - h));
     }

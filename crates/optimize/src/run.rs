@@ -9,9 +9,10 @@ use crate::{
     journal::Journal,
     manifest,
     progress::Progress,
+    optimize::Speed,
     recipe::{Built, Recipe},
     report::Report,
-    walk, written,
+    speed, walk, written,
 };
 use model::{Gpt, Model};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub struct Settings {
     pub strict: bool,
     /// Quantize what is quantized already?
     pub requantize: bool,
+    /// Least decode speed, measured before the result is published.
+    pub min_speed: Option<Speed>,
 }
 
 /// What a job made.
@@ -41,6 +44,9 @@ pub struct Outcome {
     pub proof: Proof,
     /// Was it there already, from the same job?
     pub already: bool,
+    /// Decode speed over the original's: lowest, median, highest of interleaved rounds. It is not part of the
+    /// artefact, whose bytes depend on recipe and inputs alone.
+    pub speed: Option<[f64; 3]>,
 }
 
 /// The text of a job, cut and split.
@@ -102,7 +108,7 @@ pub fn run(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings, report:
     target.check(&gpt.model, &built)?;
     let key = key(gpt, recipe, data, settings)?;
     if let Some(proof) = artefact::finished(&settings.out, &key)? {
-        return Ok(Outcome { out: settings.out.clone(), proof, already: true });
+        return Ok(Outcome { out: settings.out.clone(), proof, already: true, speed: None });
     }
     artefact::check_free(&settings.out, settings.overwrite)?;
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
@@ -118,10 +124,32 @@ pub fn run(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings, report:
         journal.discard()?;
         return Err(Error::Gate(refusal(&proof.gate)));
     }
+    let speed = speed(gpt, &after, settings)?;
     artefact::finish(gpt, &after, recipe, data, &proof, &report, &staged, &key)?;
     artefact::publish(&staged, &settings.out, settings.overwrite)?;
     journal.discard()?;
-    Ok(Outcome { out: settings.out.clone(), proof, already: false })
+    Ok(Outcome { out: settings.out.clone(), proof, already: false, speed: Some(speed) })
+}
+
+/// Decode speed over the original's, and whether it is enough.
+fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
+    let ratios = speed::decode_ratios(&after.model, &gpt.model, 7)?;
+    let [low, median, high] = [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]];
+    let (got, wanted, unit) = match settings.min_speed {
+        None => return Ok([low, median, high]),
+        Some(Speed::Ratio(x)) => (low, x, "x the original's"),
+        Some(Speed::TokensPerSecond(x)) => {
+            let room = after.model.spec.context.saturating_sub(2);
+            let s = speed::measure(&after.model, 128.min(room / 2), 64.min(room / 2))?;
+            (s.decode.range[0], x, "tokens/s")
+        }
+    };
+    if got < wanted && !settings.force {
+        return Err(Error::Gate(format!(
+            "the speed binds: decode runs at {got:.2} {unit} at the lower end of what was measured, {wanted} was asked. Nothing was written"
+        )));
+    }
+    Ok([low, median, high])
 }
 
 /// Walks every step over the model.
@@ -210,7 +238,6 @@ pub fn prove(gpt: &Gpt, after: &Gpt, recipe: &Recipe, data: &Data, warnings: Vec
         data: data.about.clone(),
         documents: [data.split.calibration.len(), data.split.solver.len(), documents.len()],
         warnings,
-        speed_ratio: None,
         entropy_nats_per_token: data.entropy,
     })
 }

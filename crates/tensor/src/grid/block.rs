@@ -36,6 +36,7 @@ pub struct Block {
 
 impl Block {
     /// A block of `grid` whose scales are all zero.
+    #[inline(always)]
     pub(super) fn empty(grid: Grid) -> Block {
         let (sub_len, base, highest) = match grid {
             Grid::Int { bits, group, asymmetric } => {
@@ -75,7 +76,7 @@ impl Block {
     }
 
     /// The nearest level to `x` at column `col` of the block: its code and its value.
-    #[inline]
+    #[inline(always)]
     pub fn round(&self, col: usize, x: f32) -> (u8, f32) {
         let sub = col / usize::from(self.sub_len);
         let (scale, offset) = (self.scale[sub], self.offset[sub]);
@@ -89,7 +90,7 @@ impl Block {
     }
 
     /// What a code at column `col` stands for.
-    #[inline]
+    #[inline(always)]
     pub fn value(&self, col: usize, code: u8) -> f32 {
         let sub = col / usize::from(self.sub_len);
         let level = if self.table { i16::from(IQ4_NL[usize::from(code & 15)]) } else { i16::from(code) + self.base };
@@ -97,6 +98,7 @@ impl Block {
     }
 
     /// The values of codes from column 0 on.
+    #[inline(always)]
     pub(super) fn values(&self, codes: &[u8], out: &mut [f32]) {
         let len = usize::from(self.sub_len);
         for (sub, (codes, out)) in codes.chunks(len).zip(out.chunks_mut(len)).enumerate() {

@@ -17,6 +17,7 @@ struct Values<'a> {
 }
 
 /// See [`Grid::fit`].
+#[inline(always)]
 pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
     let clean = |v: f32| if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 };
     let mut values = [0f32; super::LONGEST];
@@ -43,6 +44,7 @@ pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
 }
 
 /// Importances around one, so that sums of their squares neither overflow nor vanish; all equal where none counts.
+#[inline(always)]
 fn weights(importance: Option<&[f32]>) -> [f32; super::LONGEST] {
     let mut weights = [1f32; super::LONGEST];
     let counts = |i: f32| i.is_finite() && i > 0.0;
@@ -57,9 +59,13 @@ fn weights(importance: Option<&[f32]>) -> [f32; super::LONGEST] {
     weights
 }
 
+#[inline(always)]
+
 fn bits(x: f32) -> u16 {
     f16::from_f32(x).to_bits()
 }
+
+#[inline(always)]
 
 fn value(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
@@ -87,6 +93,7 @@ fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
 }
 
 /// The scale of codes `base..=base + highest` around zero with the least error; it may be negative.
+#[inline(always)]
 fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     let (low, high) = (base, base + highest);
     let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
@@ -120,6 +127,7 @@ fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
 }
 
 /// The scale of IQ4_NL's table with the least error.
+#[inline(always)]
 fn table_scale(v: &Values<'_>) -> f32 {
     let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
     if extreme == 0.0 {
@@ -193,6 +201,7 @@ fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression 
 
 impl Regression {
     /// Scale and offset with the least error for the codes of this rounding.
+    #[inline(always)]
     fn solve(&self, no_positive_offset: bool) -> Option<(f32, f32)> {
         let det = self.w * self.qq - self.q * self.q;
         if det <= 1e-12 * self.w * self.qq {
@@ -208,6 +217,7 @@ impl Regression {
 }
 
 /// Scale and offset of codes `0..=highest` with the least error.
+#[inline(always)]
 fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
     let mut low = v.x.iter().fold(f32::INFINITY, |m, x| m.min(*x));
     let high = v.x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
@@ -265,11 +275,13 @@ fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) 
 }
 
 /// One sub-block of a block.
+#[inline(always)]
 fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
     Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len] }
 }
 
 /// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
+#[inline(always)]
 fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
     let len = usize::from(block.sub_len);
     let (subs, highest) = (256 / len, f32::from(block.highest));
@@ -304,6 +316,7 @@ fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
 }
 
 /// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
+#[inline(always)]
 fn choose_affine(
     v: &Values<'_>,
     free: (f32, f32),
@@ -331,6 +344,7 @@ fn choose_affine(
 }
 
 /// The block's two scales with the least error for the codes and whole numbers of `block`.
+#[inline(always)]
 fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
     let len = usize::from(block.sub_len);
     let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
@@ -354,6 +368,7 @@ fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
 }
 
 /// Q3_K, Q6_K: sub-blocks with a signed scale in whole multiples of the block's.
+#[inline(always)]
 fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, most: f32) {
     let len = usize::from(block.sub_len);
     let (low, high) = (f32::from(block.base), f32::from(block.base) + f32::from(block.highest));
@@ -395,6 +410,7 @@ fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, mos
 }
 
 /// The whole number of one sub-block with the least error; returns the error.
+#[inline(always)]
 fn choose_symmetric(
     v: &Values<'_>,
     free: f32,
@@ -422,6 +438,8 @@ fn choose_symmetric(
     block.steps[s] = best.1 as i8;
     best.0
 }
+
+#[inline(always)]
 
 fn refit_symmetric(v: &Values<'_>, block: &Block) -> Option<f32> {
     let len = usize::from(block.sub_len);

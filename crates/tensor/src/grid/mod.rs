@@ -12,6 +12,8 @@ mod pack;
 
 pub use block::Block;
 
+use crate::kernels::kernels;
+
 /// A way to store values as codes with shared scales.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum Grid {
@@ -172,6 +174,12 @@ impl Grid {
     /// If `bytes` has another length, which is the caller's fault.
     pub fn decode_row(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), self.row_bytes(out.len()), "bytes of a row");
+        (kernels().decode_row)(self, bytes, out);
+    }
+
+    /// The loop of [`Grid::decode_row`], compiled for each instruction set.
+    #[inline(always)]
+    pub(crate) fn decode_blocks(self, bytes: &[u8], out: &mut [f32]) {
         let mut codes = [0u8; LONGEST];
         let len = self.block_len();
         for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {
@@ -184,6 +192,12 @@ impl Grid {
     /// Fits the scales of one block so that rounding `x` (at most [`Grid::block_len`] values) costs the least
     /// `sum importance (x - rounded)^2`.
     pub fn fit(self, x: &[f32], importance: Option<&[f32]>) -> Block {
+        (kernels().fit)(self, x, importance)
+    }
+
+    /// The search of [`Grid::fit`], compiled for each instruction set.
+    #[inline(always)]
+    pub(crate) fn search(self, x: &[f32], importance: Option<&[f32]>) -> Block {
         fit::fit(self, x, importance)
     }
 

@@ -3,9 +3,13 @@
 use super::{Grid, block::Block};
 use half::f16;
 
+#[inline(always)]
+
 fn float(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }
+
+#[inline(always)]
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
@@ -13,6 +17,7 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 
 impl Block {
     /// Takes the block's own scale, and its minimum or scale of minima, and derives those of the sub-blocks.
+    #[inline(always)]
     pub(super) fn derive(&mut self, grid: Grid) {
         let (d, m) = (float(self.d), float(self.m));
         match grid {
@@ -37,6 +42,7 @@ impl Block {
 }
 
 /// Reads the scales of a block.
+#[inline(always)]
 pub fn header(grid: Grid, bytes: &[u8]) -> Block {
     let mut b = Block::empty(grid);
     match grid {
@@ -86,6 +92,7 @@ pub fn header(grid: Grid, bytes: &[u8]) -> Block {
 }
 
 /// Reads the codes of a block.
+#[inline(always)]
 pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
     match grid {
         Grid::Int { bits, asymmetric, .. } => unpack_bits(&bytes[2 + 2 * usize::from(asymmetric)..], bits, codes),
@@ -126,6 +133,7 @@ pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
 }
 
 /// Low nibbles are the first half of the codes, high ones the second.
+#[inline(always)]
 fn nibbles(bytes: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(bytes.len());
     for i in 0..bytes.len() {
@@ -135,6 +143,7 @@ fn nibbles(bytes: &[u8], codes: &mut [u8]) {
 }
 
 /// Bit `i` of 32 is the fifth bit of code `i`.
+#[inline(always)]
 fn fifth_bits(bytes: &[u8], codes: &mut [u8]) {
     for (i, c) in codes.iter_mut().enumerate() {
         *c |= (bytes[i / 8] >> (i % 8) & 1) << 4;
@@ -142,6 +151,7 @@ fn fifth_bits(bytes: &[u8], codes: &mut [u8]) {
 }
 
 /// Two bits each: every 32 bytes hold 128 codes, 32 of them in each pair of bits.
+#[inline(always)]
 fn pairs(bytes: &[u8], codes: &mut [u8]) {
     for (bytes, codes) in bytes.chunks_exact(32).zip(codes.chunks_exact_mut(128)) {
         for (shift, codes) in codes.chunks_exact_mut(32).enumerate() {
@@ -153,6 +163,7 @@ fn pairs(bytes: &[u8], codes: &mut [u8]) {
 }
 
 /// Bit `p` of byte `i` adds `value` to code `32 p + i`.
+#[inline(always)]
 fn plane(bytes: &[u8], codes: &mut [u8], value: u8) {
     for (p, codes) in codes.chunks_exact_mut(32).enumerate() {
         for i in 0..32 {
@@ -162,6 +173,7 @@ fn plane(bytes: &[u8], codes: &mut [u8], value: u8) {
 }
 
 /// Codes of `bits` bits, the lowest bits first.
+#[inline(always)]
 fn unpack_bits(bytes: &[u8], bits: u8, codes: &mut [u8]) {
     let mask = (1u64 << bits) - 1;
     // Eight codes take `bits` whole bytes.

@@ -9,7 +9,7 @@ pub fn kernels() -> Option<&'static Kernels> {
 }
 
 static KERNELS: Kernels =
-    Kernels { isa: "avx2", panel, rms_norm, layer_norm, dot, axpy, exp_sum, silu, gelu_tanh, soft_cap };
+    Kernels { isa: "avx2", panel, rows, decode_row, fit, rms_norm, layer_norm, dot, axpy, exp_sum, silu, gelu_tanh, soft_cap };
 
 instantiate!("avx2,fma");
 

@@ -10,7 +10,7 @@ pub fn kernels() -> Option<&'static Kernels> {
 }
 
 static KERNELS: Kernels =
-    Kernels { isa: "avx512", panel, rms_norm, layer_norm, dot, axpy, exp_sum, silu, gelu_tanh, soft_cap };
+    Kernels { isa: "avx512", panel, rows, decode_row, fit, rms_norm, layer_norm, dot, axpy, exp_sum, silu, gelu_tanh, soft_cap };
 
 instantiate!("avx512f,avx512vl,avx512dq,avx2,fma");
 

@@ -6,6 +6,9 @@ use super::{Kernels, PANEL, PanelProduct, once};
 pub static KERNELS: Kernels = Kernels {
     isa: "generic",
     panel,
+    rows: |x, rows, out| once::rows_with(x, rows, out, |a, b, c| a * b + c),
+    decode_row: once::decode_row,
+    fit: once::fit,
     rms_norm: once::rms_norm,
     layer_norm: once::layer_norm,
     dot: once::dot,

@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+use crate::grid::{Block, Grid};
 use std::sync::OnceLock;
 
 /// Outputs that one panel of a packed weight holds side by side.
@@ -23,6 +24,13 @@ pub struct Kernels {
     pub isa: &'static str,
     /// `out[t][o] += sum_k x[t][k] * panel[k][o]` for all tokens `t`, in rising `k`.
     pub panel: fn(&PanelProduct<'_>, &mut [f32]),
+    /// `out[o] = sum_k x[k] * rows[o][k]` in rising `k`, for the [`PANEL`] rows of `rows` `[PANEL, depth]`: the same
+    /// sums as `panel`, for so few tokens that packing does not pay.
+    pub rows: fn(&[f32], &[f32], &mut [f32]),
+    /// Decodes a row of a grid.
+    pub decode_row: fn(Grid, &[u8], &mut [f32]),
+    /// Fits the scales of a block of a grid.
+    pub fit: fn(Grid, &[f32], Option<&[f32]>) -> Block,
     /// Root-mean-square norm of a row: `x / sqrt(mean(x^2) + eps) * weight`.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// Layer norm of a row: `(x - mean) / sqrt(var + eps) * weight`.
@@ -134,6 +142,23 @@ mod tests {
                 let x = &x[t * depth..];
                 (k.panel)(&PanelProduct { x, x_stride: depth, tokens: 1, depth, panel: &panel }, &mut one);
                 assert_eq!(one, &all[t * PANEL..(t + 1) * PANEL], "{} token {t}", k.isa);
+            }
+        }
+    }
+
+    #[test]
+    fn unpacked_rows_give_the_same_bits_as_panels() {
+        for depth in [1, 7, 64, 333] {
+            let (x, rows) = (wave(depth, 0.11), wave(depth * PANEL, 0.7));
+            let mut panel = vec![0.0; depth * PANEL];
+            for (i, v) in rows.iter().enumerate() {
+                panel[i % depth * PANEL + i / depth] = *v;
+            }
+            for k in available() {
+                let (mut a, mut b) = (vec![0.0; PANEL], vec![0.0; PANEL]);
+                (k.panel)(&PanelProduct { x: &x, x_stride: depth, tokens: 1, depth, panel: &panel }, &mut a);
+                (k.rows)(&x, &rows, &mut b);
+                assert_eq!(a, b, "{} {depth}", k.isa);
             }
         }
     }

@@ -10,6 +10,9 @@ use rayon::prelude::*;
 /// Values of the depth that one kernel call sums: a panel block then stays in the first-level caches.
 const DEPTH_BLOCK: usize = 512;
 
+/// Up to so many tokens, rows are multiplied as they lie; beyond, packing them into panels pays.
+const FEW: usize = 3;
+
 /// `y = x W^T`: `[tokens, inputs]` and `[outputs, inputs]` give `[tokens, outputs]`.
 ///
 /// Each output is one sum in rising input order with `f32` accumulation, whatever the batch.
@@ -50,14 +53,20 @@ impl Scratch {
     fn product(&mut self, x: &Tensor, w: &Weight, first: usize, width: usize) {
         let (tokens, depth) = (x.rows(), x.cols());
         self.rows.resize(PANEL * depth, 0.0);
-        self.panel.resize(PANEL * depth, 0.0);
         for r in 0..width {
             w.decode_row(first + r, &mut self.rows[r * depth..(r + 1) * depth]);
         }
         self.rows[width * depth..].fill(0.0);
-        pack(&self.rows, depth, &mut self.panel);
         self.out.clear();
         self.out.resize(tokens * PANEL, 0.0);
+        if tokens <= FEW {
+            for (t, out) in self.out.chunks_exact_mut(PANEL).enumerate() {
+                (kernels().rows)(x.row(t), &self.rows, out);
+            }
+            return;
+        }
+        self.panel.resize(PANEL * depth, 0.0);
+        pack(&self.rows, depth, &mut self.panel);
         for from in (0..depth).step_by(DEPTH_BLOCK) {
             let depth_here = DEPTH_BLOCK.min(depth - from);
             let product = PanelProduct {

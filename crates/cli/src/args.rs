@@ -1,0 +1,337 @@
+//! The words of the command line. They are a contract: scripts rely on them.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Makes the smallest and fastest GPT that meets your target, and proves that its quality held.
+///
+/// Exit codes: 0 done, 1 the gate said no, 2 wrong usage or bad input, 3 out of memory, disk or time,
+/// 4 input/output or internal fault, 130 interrupted (the same command goes on).
+#[derive(Parser)]
+#[command(name = "planish", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Words that every command takes.
+#[derive(Args, Clone)]
+pub struct Common {
+    /// Print one JSON object on standard output; progress goes to standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Worker threads (default: one per core); results do not depend on it
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Most memory to use, for example 2GiB (default: 80 % of what is free)
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub max_ram: Option<String>,
+    /// Start of all random numbers
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Find and make the best model that meets a target
+    #[command(after_help = "Examples:\n  planish optimize\n  planish optimize ./model --max-size 30% --max-loss 1% --data text.txt --out small\n  planish optimize model.gguf --max-size 400MB --out small.gguf")]
+    Optimize(Optimize),
+    /// Show what `optimize` would do, with memory, disk and time; write the recipe and nothing else
+    #[command(after_help = "Example:\n  planish plan ./model --max-size 30% --data text.txt --recipe recipe.toml")]
+    Plan(PlanArgs),
+    /// Replay a recipe
+    #[command(after_help = "Example:\n  planish run small/planish.toml --model ./model --data text.txt --out again")]
+    Run(Run),
+    /// Show family, sites, shapes, sizes and storage of a model
+    Inspect(Model),
+    /// Store a model's matrices in fewer bits, by one method
+    #[command(after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --method gptq --storage q4_k --override head=q6_k --data text.txt --out small.gguf")]
+    Quantize(Quantize),
+    /// Measure quality, alone or against the original, with intervals
+    #[command(after_help = "Example:\n  planish evaluate small --against ./model --data text.txt")]
+    Evaluate(Evaluate),
+    /// Write a model for another program
+    #[command(after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf")]
+    Export(Export),
+    /// Continue a prompt
+    #[command(after_help = "Example:\n  planish generate ./model --prompt 'Once upon a time' --tokens 100 --temperature 0.8")]
+    Generate(Generate),
+    /// Talk with a model that has a chat template
+    Chat(Chat),
+    /// Measure prefill and decode speed, memory, and the share of this machine's limits
+    Bench(Bench),
+    /// Check an artefact against its manifest
+    Verify(Artefact),
+    /// Check this machine
+    Doctor,
+    /// List the methods
+    Methods,
+}
+
+/// A model to read.
+#[derive(Args, Clone)]
+pub struct Model {
+    /// A Hugging Face directory or a GGUF file; the built-in sample where none is given
+    pub model: Option<PathBuf>,
+}
+
+/// An artefact to check.
+#[derive(Args)]
+pub struct Artefact {
+    /// A directory or GGUF file that planish wrote
+    pub artefact: PathBuf,
+}
+
+/// Where text comes from.
+#[derive(Args, Clone)]
+pub struct Data {
+    /// Text for calibration, solver and gate; without it the model writes its own
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// What separates documents in the text
+    #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
+    pub separator: String,
+    /// Most tokens that methods see
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    pub calibration_tokens: usize,
+}
+
+/// What the result must meet.
+#[derive(Args, Clone)]
+pub struct Target {
+    /// Largest size: `30%` of 2 bytes per parameter, or `400MB`
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// Most that the perplexity may rise: `1%`
+    #[arg(long, value_name = "PERCENT")]
+    pub max_loss: Option<String>,
+    /// Largest mean KL divergence from the original in nats: `0.01`
+    #[arg(long, value_name = "NATS")]
+    pub max_kl: Option<f64>,
+    /// Least decode speed: `2x` the original's, or `40tok/s`; measured, never guessed
+    #[arg(long, value_name = "SPEED")]
+    pub min_speed: Option<String>,
+}
+
+/// How a result is written.
+#[derive(Args, Clone)]
+pub struct Writing {
+    /// Where the result goes: a directory, or a file that ends in .gguf
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+    /// Replace what lies there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Discard unfinished work of another job
+    #[arg(long)]
+    pub restart: bool,
+    /// Write a result that misses its floor, and record that it does
+    #[arg(long)]
+    pub force: bool,
+    /// Fail where a matrix cannot be treated as asked
+    #[arg(long)]
+    pub strict: bool,
+    /// Quantize what is quantized already
+    #[arg(long)]
+    pub requantize: bool,
+}
+
+#[derive(Args)]
+pub struct Optimize {
+    #[command(flatten)]
+    pub model: Model,
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub data: Data,
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: Model,
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub data: Data,
+    #[command(flatten)]
+    pub writing: Writing,
+    /// Where the recipe goes
+    #[arg(long, value_name = "FILE", default_value = "planish.toml")]
+    pub recipe: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Run {
+    /// The recipe
+    pub recipe: PathBuf,
+    /// The model, in place of the recipe's
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// The text, in place of the recipe's
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+#[derive(Args)]
+pub struct Quantize {
+    #[command(flatten)]
+    pub model: Model,
+    /// rtn or gptq; `planish methods` tells more
+    #[arg(long, default_value = "gptq")]
+    pub method: String,
+    /// Bits of a code on planish's own grid, 2 to 8
+    #[arg(long, value_name = "B", default_value_t = 4)]
+    pub bits: u8,
+    /// Values that share a scale
+    #[arg(long, value_name = "G", default_value_t = 32)]
+    pub group: u16,
+    /// Give each group a minimum as well
+    #[arg(long)]
+    pub asymmetric: bool,
+    /// A storage by name in place of --bits and --group: q4_k, q6_k, q4_0, iq4_nl, int3g64 ...
+    #[arg(long, value_name = "NAME")]
+    pub storage: Option<String>,
+    /// Another storage for some sites: 'head=q6_k', 'down=q8_0', 'layers 0,1=keep'; may be repeated
+    #[arg(long = "override", value_name = "SITES=STORAGE")]
+    pub overrides: Vec<String>,
+    /// Part of the mean diagonal that gptq adds to it
+    #[arg(long, value_name = "X")]
+    pub damping: Option<f64>,
+    /// gptq: round the columns with the largest inputs first
+    #[arg(long)]
+    pub activation_order: bool,
+    /// Most that the perplexity may rise: `1%`
+    #[arg(long, value_name = "PERCENT")]
+    pub max_loss: Option<String>,
+    /// Largest mean KL divergence from the original in nats
+    #[arg(long, value_name = "NATS")]
+    pub max_kl: Option<f64>,
+    #[command(flatten)]
+    pub data: Data,
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+#[derive(Args)]
+pub struct Evaluate {
+    #[command(flatten)]
+    pub model: Model,
+    /// The text to measure on
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// The original to compare with
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<PathBuf>,
+    /// What separates documents
+    #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
+    pub separator: String,
+    /// Longest document in tokens (default: the model's context)
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// `documents`, or `blocks`: one stream in full blocks, as papers measure
+    #[arg(long, value_name = "NAME", default_value = "documents")]
+    pub protocol: String,
+    /// Most documents to measure
+    #[arg(long, value_name = "N")]
+    pub documents: Option<usize>,
+    /// Write raw logits as little-endian f32 [tokens, vocab] to FILE, and token ids as u32 to FILE.ids
+    #[arg(long, value_name = "FILE")]
+    pub logits: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Export {
+    #[command(flatten)]
+    pub model: Model,
+    /// gguf or safetensors
+    #[arg(long, value_name = "FORMAT")]
+    pub to: String,
+    /// Storage of the matrices: f32, f16, bf16, q8_0, q4_k ... (default: as they are)
+    #[arg(long = "type", value_name = "NAME")]
+    pub kind: Option<String>,
+    /// Where it goes
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// Replace what lies there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Fail where a matrix cannot be stored as asked
+    #[arg(long)]
+    pub strict: bool,
+    /// Quantize what is quantized already
+    #[arg(long)]
+    pub requantize: bool,
+}
+
+/// How tokens are chosen.
+#[derive(Args, Clone)]
+pub struct Choosing {
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub tokens: usize,
+    /// 0 takes the likeliest token; 1 draws as the model says
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Only the likeliest K tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// The likeliest tokens whose probabilities reach P
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Only tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Makes tokens that were said before less likely; 1 is off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// End at this text; may be repeated
+    #[arg(long = "stop", value_name = "TEXT")]
+    pub stops: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: Model,
+    /// The text to continue
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    #[command(flatten)]
+    pub choosing: Choosing,
+}
+
+#[derive(Args)]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: Model,
+    /// One message in place of a conversation
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// What the model is told first
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// A chat template in place of the model's
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    #[command(flatten)]
+    pub choosing: Choosing,
+}
+
+#[derive(Args)]
+pub struct Bench {
+    #[command(flatten)]
+    pub model: Model,
+    /// Tokens that are read at once
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub prefill: usize,
+    /// Tokens that are generated one by one
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub decode: usize,
+}

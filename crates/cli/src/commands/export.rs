@@ -1,0 +1,57 @@
+//! `planish export`.
+
+use super::{open, print_json};
+use crate::{
+    args::{Common, Export},
+    show::{self, Bar},
+};
+use anyhow::{Result, bail};
+use optimize::{
+    export::{self, Format},
+    progress::Progress,
+};
+use serde_json::{Value, json};
+use tensor::Storage;
+
+/// Writes a model for another program, reads it again and compares.
+pub fn run(args: &Export, common: &Common) -> Result<u8> {
+    let gpt = open(&args.model)?;
+    let format = match args.to.as_str() {
+        "gguf" => Format::Gguf,
+        "safetensors" => Format::Safetensors,
+        other => bail!("--to takes gguf or safetensors, not {other:?}"),
+    };
+    let storage = args.kind.as_deref().map(Storage::parse).transpose().map_err(optimize::Error::from)?;
+    let settings = export::Settings {
+        format,
+        storage,
+        out: args.out.clone(),
+        overwrite: args.overwrite,
+        strict: args.strict,
+        requantize: args.requantize,
+    };
+    let bar = Bar::new();
+    bar.begin("writing", 1);
+    let done = export::export(&gpt, &settings)?;
+    drop(bar);
+    if common.json {
+        let fallbacks: Vec<Value> = done
+            .fallbacks
+            .iter()
+            .map(|f| json!({"site": f.site.to_string(), "asked": f.asked.name(), "got": f.got.name()}))
+            .collect();
+        print_json(&json!({
+            "out": args.out, "size_bytes": done.size_bytes, "file_bytes": done.file_bytes,
+            "bits_per_weight": done.bits_per_weight, "largest_logit_difference": done.difference, "fallbacks": fallbacks,
+            "notes": done.notes,
+        }))?;
+        return Ok(0);
+    }
+    println!("{}: {} ({:.3} bits per weight)", args.out.display(), show::size(done.file_bytes), done.bits_per_weight);
+    println!("read again: largest logit difference to what was to be written {:.1e}", done.difference);
+    for f in &done.fallbacks {
+        println!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got);
+    }
+    done.notes.iter().for_each(|n| println!("note: {n}"));
+    Ok(0)
+}

@@ -1,0 +1,107 @@
+//! One file per command: arguments in, a call out, something good to look at.
+
+mod bench;
+mod chat;
+mod doctor;
+mod evaluate;
+mod export;
+mod generate;
+mod inspect;
+mod job;
+mod methods;
+mod optimize;
+mod quantize;
+mod verify;
+
+use crate::args::{Cli, Command, Common, Model};
+use ::optimize::builtin;
+use anyhow::{Context, Result, bail};
+use model::Gpt;
+use serde::Serialize;
+
+/// Runs a command; returns the exit code.
+///
+/// # Errors
+/// Whatever ends the command early.
+pub fn run(cli: Cli) -> Result<u8> {
+    prepare(&cli.common)?;
+    let common = &cli.common;
+    match &cli.command {
+        Command::Optimize(a) => optimize::optimize(a, common),
+        Command::Plan(a) => optimize::plan(a, common),
+        Command::Run(a) => job::replay(a, common),
+        Command::Inspect(a) => inspect::run(a, common),
+        Command::Quantize(a) => quantize::run(a, common),
+        Command::Evaluate(a) => evaluate::run(a, common),
+        Command::Export(a) => export::run(a, common),
+        Command::Generate(a) => generate::run(a, common),
+        Command::Chat(a) => chat::run(a, common),
+        Command::Bench(a) => bench::run(a, common),
+        Command::Verify(a) => verify::run(a, common),
+        Command::Doctor => doctor::run(common),
+        Command::Methods => methods::run(common),
+    }
+}
+
+/// Sets up threads, kernels and the answer to Ctrl-C.
+fn prepare(common: &Common) -> Result<()> {
+    if let Some(n) = common.threads {
+        if n == 0 || n > 1024 {
+            bail!("--threads takes a number from 1 to 1024, not {n}");
+        }
+        tensor::threads::set(n);
+    }
+    tensor::kernels::check_isa().map_err(anyhow::Error::msg)?;
+    // The second Ctrl-C ends the program at once; what is journaled is safe either way.
+    let mut pressed = false;
+    ctrlc::set_handler(move || {
+        if std::mem::replace(&mut pressed, true) {
+            std::process::exit(130);
+        }
+        ::optimize::progress::interrupt();
+    })
+    .context("cannot watch for interrupts")
+}
+
+/// Opens a model, or the built-in sample.
+fn open(model: &Model) -> Result<Gpt> {
+    match &model.model {
+        Some(path) => Ok(Gpt::open(path)?),
+        None => Ok(builtin::open()?),
+    }
+}
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value).context("cannot write JSON")?);
+    Ok(())
+}
+
+/// A percentage: `1%` or `0.01`.
+fn fraction(text: &str, name: &str) -> Result<f64> {
+    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |n| (n, 0.01));
+    match number.trim().parse::<f64>() {
+        Ok(x) if x > 0.0 && x.is_finite() => Ok(x * scale),
+        _ => bail!("{name} takes a percentage such as 1%, not {text:?}"),
+    }
+}
+
+/// A size in bytes: `400MB`, `2GiB`, `100000`.
+fn bytes(text: &str, name: &str) -> Result<u64> {
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        _ => bail!("{name} takes a size such as 30%, 400MB or 2GiB, not {text:?}"),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(x) if x > 0.0 && x.is_finite() => Ok((x * unit) as u64),
+        _ => bail!("{name} takes a size such as 30%, 400MB or 2GiB, not {text:?}"),
+    }
+}

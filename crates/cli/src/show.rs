@@ -1,0 +1,112 @@
+//! What the user sees: a bar with the time that is left, tables, errors.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use optimize::progress::Progress;
+use std::{
+    io::IsTerminal,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// Draws a bar on a terminal and plain lines elsewhere, all on standard error.
+pub struct Bar {
+    state: Mutex<State>,
+    terminal: bool,
+}
+
+struct State {
+    bar: ProgressBar,
+    what: String,
+    total: u64,
+    done: u64,
+    began: Instant,
+    told: Instant,
+}
+
+impl Bar {
+    /// A bar that appears with the first part of a job.
+    pub fn new() -> Bar {
+        let now = Instant::now();
+        let state = State { bar: ProgressBar::hidden(), what: String::new(), total: 0, done: 0, began: now, told: now };
+        Bar { state: Mutex::new(state), terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn with(&self, f: impl FnOnce(&mut State)) {
+        // A poisoned lock only means that another thread failed while drawing.
+        f(&mut self.state.lock().unwrap_or_else(|e| e.into_inner()));
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.with(|s| s.bar.finish_and_clear());
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, what: &str, total: u64) {
+        self.with(|s| {
+            s.bar.finish_and_clear();
+            (s.what, s.total, s.done) = (what.into(), total, 0);
+            (s.began, s.told) = (Instant::now(), Instant::now());
+            if self.terminal {
+                let style = ProgressStyle::with_template("{msg:26} [{bar:30}] {percent:>3} %  {eta} left");
+                s.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+                if let Ok(style) = style {
+                    s.bar.set_style(style.progress_chars("=> "));
+                }
+                s.bar.set_message(what.to_string());
+            }
+        });
+    }
+
+    fn advance(&self, units: u64) {
+        self.with(|s| {
+            s.done += units;
+            s.bar.set_position(s.done.min(s.total));
+            if !self.terminal && s.told.elapsed() > Duration::from_secs(5) {
+                s.told = Instant::now();
+                let left = s.began.elapsed().as_secs_f64() / s.done as f64 * s.total.saturating_sub(s.done) as f64;
+                eprintln!("{}: {} of {}, about {left:.0} s left", s.what, s.done.min(s.total), s.total);
+            }
+        });
+    }
+
+    fn note(&self, text: &str) {
+        self.with(|s| s.bar.suspend(|| eprintln!("note: {text}")));
+    }
+}
+
+/// Prints an error and what it was about.
+pub fn error(e: &anyhow::Error, code: u8, json: bool) {
+    if json {
+        println!("{}", serde_json::json!({"error": format!("{e:#}"), "exit_code": code}));
+    }
+    eprintln!("planish: {e:#}");
+}
+
+/// Prints rows with aligned columns; the first is on the left, the others on the right.
+pub fn table(rows: &[Vec<String>]) {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let cell = |(c, text): (usize, &String)| {
+            let w = widths[c];
+            if c == 0 { format!("{text:<w$}") } else { format!("{text:>w$}") }
+        };
+        let line: Vec<String> = row.iter().enumerate().map(cell).collect();
+        println!("{}", line.join("  ").trim_end());
+    }
+}
+
+/// A size in bytes for people.
+pub fn size(bytes: u64) -> String {
+    let b = bytes as f64;
+    match bytes {
+        0..10_000 => format!("{bytes} B"),
+        10_000..10_000_000 => format!("{:.1} kB", b / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", b / 1e6),
+        _ => format!("{:.2} GB", b / 1e9),
+    }
+}

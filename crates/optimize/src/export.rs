@@ -1,0 +1,154 @@
+//! Export: a model for another program, written, read again and compared.
+
+use crate::{Error, Result, artefact, run::file_bytes};
+use formats::tokenizer::GgufVocab;
+use model::{Gpt, Model, Site, load, save, save::Fallback, uniform};
+use std::path::PathBuf;
+use tensor::{Linear, Storage, Weight};
+
+/// For whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// llama.cpp.
+    Gguf,
+    /// transformers, vLLM: plain floats in a Hugging Face directory.
+    Safetensors,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// For whom.
+    pub format: Format,
+    /// Storage of the matrices; `None` leaves them as they are.
+    pub storage: Option<Storage>,
+    /// Where it goes.
+    pub out: PathBuf,
+    /// Replace what lies there?
+    pub overwrite: bool,
+    /// Fail where a matrix cannot be stored as asked?
+    pub strict: bool,
+    /// Quantize what is quantized already?
+    pub requantize: bool,
+}
+
+/// What was written.
+pub struct Exported {
+    /// Matrices that could not be stored as asked.
+    pub fallbacks: Vec<Fallback>,
+    /// Tensor payload.
+    pub size_bytes: usize,
+    /// Bytes of the files.
+    pub file_bytes: u64,
+    /// Payload bits per parameter.
+    pub bits_per_weight: f64,
+    /// Largest difference of a logit between what was read again and what was to be written.
+    pub difference: f32,
+    /// What a user of the file should know.
+    pub notes: Vec<String>,
+}
+
+/// Writes, reads again and compares.
+///
+/// # Errors
+/// If the format cannot hold the model, the file cannot be written, or what is read again computes something else.
+pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
+    artefact::check_free(&settings.out, settings.overwrite)?;
+    let storage = |site: Site| choose(gpt, settings, site);
+    for site in gpt.model.spec.matrices() {
+        refuse(gpt, settings, site, storage(site))?;
+    }
+    let (expected, mut fallbacks) = restored(&gpt.model, &storage)?;
+    if settings.strict && !fallbacks.is_empty() {
+        let list: Vec<String> = fallbacks.iter().map(|f| format!("{} ({} in place of {})", f.site, f.got, f.asked)).collect();
+        return Err(Error::Gate(format!("--strict: not stored as asked: {}", list.join(", "))));
+    }
+    let mut notes = Vec::new();
+    match settings.format {
+        Format::Gguf => {
+            let stored = |site: Site| expected.linear(site).map_or(Storage::F32, |l| l.weight.storage());
+            fallbacks.extend(save::gguf(&expected, Some(&gpt.tokenizer), &settings.out, &stored)?);
+            notes.extend(GgufVocab::of(&gpt.tokenizer, gpt.model.spec.vocab)?.caveats());
+        }
+        Format::Safetensors => write_directory(gpt, &expected, settings)?,
+    }
+    let again = load::open(&settings.out)?.model;
+    let difference = difference(&expected, &again)?;
+    if difference > 1e-3 {
+        let reason = format!("what was read again differs by {difference} in a logit; the file is of no use, please report this");
+        return Err(Error::Asked(format!("{}: {reason}", settings.out.display())));
+    }
+    Ok(Exported {
+        fallbacks,
+        size_bytes: again.size_bytes(),
+        file_bytes: file_bytes(&settings.out),
+        bits_per_weight: again.bits_per_weight(),
+        difference,
+        notes,
+    })
+}
+
+/// The storage of a site in the export.
+fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
+    let now = gpt.model.linear(site).map_or(Storage::F32, |l| l.weight.storage());
+    let floats = !matches!(now, Storage::Grid(_));
+    match (settings.storage, settings.format) {
+        // Learned positions stay floats: they are few, and llama.cpp reads them so.
+        (Some(Storage::Grid(_)), _) if site == Site::POSITION => Storage::F32,
+        (Some(storage), _) => storage,
+        (None, Format::Gguf) => artefact::gguf_storage(now),
+        (None, Format::Safetensors) if floats => now,
+        (None, Format::Safetensors) => Storage::F32,
+    }
+}
+
+fn refuse(gpt: &Gpt, settings: &Settings, site: Site, to: Storage) -> Result<()> {
+    let from = gpt.model.linear(site)?.weight.storage();
+    if settings.format == Format::Safetensors && matches!(to, Storage::Grid(_)) {
+        return Err(Error::Asked(format!("safetensors for other programs hold floats, not {to}; take --type bf16, f16 or f32")));
+    }
+    if matches!((from, to), (Storage::Grid(a), Storage::Grid(b)) if a != b) && !settings.requantize {
+        let reason = format!("is stored as {from}; storing it as {to} loses a second time: export from the original, or give --requantize");
+        return Err(Error::Site { site, reason });
+    }
+    Ok(())
+}
+
+/// The model with every matrix in its new storage, and those that got another one.
+fn restored(model: &Model, storage: &dyn Fn(Site) -> Storage) -> Result<(Model, Vec<Fallback>)> {
+    let mut out = model.clone();
+    let mut fallbacks = Vec::new();
+    for site in model.spec.matrices() {
+        let linear = model.linear(site)?;
+        let asked = storage(site);
+        let got = save::fallback(asked, linear.weight.cols());
+        if got != asked {
+            fallbacks.push(Fallback { site, asked, got });
+        }
+        if got != linear.weight.storage() {
+            let weight = Weight::encode(&linear.weight.to_tensor(), got, None)
+                .map_err(|e| Error::Site { site, reason: e.to_string() })?;
+            out.replace(site, Linear { weight, bias: linear.bias.clone() })?;
+        }
+    }
+    Ok((out, fallbacks))
+}
+
+fn write_directory(gpt: &Gpt, model: &Model, settings: &Settings) -> Result<()> {
+    let out = &settings.out;
+    let beside = crate::journal::partial(out);
+    if beside.exists() {
+        std::fs::remove_dir_all(&beside).map_err(formats::Error::io(&beside, "remove it"))?;
+    }
+    std::fs::create_dir_all(&beside).map_err(formats::Error::io(&beside, "make it"))?;
+    let staged = artefact::Target::Directory.write(gpt, model, &beside)?;
+    artefact::publish(&staged, out, settings.overwrite)
+}
+
+/// The largest difference of a logit between two models on some tokens.
+fn difference(a: &Model, b: &Model) -> Result<f32> {
+    let length = a.spec.context.min(48);
+    let ids: Vec<u32> = (0..length as u64).map(|i| (uniform(9, i) * a.spec.vocab as f64) as u32).collect();
+    let (x, y) = (a.forward(&[&ids], &mut ())?, b.forward(&[&ids], &mut ())?);
+    Ok(x.as_slice().iter().zip(y.as_slice()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max))
+}

@@ -1,0 +1,184 @@
+//! The main job: from a target to a recipe, and from the recipe to a proven artefact.
+
+use crate::{
+    Error, Result, artefact, data,
+    evaluate::{compare, divergence, log_ratio},
+    journal::Journal,
+    methods,
+    progress::{Progress, Silent},
+    recipe::{Floor, Recipe},
+    report::Report,
+    run::{self, Data, Outcome, Settings},
+    solve::{self, Point, Sensitivity},
+};
+use model::{Gpt, Model, Site};
+use std::fmt::Write;
+use tensor::Storage;
+
+/// Documents and tokens below which the solver would only measure noise.
+const FEWEST_TOKENS: usize = 64;
+
+/// A size that must not be exceeded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Size {
+    /// Part of 2 bytes per parameter.
+    Share(f64),
+    /// Bytes.
+    Bytes(usize),
+}
+
+/// A decode speed that must be reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speed {
+    /// Over the original's.
+    Ratio(f64),
+    /// Tokens per second.
+    TokensPerSecond(f64),
+}
+
+/// What the result must meet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Goal {
+    /// Largest size; without one, the smallest that holds the quality is found.
+    pub size: Option<Size>,
+    /// Quality.
+    pub floor: Floor,
+    /// Least speed.
+    pub speed: Option<Speed>,
+}
+
+impl Goal {
+    /// The recipe without its choice of storages.
+    pub fn recipe(&self, seed: u64) -> Recipe {
+        let mut recipe = Recipe::one("gptq", Storage::F32, seed);
+        recipe.steps[0].storage = "keep".into();
+        recipe.floor = self.floor.clone();
+        recipe
+    }
+
+    /// Bytes of the whole model.
+    pub fn bytes(&self, model: &Model) -> Option<usize> {
+        self.size.map(|s| match s {
+            Size::Share(share) => (share * 2.0 * model.parameters() as f64) as usize,
+            Size::Bytes(bytes) => bytes,
+        })
+    }
+}
+
+/// What the solver knows.
+pub struct Solved {
+    /// What each storage of each site costs.
+    pub sensitivities: Vec<Sensitivity>,
+    /// The trade-off front.
+    pub front: Vec<Point>,
+    /// Bytes that no storage changes: norms and biases.
+    pub fixed: usize,
+}
+
+/// Measures what each storage of each site costs.
+///
+/// # Errors
+/// If there is too little data, or the job was interrupted.
+pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Solved> {
+    let held = data::take_tokens(&data.split.solver, solve::TOKENS, recipe.seed);
+    let documents: Vec<data::Document> = held.into_iter().map(|ids| data::Document { bytes: 0, percentile: 0, ids }).collect();
+    let tokens: usize = documents.iter().map(|d| d.ids.len()).sum();
+    if tokens < FEWEST_TOKENS {
+        return Err(Error::Data {
+            path: recipe.data.clone().unwrap_or_default(),
+            reason: format!("leaves {tokens} tokens for the solver; give a text of some thousand words"),
+        });
+    }
+    let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
+    let sensitivities = solve::sensitivities(&gpt.model, &plan, &calibration, &documents, gguf, progress)?;
+    let front = solve::front(&sensitivities, 40);
+    let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
+    Ok(Solved { sensitivities, front, fixed })
+}
+
+/// The recipe with the storages of a point of the front.
+pub fn with_choice(mut recipe: Recipe, point: &Point) -> Recipe {
+    recipe.steps[0].sites = point.choice.iter().map(|(site, s): (&Site, &Storage)| (site.to_string(), s.name())).collect();
+    recipe
+}
+
+/// Finds the recipe that meets a goal and makes its artefact.
+///
+/// # Errors
+/// [`Error::Gate`] if none does, with the limit that binds and the nearest points of the front.
+pub fn optimize(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, settings: &Settings, progress: &dyn Progress) -> Result<Outcome> {
+    let target = artefact::Target::of(&settings.out);
+    if settings.out.exists() && !settings.overwrite && !crate::manifest::beside(&settings.out, "planish.toml").is_file() {
+        artefact::check_free(&settings.out, false)?;
+    }
+    target.check(&gpt.model, &[])?;
+    let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
+    let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
+    let recipe = with_choice(recipe, &point);
+    let report = Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone(), differences: Vec::new() };
+    let settings = Settings { min_speed: goal.speed, ..settings.clone() };
+    run::run(gpt, &recipe, data, &settings, report, progress).map_err(|e| match e {
+        Error::Gate(words) => Error::Gate(format!("{words}\n{}", nearest(gpt, &solved, point.bytes))),
+        other => other,
+    })
+}
+
+/// The point of the front that meets the goal.
+///
+/// # Errors
+/// [`Error::Gate`] if none does.
+pub fn choose(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data, solved: &Solved, progress: &dyn Progress) -> Result<Point> {
+    if let Some(bytes) = goal.bytes(&gpt.model) {
+        let budget = bytes.saturating_sub(solved.fixed);
+        return solve::allot(&solved.sensitivities, budget).map_err(|e| {
+            Error::Gate(format!("the size binds: {e}; allow more.\n{}", nearest(gpt, solved, budget)))
+        });
+    }
+    if goal.floor.is_empty() {
+        return Err(Error::Asked("give a target: --max-size, --max-loss, --max-kl or --min-speed with one of them".into()));
+    }
+    smallest(gpt, recipe, goal, data, solved, progress)
+}
+
+/// The smallest point whose quality, measured whole on the solver's documents, holds with some room.
+fn smallest(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data, solved: &Solved, progress: &dyn Progress) -> Result<Point> {
+    let (mut low, mut high) = (0, solved.front.len());
+    progress.begin("searching sizes", solved.front.len().ilog2() as u64 + 1);
+    while low < high {
+        let middle = (low + high) / 2;
+        if holds(gpt, &with_choice(recipe.clone(), &solved.front[middle]), goal, data)? {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+        progress.advance(1);
+    }
+    solved.front.get(low).cloned().ok_or_else(|| {
+        let most = solved.front.last().map_or(0, |p| p.bytes);
+        Error::Gate(format!("the quality binds: not even the largest storages hold it.\n{}", nearest(gpt, solved, most)))
+    })
+}
+
+fn holds(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data) -> Result<bool> {
+    let built = recipe.build(&gpt.model.spec)?;
+    let model = run::transform(gpt, recipe, &built, data, &mut Journal::none(), &Silent)?;
+    let pairs = compare(&model, &gpt.model, &data.split.solver, &Silent)?;
+    let bound = |x: crate::evaluate::Paired| x.upper_bound(0.95).unwrap_or_else(|| x.mean() + 1.645 * x.standard_error());
+    let loss = goal.floor.max_loss.is_none_or(|max| bound(log_ratio(&pairs)) <= max.ln_1p());
+    Ok(loss && goal.floor.max_kl.is_none_or(|max| bound(divergence(&pairs)) <= max))
+}
+
+/// The points of the front around a size, in words.
+fn nearest(gpt: &Gpt, solved: &Solved, bytes: usize) -> String {
+    let at = solved.front.iter().position(|p| p.bytes >= bytes).unwrap_or(solved.front.len());
+    let from = at.saturating_sub(2);
+    let mut text = String::from("the nearest points of the front (KL expected from sites measured alone):");
+    for p in solved.front.iter().skip(from).take(5) {
+        let size = p.bytes + solved.fixed;
+        let share = 100.0 * size as f64 / (2.0 * gpt.model.parameters() as f64);
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  {size} bytes ({share:.1} %): KL about {:.5}", p.kl);
+    }
+    text
+}

@@ -1,0 +1,104 @@
+//! The plan of a job: its recipe, and what it will take, before it is done.
+
+use crate::{
+    Result, data,
+    methods,
+    optimize::{self, Goal},
+    progress::Progress,
+    recipe::Recipe,
+    run::Data,
+    walk,
+};
+use model::{Gpt, Site};
+use serde::Serialize;
+use std::{collections::BTreeMap, time::Instant};
+use tensor::Storage;
+
+/// A recipe and what it will take.
+pub struct Plan {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// What it will take.
+    pub estimate: Estimate,
+}
+
+/// What a job will take.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    /// Tensor payload of the result.
+    pub size_bytes: usize,
+    /// That over 2 bytes per parameter.
+    pub share_of_16_bit: f64,
+    /// Sum of the sites' losses, each measured alone, in nats.
+    pub expected_kl: f64,
+    /// Most memory that `run` holds.
+    pub peak_ram_bytes: u64,
+    /// Free disk that it needs: the journal and the result.
+    pub disk_bytes: u64,
+    /// Seconds that `run` takes on this machine.
+    pub seconds: f64,
+    /// How many sites get each storage.
+    pub storages: BTreeMap<String, usize>,
+}
+
+/// Solves for a goal and estimates what carrying it out will take.
+///
+/// # Errors
+/// As [`optimize::choose`].
+pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Plan> {
+    let solved = optimize::measure(gpt, &recipe, data, gguf, progress)?;
+    let point = optimize::choose(gpt, &recipe, goal, data, &solved, progress)?;
+    let recipe = optimize::with_choice(recipe, &point);
+    let size = point.bytes + solved.fixed;
+    let mut storages = BTreeMap::new();
+    for storage in point.choice.values() {
+        *storages.entry(storage.name()).or_insert(0) += 1;
+    }
+    let estimate = Estimate {
+        size_bytes: size,
+        share_of_16_bit: size as f64 / (2.0 * gpt.model.parameters() as f64),
+        expected_kl: point.kl,
+        peak_ram_bytes: memory(gpt, data, &recipe, size),
+        disk_bytes: 2 * size as u64 + (4 << 20),
+        seconds: seconds(gpt, data, &recipe, &point.choice)?,
+        storages,
+    };
+    Ok(Plan { recipe, estimate })
+}
+
+/// The model's mapped bytes, the result twice (in memory and read again), the largest matrix with its second
+/// moments, and the calibration data's activations.
+fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, size: usize) -> u64 {
+    let spec = &gpt.model.spec;
+    let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
+    let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
+    let moments = shapes.iter().map(|[_, c]| 40 * c * c).max().unwrap_or(0);
+    let tokens: usize = data.split.calibration.iter().map(|d| d.ids.len()).sum::<usize>().min(recipe.calibration_tokens);
+    let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
+    let flows = 4 * tokens * (2 * spec.dim + widest);
+    let logits = 4 * 512 * 3 * spec.vocab;
+    (gpt.model.size_bytes() + 2 * size + 2 * largest + moments + flows + logits + (48 << 20)) as u64
+}
+
+/// Times a part of the work on this machine and scales it up.
+fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Storage>) -> Result<f64> {
+    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
+    let total: usize = calibration.iter().map(Vec::len).sum();
+    let part = data::take_tokens(&data.split.calibration, (total / 4).max(512), recipe.seed);
+    let timed: usize = part.iter().map(Vec::len).sum();
+    let crate::Plan::EachMatrix(method) = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let begin = Instant::now();
+    let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
+    // A tied head's statistics take one pass more than the walk itself.
+    let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 };
+    let gather = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64 * passes;
+    let begin = Instant::now();
+    for (site, storage) in choice {
+        let stats = stats.get(site).cloned().unwrap_or_default();
+        walk::rewrite_matrix(method.as_ref(), *site, &gpt.model.linear(*site)?.weight.to_tensor(), *storage, &stats)?;
+    }
+    let rewrite = begin.elapsed().as_secs_f64();
+    let gate: usize = data.split.gate.iter().map(|d| d.ids.len()).sum();
+    let score = gather / passes * 1.5 * gate as f64 / total.max(1) as f64;
+    Ok(gather + rewrite + score + 1.0)
+}
