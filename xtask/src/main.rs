@@ -1,13 +1,26 @@
 //! House rules and generators: `cargo xtask tidy`, `cargo xtask stories`.
 
+mod tidy;
+
 use anyhow::{Context, Result, bail};
 use std::io::Write;
 
-fn main() -> Result<()> {
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("stories") => stories(&args[1..]),
-        _ => bail!("usage: cargo xtask stories --seed N --documents M"),
+        Some("tidy") => tidy::run(),
+        _ => bail!("usage: cargo xtask tidy, or cargo xtask stories --seed N --documents M"),
     }
 }
 

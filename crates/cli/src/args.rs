@@ -36,7 +36,9 @@ pub struct Common {
 #[derive(Subcommand)]
 pub enum Command {
     /// Find and make the best model that meets a target
-    #[command(after_help = "Examples:\n  planish optimize\n  planish optimize ./model --max-size 30% --max-loss 1% --data text.txt --out small\n  planish optimize model.gguf --max-size 400MB --out small.gguf")]
+    #[command(
+        after_help = "Examples:\n  planish optimize\n  planish optimize ./model --max-size 30% --max-loss 1% --data text.txt --out small\n  planish optimize model.gguf --max-size 400MB --out small.gguf"
+    )]
     Optimize(Optimize),
     /// Show what `optimize` would do, with memory, disk and time; write the recipe and nothing else
     #[command(after_help = "Example:\n  planish plan ./model --max-size 30% --data text.txt --recipe recipe.toml")]
@@ -47,16 +49,22 @@ pub enum Command {
     /// Show family, sites, shapes, sizes and storage of a model
     Inspect(Model),
     /// Store a model's matrices in fewer bits, by one method
-    #[command(after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --method gptq --storage q4_k --override head=q6_k --data text.txt --out small.gguf")]
+    #[command(
+        after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --method gptq --storage q4_k --override head=q6_k --data text.txt --out small.gguf"
+    )]
     Quantize(Quantize),
     /// Measure quality, alone or against the original, with intervals
     #[command(after_help = "Example:\n  planish evaluate small --against ./model --data text.txt")]
     Evaluate(Evaluate),
     /// Write a model for another program
-    #[command(after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf")]
+    #[command(
+        after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf"
+    )]
     Export(Export),
     /// Continue a prompt
-    #[command(after_help = "Example:\n  planish generate ./model --prompt 'Once upon a time' --tokens 100 --temperature 0.8")]
+    #[command(
+        after_help = "Example:\n  planish generate ./model --prompt 'Once upon a time' --tokens 100 --temperature 0.8"
+    )]
     Generate(Generate),
     /// Talk with a model that has a chat template
     Chat(Chat),

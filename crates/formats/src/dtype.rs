@@ -93,9 +93,7 @@ impl Dtype {
             Dtype::F64 | Dtype::U64 | Dtype::I64 => 8,
             Dtype::F32 | Dtype::U32 | Dtype::I32 => 4,
             Dtype::F16 | Dtype::Bf16 | Dtype::U16 | Dtype::I16 => 2,
-            Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E8M0 => {
-                1
-            }
+            Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E8M0 => 1,
         }
     }
 }

@@ -42,9 +42,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// The file ends before what it announces.
-    #[error(
-        "{path}: is truncated: {field} reaches to byte {want} and the file has {got}; download or copy it again"
-    )]
+    #[error("{path}: is truncated: {field} reaches to byte {want} and the file has {got}; download or copy it again")]
     Truncated {
         /// The file.
         path: PathBuf,
@@ -56,9 +54,7 @@ pub enum Error {
         got: u64,
     },
     /// A field breaks the format's rules.
-    #[error(
-        "{path}: byte {at}: {field} {reason}; the file is damaged or was written by a faulty program"
-    )]
+    #[error("{path}: byte {at}: {field} {reason}; the file is damaged or was written by a faulty program")]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -100,61 +96,28 @@ impl Error {
     /// Wraps what the system said.
     pub fn io(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
-        move |source| Error::Io {
-            path,
-            doing,
-            source,
-        }
+        move |source| Error::Io { path, doing, source }
     }
 
     /// A rule of the format is broken at a byte.
-    pub fn malformed(
-        path: &Path,
-        at: u64,
-        field: impl AsRef<str>,
-        reason: impl AsRef<str>,
-    ) -> Error {
-        Error::Malformed {
-            path: path.into(),
-            at,
-            field: printable(field.as_ref()),
-            reason: printable(reason.as_ref()),
-        }
+    pub fn malformed(path: &Path, at: u64, field: impl AsRef<str>, reason: impl AsRef<str>) -> Error {
+        Error::Malformed { path: path.into(), at, field: printable(field.as_ref()), reason: printable(reason.as_ref()) }
     }
 
     /// The file ends before what it announces.
     pub fn truncated(path: &Path, field: impl AsRef<str>, want: u64, got: u64) -> Error {
-        Error::Truncated {
-            path: path.into(),
-            field: printable(field.as_ref()),
-            want,
-            got,
-        }
+        Error::Truncated { path: path.into(), field: printable(field.as_ref()), want, got }
     }
 
     /// A sound file that planish does not read.
-    pub fn unsupported(
-        path: &Path,
-        field: impl AsRef<str>,
-        reason: impl AsRef<str>,
-        remedy: &'static str,
-    ) -> Error {
+    pub fn unsupported(path: &Path, field: impl AsRef<str>, reason: impl AsRef<str>, remedy: &'static str) -> Error {
         let (field, reason) = (printable(field.as_ref()), printable(reason.as_ref()));
-        Error::Unsupported {
-            path: path.into(),
-            field,
-            reason,
-            remedy,
-        }
+        Error::Unsupported { path: path.into(), field, reason, remedy }
     }
 
     /// A key is missing or of another type.
     pub fn field(path: &Path, field: impl AsRef<str>, reason: impl AsRef<str>) -> Error {
-        Error::Field {
-            path: path.into(),
-            field: printable(field.as_ref()),
-            reason: printable(reason.as_ref()),
-        }
+        Error::Field { path: path.into(), field: printable(field.as_ref()), reason: printable(reason.as_ref()) }
     }
 
     /// Is it the system's refusal (as opposed to a fault of the file)?
@@ -172,11 +135,7 @@ fn printable(text: &str) -> String {
             out.push('\u{2026}');
             break;
         }
-        if c.is_control() {
-            out.extend(c.escape_default())
-        } else {
-            out.push(c)
-        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -188,12 +147,7 @@ fn printable(text: &str) -> String {
 /// kinds that planish reads in another's place; nothing otherwise.
 pub fn check_kind(path: &Path, head: &[u8], wanted: &'static str) -> Result<()> {
     match kind_of(head, wanted) {
-        Some((found, remedy)) => Err(Error::WrongKind {
-            path: path.into(),
-            found,
-            wanted,
-            remedy,
-        }),
+        Some((found, remedy)) => Err(Error::WrongKind { path: path.into(), found, wanted, remedy }),
         None => Ok(()),
     }
 }
@@ -206,23 +160,14 @@ fn kind_of(head: &[u8], wanted: &str) -> Option<(&'static str, &'static str)> {
     if is_safetensors && wanted == "a safetensors file" {
         return None;
     }
-    let text = head
-        .strip_prefix(b"\xef\xbb\xbf")
-        .unwrap_or(head)
-        .trim_ascii_start();
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let lower: Vec<u8> = text.iter().take(16).map(u8::to_ascii_lowercase).collect();
     let page = ["<!doctype", "<html", "<head", "<body", "<?xml", "<!--"];
     if text.starts_with(b"version https://git-lfs") {
-        return Some((
-            "a Git-LFS pointer",
-            "the content was not fetched: run `git lfs pull` in its folder",
-        ));
+        return Some(("a Git-LFS pointer", "the content was not fetched: run `git lfs pull` in its folder"));
     }
     if page.iter().any(|tag| lower.starts_with(tag.as_bytes())) {
-        return Some((
-            "a web page",
-            "the download saved an error page: download the file itself",
-        ));
+        return Some(("a web page", "the download saved an error page: download the file itself"));
     }
     if head.starts_with(b"PK\x03\x04") {
         return Some((
@@ -230,25 +175,11 @@ fn kind_of(head: &[u8], wanted: &str) -> Option<(&'static str, &'static str)> {
             "convert it to safetensors with the program that made it",
         ));
     }
-    if matches!(
-        head,
-        [
-            0x80,
-            2..=5,
-            b'}' | b']' | b'(' | b'c' | b'K' | b'M' | b'J' | b'\x8a' | b'\x95',
-            ..
-        ]
-    ) {
-        return Some((
-            "a Python pickle",
-            "planish never executes pickles: convert it to safetensors",
-        ));
+    if matches!(head, [0x80, 2..=5, b'}' | b']' | b'(' | b'c' | b'K' | b'M' | b'J' | b'\x8a' | b'\x95', ..]) {
+        return Some(("a Python pickle", "planish never executes pickles: convert it to safetensors"));
     }
     if head.starts_with(b"\x89HDF\r\n") {
-        return Some((
-            "an HDF5 file",
-            "convert it to safetensors with the program that made it",
-        ));
+        return Some(("an HDF5 file", "convert it to safetensors with the program that made it"));
     }
     if head.starts_with(b"\x1f\x8b") {
         return Some(("a gzip archive", "unpack it first"));
@@ -257,10 +188,7 @@ fn kind_of(head: &[u8], wanted: &str) -> Option<(&'static str, &'static str)> {
         return Some(("a Zstandard archive", "unpack it first"));
     }
     if head.len() >= 16 && head.iter().all(|b| *b == 0) {
-        return Some((
-            "blank: it begins with zeros only",
-            "the download did not finish: download it again",
-        ));
+        return Some(("blank: it begins with zeros only", "the download did not finish: download it again"));
     }
     if head.starts_with(b"GGUF") && wanted != "a GGUF file" {
         return Some(("a GGUF file", "name it as the model itself"));
@@ -269,16 +197,10 @@ fn kind_of(head: &[u8], wanted: &str) -> Option<(&'static str, &'static str)> {
         return Some(("UTF-16 text", "save it as UTF-8"));
     }
     if !is_text && text.first() == Some(&b'{') {
-        return Some((
-            "a JSON text",
-            "the download saved an error message or another file: download the file itself",
-        ));
+        return Some(("a JSON text", "the download saved an error message or another file: download the file itself"));
     }
     if is_safetensors {
-        return Some((
-            "a safetensors file",
-            "name its folder as the model, or give it the ending .safetensors",
-        ));
+        return Some(("a safetensors file", "name its folder as the model, or give it the ending .safetensors"));
     }
     None
 }
@@ -290,19 +212,13 @@ mod tests {
     #[test]
     fn control_characters_never_reach_the_terminal() {
         let e = Error::field(Path::new("m.gguf"), "a\x1b[2Jb\n", "x".repeat(9_999)).to_string();
-        assert!(
-            e.contains("a\\u{1b}[2Jb\\n") && !e.chars().any(char::is_control) && e.len() < 400,
-            "{e}"
-        );
+        assert!(e.contains("a\\u{1b}[2Jb\\n") && !e.chars().any(char::is_control) && e.len() < 400, "{e}");
     }
 
     #[test]
     fn wrong_kinds_are_told_by_name_and_right_ones_pass() {
         let cases: &[(&[u8], &str)] = &[
-            (
-                b"version https://git-lfs.github.com/spec/v1\noid",
-                "git lfs pull",
-            ),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
             (b"\xef\xbb\xbf\n <HTML><head>", "web page"),
             (b"PK\x03\x04rest", "zip archive"),
             (b"\x80\x02}q\x00.", "pickle"),
@@ -313,9 +229,7 @@ mod tests {
         ];
         for wanted in ["a JSON file", "a GGUF file", "a safetensors file"] {
             for (head, want) in cases {
-                let e = check_kind(Path::new("f"), head, wanted)
-                    .unwrap_err()
-                    .to_string();
+                let e = check_kind(Path::new("f"), head, wanted).unwrap_err().to_string();
                 assert!(e.contains(want), "{e}");
             }
         }

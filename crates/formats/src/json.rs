@@ -18,12 +18,7 @@ pub const LARGEST: u64 = 256 << 20;
 pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     match read(path)? {
         Value::Object(map) => Ok(map),
-        _ => Err(Error::malformed(
-            path,
-            0,
-            "the outermost value",
-            "is not an object",
-        )),
+        _ => Err(Error::malformed(path, 0, "the outermost value", "is not an object")),
     }
 }
 
@@ -43,21 +38,11 @@ pub fn read_within(path: &Path, limit: u64) -> Result<Value> {
     // Asked before opening: to open a named pipe would wait for a writer.
     let meta = std::fs::metadata(path).map_err(Error::io(path, "read it"))?;
     if !meta.is_file() {
-        return Err(Error::malformed(
-            path,
-            0,
-            "the path",
-            "is not a regular file",
-        ));
+        return Err(Error::malformed(path, 0, "the path", "is not a regular file"));
     }
     let too_large = |size: u64| {
         let reason = format!("has {size} bytes; a JSON file of its purpose has at most {limit}");
-        Error::unsupported(
-            path,
-            "the file",
-            reason,
-            "check that it is the file that was meant",
-        )
+        Error::unsupported(path, "the file", reason, "check that it is the file that was meant")
     };
     if meta.len() > limit {
         return Err(too_large(meta.len()));
@@ -65,9 +50,7 @@ pub fn read_within(path: &Path, limit: u64) -> Result<Value> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path, "open it"))?;
     // A file that grows while it is read must not grow the buffer without end.
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path, "read it"))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "read it"))?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
@@ -81,12 +64,7 @@ pub fn read_within(path: &Path, limit: u64) -> Result<Value> {
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
     check_kind(path, &bytes[..bytes.len().min(64)], "a JSON file")?;
     if bytes.iter().all(|b| b.is_ascii_whitespace() || *b == 0) {
-        return Err(Error::truncated(
-            path,
-            "the JSON value",
-            2,
-            bytes.len() as u64,
-        ));
+        return Err(Error::truncated(path, "the JSON value", 2, bytes.len() as u64));
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
@@ -104,11 +82,7 @@ pub(crate) fn fault(path: &Path, bytes: &[u8], start: u64, e: &serde_json::Error
 }
 
 fn offset(bytes: &[u8], line: usize, column: usize) -> u64 {
-    let before: usize = bytes
-        .split(|b| *b == b'\n')
-        .take(line.saturating_sub(1))
-        .map(|l| l.len() + 1)
-        .sum();
+    let before: usize = bytes.split(|b| *b == b'\n').take(line.saturating_sub(1)).map(|l| l.len() + 1).sum();
     (before + column.saturating_sub(1)) as u64
 }
 
@@ -186,10 +160,7 @@ mod tests {
             (b"{\"a\": ", "truncated"),
             (b"", "truncated"),
             (b"{\"a\": 1} x", "not valid"),
-            (
-                b"version https://git-lfs.github.com/spec/v1",
-                "git lfs pull",
-            ),
+            (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
             (b"<!DOCTYPE html><html>", "web page"),
             (b"{\"a\": 01}", "not valid"),
             (b"\xff\xfe{\0}\0", "UTF-16"),
@@ -203,15 +174,7 @@ mod tests {
         let e = parse(path, b"{\n \"a\": truk}").unwrap_err().to_string();
         assert!(e.contains("byte 11") && e.contains("line 2 column"), "{e}");
         let deep = "[".repeat(100_000);
-        assert!(
-            parse(path, deep.as_bytes())
-                .unwrap_err()
-                .to_string()
-                .contains("recursion")
-        );
-        assert_eq!(
-            parse(path, b"\xef\xbb\xbf{\"a\": [1, -2, 0.5, null, true]}").unwrap()["a"][1],
-            -2
-        );
+        assert!(parse(path, deep.as_bytes()).unwrap_err().to_string().contains("recursion"));
+        assert_eq!(parse(path, b"\xef\xbb\xbf{\"a\": [1, -2, 0.5, null, true]}").unwrap()["a"][1], -2);
     }
 }

@@ -169,7 +169,14 @@ impl Model {
     /// Runs the products of a stage and what follows them, so that the flow stands before the next stage.
     ///
     /// `memory` holds keys and values of this block, one per sequence; the stage [`Stage::Qkv`] adds to it.
-    pub fn advance(&self, layer: u16, stage: Stage, flow: &mut Flow, memory: &mut [Memory], tap: &mut dyn Tap) -> Result<()> {
+    pub fn advance(
+        &self,
+        layer: u16,
+        stage: Stage,
+        flow: &mut Flow,
+        memory: &mut [Memory],
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
         match stage {
             Stage::Qkv => self.attend(layer, flow, memory, tap),
             Stage::O => {

@@ -43,7 +43,13 @@ pub struct Output {
 ///
 /// # Errors
 /// If the prompt is empty, longer than the context, or holds tokens that are not in the vocabulary.
-pub fn generate(gpt: &Gpt, prompt: &[u32], sampling: &Sampling, limits: &Limits, listen: &mut dyn FnMut(&str) -> bool) -> Result<Output> {
+pub fn generate(
+    gpt: &Gpt,
+    prompt: &[u32],
+    sampling: &Sampling,
+    limits: &Limits,
+    listen: &mut dyn FnMut(&str) -> bool,
+) -> Result<Output> {
     let context = gpt.model.spec.context;
     if prompt.is_empty() {
         return Err(Error::Asked("the prompt is empty and the tokenizer adds no BOS; give at least one token".into()));

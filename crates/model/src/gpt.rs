@@ -44,13 +44,20 @@ impl Gpt {
                 let tokenizer = Tokenizer::from_dir(path)?;
                 let template = template(path, &tokenizer)?;
                 let generation = path.join("generation_config.json");
-                let generation = if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
+                let generation =
+                    if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
                 (tokenizer, template, generation)
             }
         };
         let mut files = opened.source.files();
         if path.is_dir() {
-            let beside = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+            let beside = [
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+            ];
             files.extend(beside.map(|n| path.join(n)).into_iter().filter(|p| p.is_file()));
         }
         let mut gpt = Gpt {
@@ -97,7 +104,8 @@ impl Gpt {
             ))
         })?;
         let name = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_of(id)).unwrap_or_default();
-        let text = chat_template::render(template, messages, &name(self.tokenizer.bos()), &name(self.tokenizer.eos()), true)?;
+        let text =
+            chat_template::render(template, messages, &name(self.tokenizer.bos()), &name(self.tokenizer.eos()), true)?;
         // The template writes the special tokens itself.
         Ok(self.tokenizer.encode(&text, false)?)
     }

@@ -8,7 +8,6 @@ mod decoder;
 mod error;
 pub mod families;
 pub mod generate;
-mod gguf_config;
 mod gpt;
 mod layout;
 pub mod load;

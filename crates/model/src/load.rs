@@ -2,8 +2,8 @@
 
 use crate::{
     Config, Error, Family, Model, Result, Role, Site, Spec,
-    families::{self, Part, Stored},
-    gguf_config, layout,
+    families::{self, Part, Stored, gguf_config},
+    layout,
     model::NormWeights,
     source::Source,
 };
@@ -53,7 +53,9 @@ fn open_source(path: &Path) -> Result<(Source, Config)> {
     if path.is_dir() {
         let config = path.join("config.json");
         if !config.is_file() {
-            return Err(missing("is a directory without config.json; a model has config.json, tokenizer.json and model.safetensors"));
+            return Err(missing(
+                "is a directory without config.json; a model has config.json, tokenizer.json and model.safetensors",
+            ));
         }
         let config = Config::new(&config, formats::json::read_object(&config)?);
         let source = Source::Safetensors(formats::safetensors::Archive::open(path)?);
@@ -63,7 +65,9 @@ fn open_source(path: &Path) -> Result<(Source, Config)> {
         return Err(missing("does not exist; give a Hugging Face directory or a GGUF file"));
     }
     if path.extension().is_some_and(|e| e == "safetensors") {
-        return Err(missing("is one file of a model; give its directory, which also holds config.json and tokenizer.json"));
+        return Err(missing(
+            "is one file of a model; give its directory, which also holds config.json and tokenizer.json",
+        ));
     }
     let file = formats::gguf::File::open(path)?;
     let config = gguf_config::config(&file)?;
@@ -111,10 +115,19 @@ impl<'a> Loader<'a> {
         let own = source.own_storage()?;
         if own.is_empty() && config.get("quantization_config").is_some() {
             let method = config.text_or("quantization_config.quant_method", "unknown")?.to_string();
-            let reason = format!("says {method:?}, a storage that planish does not read yet; give the unquantized model");
+            let reason =
+                format!("says {method:?}, a storage that planish does not read yet; give the unquantized model");
             return Err(config.error("quantization_config", reason));
         }
-        Ok(Loader { source, spec, config, own, linears: BTreeMap::new(), norms: BTreeMap::new(), used: Default::default() })
+        Ok(Loader {
+            source,
+            spec,
+            config,
+            own,
+            linears: BTreeMap::new(),
+            norms: BTreeMap::new(),
+            used: Default::default(),
+        })
     }
 
     fn run(&mut self, table: &[Stored]) -> Result<()> {
@@ -137,7 +150,8 @@ impl<'a> Loader<'a> {
 
     /// Reads one stored tensor into its sites.
     fn tensor(&mut self, stored: &Stored, layer: Option<u16>) -> Result<()> {
-        let sites: Vec<(Site, Part)> = stored.sites.iter().map(|(role, part)| (Site { layer, role: *role }, *part)).collect();
+        let sites: Vec<(Site, Part)> =
+            stored.sites.iter().map(|(role, part)| (Site { layer, role: *role }, *part)).collect();
         let tied_head = sites[0].0 == Site::HEAD && self.spec.tied;
         let wanted = sites.iter().all(|(s, _)| self.spec.shape(*s).is_some()) && !tied_head;
         let name = stored.name_in(layer);
@@ -165,7 +179,11 @@ impl<'a> Loader<'a> {
     /// Values of a site's parameter along the outputs.
     fn rows(&self, site: Site, part: Part) -> usize {
         let [rows, cols] = self.spec.shape(site).unwrap_or([0, 0]);
-        if part == Part::Weight && site.role.is_norm() || part == Part::Bias && site.role.is_norm() { cols } else { rows }
+        if part == Part::Weight && site.role.is_norm() || part == Part::Bias && site.role.is_norm() {
+            cols
+        } else {
+            rows
+        }
     }
 
     fn put(&mut self, site: Site, part: Part, weight: Weight) -> Result<(), String> {

@@ -62,7 +62,8 @@ impl Model {
 
     /// Tensor payload with scales, tied tensors once.
     pub fn size_bytes(&self) -> usize {
-        let norms: usize = self.norms.values().map(|n| 4 * (n.scale.len() + n.shift.as_ref().map_or(0, Vec::len))).sum();
+        let norms: usize =
+            self.norms.values().map(|n| 4 * (n.scale.len() + n.shift.as_ref().map_or(0, Vec::len))).sum();
         self.linears.values().map(Linear::size_bytes).sum::<usize>() + norms
     }
 

@@ -70,7 +70,8 @@ impl Sampling {
 
 /// A number in 0 to 1 that depends on its two arguments alone (SplitMix64).
 pub fn uniform(seed: u64, step: u64) -> f64 {
-    let mut z = seed.wrapping_mul(0xA24B_AED4_963E_E407).wrapping_add(step.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut z =
+        seed.wrapping_mul(0xA24B_AED4_963E_E407).wrapping_add(step.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^= z >> 31;

@@ -2,8 +2,8 @@
 
 use crate::{
     Config, Error, Model, Result, Role, Site,
-    families::{Part, Stored},
-    gguf_config, layout,
+    families::{Part, Stored, gguf_config},
+    layout,
     source::{STORAGE_KEY, own_name},
 };
 use formats::{
@@ -34,7 +34,8 @@ pub struct Fallback {
 /// # Errors
 /// If a file cannot be written.
 pub fn directory(model: &Model, dir: &Path) -> Result<()> {
-    let own: Vec<Site> = model.linears.iter().filter(|(_, l)| matches!(l.weight, Weight::Quant(_))).map(|(s, _)| *s).collect();
+    let own: Vec<Site> =
+        model.linears.iter().filter(|(_, l)| matches!(l.weight, Weight::Quant(_))).map(|(s, _)| *s).collect();
     let mut entries = Vec::new();
     let mut storage: BTreeMap<String, String> = BTreeMap::new();
     each_tensor(model, model.family.stored, |stored, layer, sites| {
@@ -77,13 +78,20 @@ fn config_of(model: &Model, own: bool) -> Config {
 type Sites = [(Site, Part)];
 
 /// Calls `f` for every stored tensor that this model has, in the order of the table, blocks in turn.
-fn each_tensor(model: &Model, table: &[Stored], mut f: impl FnMut(&Stored, Option<u16>, &Sites) -> Result<()>) -> Result<()> {
+fn each_tensor(
+    model: &Model,
+    table: &[Stored],
+    mut f: impl FnMut(&Stored, Option<u16>, &Sites) -> Result<()>,
+) -> Result<()> {
     let mut visit = |stored: &Stored, layer: Option<u16>| {
-        let sites: Vec<(Site, Part)> = stored.sites.iter().map(|(role, part)| (Site { layer, role: *role }, *part)).collect();
+        let sites: Vec<(Site, Part)> =
+            stored.sites.iter().map(|(role, part)| (Site { layer, role: *role }, *part)).collect();
         let present = sites.iter().all(|(s, part)| has(model, *s, *part));
         if present { f(stored, layer, &sites) } else { Ok(()) }
     };
-    let edges = |first: bool| table.iter().filter(move |s| s.is_edge() && matches!(s.sites[0].0, Role::Embed | Role::Position) == first);
+    let edges = |first: bool| {
+        table.iter().filter(move |s| s.is_edge() && matches!(s.sites[0].0, Role::Embed | Role::Position) == first)
+    };
     edges(true).try_for_each(|s| visit(s, None))?;
     for layer in 0..model.spec.layers() {
         table.iter().filter(|s| !s.is_edge()).try_for_each(|s| visit(s, Some(layer)))?;
@@ -101,7 +109,13 @@ fn has(model: &Model, site: Site, part: Part) -> bool {
 }
 
 /// Joins the parameters of a stored tensor; `storage` rounds matrices to another storage first.
-fn gather(model: &Model, stored: &Stored, layer: Option<u16>, sites: &Sites, storage: Option<Storage>) -> Result<(Weight, bool)> {
+fn gather(
+    model: &Model,
+    stored: &Stored,
+    layer: Option<u16>,
+    sites: &Sites,
+    storage: Option<Storage>,
+) -> Result<(Weight, bool)> {
     let vector = sites[0].1 == Part::Bias || sites[0].0.role.is_norm();
     let column = |v: &[f32]| Weight::from_tensor(Tensor::from_vec(v.len(), 1, v.to_vec()));
     let part = |(site, part): &(Site, Part)| -> Result<Weight> {
@@ -112,9 +126,8 @@ fn gather(model: &Model, stored: &Stored, layer: Option<u16>, sites: &Sites, sto
             (None, Part::Weight) => {
                 let w = &model.linear(*site)?.weight;
                 match storage {
-                    Some(s) if s != w.storage() => {
-                        Weight::encode(&w.to_tensor(), s, None).map_err(|e| Error::Site { site: *site, reason: e.to_string() })
-                    }
+                    Some(s) if s != w.storage() => Weight::encode(&w.to_tensor(), s, None)
+                        .map_err(|e| Error::Site { site: *site, reason: e.to_string() }),
                     _ => Ok(w.clone()),
                 }
             }
@@ -176,7 +189,12 @@ pub fn fallback(asked: Storage, cols: usize) -> Storage {
 ///
 /// # Errors
 /// If llama.cpp does not compute this model or its tokenizer, or the file cannot be written.
-pub fn gguf(model: &Model, tokenizer: Option<&Tokenizer>, path: &Path, ask: &dyn Fn(Site) -> Storage) -> Result<Vec<Fallback>> {
+pub fn gguf(
+    model: &Model,
+    tokenizer: Option<&Tokenizer>,
+    path: &Path,
+    ask: &dyn Fn(Site) -> Storage,
+) -> Result<Vec<Fallback>> {
     let mut out = Writer::new();
     gguf_config::write(&model.config, &model.spec, model.family, &mut out)?;
     let table = model.family.gguf.as_ref().map_or(&[][..], |g| g.stored);
@@ -203,7 +221,9 @@ pub fn gguf(model: &Model, tokenizer: Option<&Tokenizer>, path: &Path, ask: &dyn
         };
         let kind = GgmlType::of(storage).ok_or_else(|| Error::Site {
             site: first,
-            reason: format!("is stored as {storage}, which GGUF does not have; export with --type q4_k or another GGUF type"),
+            reason: format!(
+                "is stored as {storage}, which GGUF does not have; export with --type q4_k or another GGUF type"
+            ),
         })?;
         if !vector {
             *counts.entry(kind.0).or_default() += shape.iter().product::<usize>();

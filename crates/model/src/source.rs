@@ -101,7 +101,8 @@ impl Source {
         let Source::Safetensors(archive) = self else { return Ok(BTreeMap::new()) };
         let Some(text) = archive.metadata(STORAGE_KEY) else { return Ok(BTreeMap::new()) };
         let bad = |reason: String| self.error(STORAGE_KEY, reason);
-        let map: BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad(format!("is malformed: {e}")))?;
+        let map: BTreeMap<String, String> =
+            serde_json::from_str(text).map_err(|e| bad(format!("is malformed: {e}")))?;
         let read = |(site, storage): (String, String)| {
             let site = site.parse::<Site>().map_err(|e| bad(e.to_string()))?;
             Ok((site, Storage::parse(&storage).map_err(|e| bad(e.to_string()))?))

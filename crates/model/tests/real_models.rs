@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use formats::tokenizer::Tokenizer;
-use model::{Gpt, generate, generate::Limits, Sampling};
+use model::{Gpt, Sampling, generate, generate::Limits};
 use serde_json::Value;
 use std::path::PathBuf;
 use tensor::ops;

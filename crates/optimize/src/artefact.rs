@@ -66,7 +66,8 @@ impl Target {
         }
         for (site, storage) in built.iter().flat_map(|b| &b.choice) {
             if GgmlType::of(*storage).is_none() {
-                let reason = format!("{storage} is not a GGUF type; take --storage q4_k, q6_k, q4_0 ... or write a directory");
+                let reason =
+                    format!("{storage} is not a GGUF type; take --storage q4_k, q6_k, q4_0 ... or write a directory");
                 return Err(Error::Site { site: *site, reason });
             }
         }
@@ -129,9 +130,22 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// # Errors
 /// If one cannot be written.
 #[expect(clippy::too_many_arguments, reason = "everything that an artefact tells of itself")]
-pub fn finish(gpt: &Gpt, after: &Gpt, recipe: &Recipe, data: &Data, proof: &Proof, report: &Report, staged: &Staged, key: &str) -> Result<()> {
+pub fn finish(
+    gpt: &Gpt,
+    after: &Gpt,
+    recipe: &Recipe,
+    data: &Data,
+    proof: &Proof,
+    report: &Report,
+    staged: &Staged,
+    key: &str,
+) -> Result<()> {
     let at = |name: &str| beside(&staged.path, name);
-    let text = format!("# Made by planish {}; `planish run` replays it.\n# key {key}\n{}", env!("CARGO_PKG_VERSION"), recipe.to_text()?);
+    let text = format!(
+        "# Made by planish {}; `planish run` replays it.\n# key {key}\n{}",
+        env!("CARGO_PKG_VERSION"),
+        recipe.to_text()?
+    );
     atomic::write_bytes(&at("planish.toml"), text.as_bytes())?;
     write_json(&at("proof.json"), proof)?;
     atomic::write_bytes(&at("report.html"), report.html(gpt, after, recipe, proof).as_bytes())?;
@@ -162,7 +176,10 @@ pub fn finish(gpt: &Gpt, after: &Gpt, recipe: &Recipe, data: &Data, proof: &Proo
 /// If `out` exists and may not be replaced.
 pub fn check_free(out: &Path, overwrite: bool) -> Result<()> {
     if out.exists() && !overwrite {
-        return Err(Error::Asked(format!("{} exists; give another --out, or --overwrite to replace it", out.display())));
+        return Err(Error::Asked(format!(
+            "{} exists; give another --out, or --overwrite to replace it",
+            out.display()
+        )));
     }
     Ok(())
 }
@@ -222,7 +239,9 @@ fn publish_directory(from: &Path, out: &Path, overwrite: bool) -> Result<()> {
     }
     moved?;
     if replaced {
-        fs::remove_dir_all(&old).or_else(|_| fs::remove_file(&old)).map_err(formats::Error::io(&old, "remove the old result"))?;
+        fs::remove_dir_all(&old)
+            .or_else(|_| fs::remove_file(&old))
+            .map_err(formats::Error::io(&old, "remove the old result"))?;
     }
     Ok(())
 }

@@ -60,7 +60,8 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
     }
     let (expected, mut fallbacks) = restored(&gpt.model, &storage)?;
     if settings.strict && !fallbacks.is_empty() {
-        let list: Vec<String> = fallbacks.iter().map(|f| format!("{} ({} in place of {})", f.site, f.got, f.asked)).collect();
+        let list: Vec<String> =
+            fallbacks.iter().map(|f| format!("{} ({} in place of {})", f.site, f.got, f.asked)).collect();
         return Err(Error::Gate(format!("--strict: not stored as asked: {}", list.join(", "))));
     }
     let mut notes = Vec::new();
@@ -75,7 +76,9 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
     let again = load::open(&settings.out)?.model;
     let difference = difference(&expected, &again)?;
     if difference > 1e-3 {
-        let reason = format!("what was read again differs by {difference} in a logit; the file is of no use, please report this");
+        let reason = format!(
+            "what was read again differs by {difference} in a logit; the file is of no use, please report this"
+        );
         return Err(Error::Asked(format!("{}: {reason}", settings.out.display())));
     }
     Ok(Exported {
@@ -105,10 +108,14 @@ fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
 fn refuse(gpt: &Gpt, settings: &Settings, site: Site, to: Storage) -> Result<()> {
     let from = gpt.model.linear(site)?.weight.storage();
     if settings.format == Format::Safetensors && matches!(to, Storage::Grid(_)) {
-        return Err(Error::Asked(format!("safetensors for other programs hold floats, not {to}; take --type bf16, f16 or f32")));
+        return Err(Error::Asked(format!(
+            "safetensors for other programs hold floats, not {to}; take --type bf16, f16 or f32"
+        )));
     }
     if matches!((from, to), (Storage::Grid(a), Storage::Grid(b)) if a != b) && !settings.requantize {
-        let reason = format!("is stored as {from}; storing it as {to} loses a second time: export from the original, or give --requantize");
+        let reason = format!(
+            "is stored as {from}; storing it as {to} loses a second time: export from the original, or give --requantize"
+        );
         return Err(Error::Site { site, reason });
     }
     Ok(())

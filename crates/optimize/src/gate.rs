@@ -69,11 +69,15 @@ fn check(quantity: &str, floor: f64, x: &Paired, inner: f64, show: impl Fn(f64) 
         _ => match (needed_tokens(x, inner), bound) {
             (Some(n), None) => format!(
                 "{quantity} is {:.4} on {} documents, too few for a verdict (30 are needed): give about {n} tokens to the gate, {} in all",
-                show(mean), x.documents(), 5 * n
+                show(mean),
+                x.documents(),
+                5 * n
             ),
             (Some(n), Some(b)) => format!(
                 "{quantity} is {:.4} but may be {:.4}, above the floor {floor}: {tokens} tokens are too few; about {n} in the gate ({} in all) would decide",
-                show(mean), show(b), 5 * n
+                show(mean),
+                show(b),
+                5 * n
             ),
             (None, _) => format!("{quantity} is {:.4}, above the floor {floor}", show(mean)),
         },

@@ -108,7 +108,8 @@ impl Journal {
             let site: Site = name.parse().map_err(|e: model::NoSite| bad(e.to_string()))?;
             let storage = Storage::parse(&storage)?;
             let view = archive.get(&name).ok_or_else(|| bad(format!("lack {name}")))?;
-            let [rows, cols] = model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
+            let [rows, cols] =
+                model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
             let weight = Weight::new(storage, rows, cols, view.bytes.clone()).map_err(|e| bad(e.to_string()))?;
             let bias = model.linear(site)?.bias.clone();
             model.replace(site, Linear { weight, bias })?;
@@ -127,7 +128,12 @@ impl Journal {
         for site in sites {
             let w = &model.linear(*site)?.weight;
             storages.insert(site.to_string(), w.storage().name());
-            entries.push(Entry { name: site.to_string(), dtype: Dtype::U8, shape: vec![w.bytes().len()], bytes: w.bytes().clone() });
+            entries.push(Entry {
+                name: site.to_string(),
+                dtype: Dtype::U8,
+                shape: vec![w.bytes().len()],
+                bytes: w.bytes().clone(),
+            });
         }
         let text = serde_json::to_string(&storages).map_err(|e| Error::Asked(e.to_string()))?;
         Ok(safetensors::write(&path, &entries, &[("sites", text)])?)

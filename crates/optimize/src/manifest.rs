@@ -62,7 +62,9 @@ fn name(path: &Path) -> String {
 
 /// Hashes the stored bytes of every matrix.
 pub fn tensors(model: &Model) -> BTreeMap<String, String> {
-    let hash = |(site, l): (&model::Site, &tensor::Linear)| (site.to_string(), blake3::hash(l.weight.bytes()).to_hex().to_string());
+    let hash = |(site, l): (&model::Site, &tensor::Linear)| {
+        (site.to_string(), blake3::hash(l.weight.bytes()).to_hex().to_string())
+    };
     model.linears.iter().map(hash).collect()
 }
 
@@ -78,7 +80,8 @@ pub fn beside(artefact: &Path, file: &str) -> PathBuf {
 pub fn verify(artefact: &Path) -> Result<(Manifest, Vec<String>)> {
     let path = beside(artefact, "manifest.json");
     let object = formats::json::read_object(&path)?;
-    let bad = |e: serde_json::Error| Error::File(formats::Error::field(&path, "manifest", format!("is malformed: {e}")));
+    let bad =
+        |e: serde_json::Error| Error::File(formats::Error::field(&path, "manifest", format!("is malformed: {e}")));
     let manifest: Manifest = serde_json::from_value(serde_json::Value::Object(object)).map_err(bad)?;
     let mut faults = Vec::new();
     for (file, want) in &manifest.outputs {

@@ -81,7 +81,8 @@ pub struct Solved {
 /// If there is too little data, or the job was interrupted.
 pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Solved> {
     let held = data::take_tokens(&data.split.solver, solve::TOKENS, recipe.seed);
-    let documents: Vec<data::Document> = held.into_iter().map(|ids| data::Document { bytes: 0, percentile: 0, ids }).collect();
+    let documents: Vec<data::Document> =
+        held.into_iter().map(|ids| data::Document { bytes: 0, percentile: 0, ids }).collect();
     let tokens: usize = documents.iter().map(|d| d.ids.len()).sum();
     if tokens < FEWEST_TOKENS {
         return Err(Error::Data {
@@ -99,7 +100,8 @@ pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &d
 
 /// The recipe with the storages of a point of the front.
 pub fn with_choice(mut recipe: Recipe, point: &Point) -> Recipe {
-    recipe.steps[0].sites = point.choice.iter().map(|(site, s): (&Site, &Storage)| (site.to_string(), s.name())).collect();
+    recipe.steps[0].sites =
+        point.choice.iter().map(|(site, s): (&Site, &Storage)| (site.to_string(), s.name())).collect();
     recipe
 }
 
@@ -107,16 +109,25 @@ pub fn with_choice(mut recipe: Recipe, point: &Point) -> Recipe {
 ///
 /// # Errors
 /// [`Error::Gate`] if none does, with the limit that binds and the nearest points of the front.
-pub fn optimize(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, settings: &Settings, progress: &dyn Progress) -> Result<Outcome> {
+pub fn optimize(
+    gpt: &Gpt,
+    recipe: Recipe,
+    goal: &Goal,
+    data: &Data,
+    settings: &Settings,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
     let target = artefact::Target::of(&settings.out);
-    if settings.out.exists() && !settings.overwrite && !crate::manifest::beside(&settings.out, "planish.toml").is_file() {
+    if settings.out.exists() && !settings.overwrite && !crate::manifest::beside(&settings.out, "planish.toml").is_file()
+    {
         artefact::check_free(&settings.out, false)?;
     }
     target.check(&gpt.model, &[])?;
     let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
     let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = with_choice(recipe, &point);
-    let report = Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone(), differences: Vec::new() };
+    let report =
+        Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone(), differences: Vec::new() };
     let settings = Settings { min_speed: goal.speed, ..settings.clone() };
     run::run(gpt, &recipe, data, &settings, report, progress).map_err(|e| match e {
         Error::Gate(words) => Error::Gate(format!("{words}\n{}", nearest(gpt, &solved, point.bytes))),
@@ -128,21 +139,36 @@ pub fn optimize(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, settings: &
 ///
 /// # Errors
 /// [`Error::Gate`] if none does.
-pub fn choose(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data, solved: &Solved, progress: &dyn Progress) -> Result<Point> {
+pub fn choose(
+    gpt: &Gpt,
+    recipe: &Recipe,
+    goal: &Goal,
+    data: &Data,
+    solved: &Solved,
+    progress: &dyn Progress,
+) -> Result<Point> {
     if let Some(bytes) = goal.bytes(&gpt.model) {
         let budget = bytes.saturating_sub(solved.fixed);
-        return solve::allot(&solved.sensitivities, budget).map_err(|e| {
-            Error::Gate(format!("the size binds: {e}; allow more.\n{}", nearest(gpt, solved, budget)))
-        });
+        return solve::allot(&solved.sensitivities, budget)
+            .map_err(|e| Error::Gate(format!("the size binds: {e}; allow more.\n{}", nearest(gpt, solved, budget))));
     }
     if goal.floor.is_empty() {
-        return Err(Error::Asked("give a target: --max-size, --max-loss, --max-kl or --min-speed with one of them".into()));
+        return Err(Error::Asked(
+            "give a target: --max-size, --max-loss, --max-kl or --min-speed with one of them".into(),
+        ));
     }
     smallest(gpt, recipe, goal, data, solved, progress)
 }
 
 /// The smallest point whose quality, measured whole on the solver's documents, holds with some room.
-fn smallest(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data, solved: &Solved, progress: &dyn Progress) -> Result<Point> {
+fn smallest(
+    gpt: &Gpt,
+    recipe: &Recipe,
+    goal: &Goal,
+    data: &Data,
+    solved: &Solved,
+    progress: &dyn Progress,
+) -> Result<Point> {
     let (mut low, mut high) = (0, solved.front.len());
     progress.begin("searching sizes", solved.front.len().ilog2() as u64 + 1);
     while low < high {
@@ -156,7 +182,10 @@ fn smallest(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data, solved: &Solve
     }
     solved.front.get(low).cloned().ok_or_else(|| {
         let most = solved.front.last().map_or(0, |p| p.bytes);
-        Error::Gate(format!("the quality binds: not even the largest storages hold it.\n{}", nearest(gpt, solved, most)))
+        Error::Gate(format!(
+            "the quality binds: not even the largest storages hold it.\n{}",
+            nearest(gpt, solved, most)
+        ))
     })
 }
 
@@ -164,7 +193,8 @@ fn holds(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data) -> Result<bool> {
     let built = recipe.build(&gpt.model.spec)?;
     let model = run::transform(gpt, recipe, &built, data, &mut Journal::none(), &Silent)?;
     let pairs = compare(&model, &gpt.model, &data.split.solver, &Silent)?;
-    let bound = |x: crate::evaluate::Paired| x.upper_bound(0.95).unwrap_or_else(|| x.mean() + 1.645 * x.standard_error());
+    let bound =
+        |x: crate::evaluate::Paired| x.upper_bound(0.95).unwrap_or_else(|| x.mean() + 1.645 * x.standard_error());
     let loss = goal.floor.max_loss.is_none_or(|max| bound(log_ratio(&pairs)) <= max.ln_1p());
     Ok(loss && goal.floor.max_kl.is_none_or(|max| bound(divergence(&pairs)) <= max))
 }

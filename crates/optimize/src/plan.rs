@@ -1,8 +1,7 @@
 //! The plan of a job: its recipe, and what it will take, before it is done.
 
 use crate::{
-    Result, data,
-    methods,
+    Result, data, methods,
     optimize::{self, Goal},
     progress::Progress,
     recipe::Recipe,
@@ -73,7 +72,8 @@ fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, size: usize) -> u64 {
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
     let moments = shapes.iter().map(|[_, c]| 40 * c * c).max().unwrap_or(0);
-    let tokens: usize = data.split.calibration.iter().map(|d| d.ids.len()).sum::<usize>().min(recipe.calibration_tokens);
+    let tokens: usize =
+        data.split.calibration.iter().map(|d| d.ids.len()).sum::<usize>().min(recipe.calibration_tokens);
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest);
     let logits = 4 * 512 * 3 * spec.vocab;
@@ -86,7 +86,8 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let total: usize = calibration.iter().map(Vec::len).sum();
     let part = data::take_tokens(&data.split.calibration, (total / 4).max(512), recipe.seed);
     let timed: usize = part.iter().map(Vec::len).sum();
-    let crate::Plan::EachMatrix(method) = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let crate::Plan::EachMatrix(method) =
+        (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
     let begin = Instant::now();
     let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
     // A tied head's statistics take one pass more than the walk itself.

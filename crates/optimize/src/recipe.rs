@@ -77,7 +77,12 @@ pub struct Step {
 impl Recipe {
     /// A recipe of one step.
     pub fn one(method: &str, storage: Storage, seed: u64) -> Recipe {
-        let step = Step { method: method.into(), storage: storage.name(), sites: BTreeMap::new(), options: toml::Table::new() };
+        let step = Step {
+            method: method.into(),
+            storage: storage.name(),
+            sites: BTreeMap::new(),
+            options: toml::Table::new(),
+        };
         Recipe {
             planish: 1,
             model: None,
@@ -97,7 +102,10 @@ impl Recipe {
     pub fn parse(text: &str) -> Result<Recipe> {
         let recipe: Recipe = toml::from_str(text).map_err(|e| Error::Recipe(e.to_string()))?;
         if recipe.planish != 1 {
-            return Err(Error::Recipe(format!("version {} is not known; this program reads version 1", recipe.planish)));
+            return Err(Error::Recipe(format!(
+                "version {} is not known; this program reads version 1",
+                recipe.planish
+            )));
         }
         if recipe.steps.is_empty() {
             return Err(Error::Recipe("has no [[step]]".into()));
@@ -178,7 +186,11 @@ fn parse_choice(name: &str) -> Result<Option<Storage>> {
 /// If it selects nothing in this model.
 pub fn select(text: &str, spec: &Spec) -> Result<Vec<Site>> {
     let matrices = spec.matrices();
-    let bad = |reason: &str| Error::Recipe(format!("{text:?} {reason}; sites read like `3.q`, `down`, `head`, `layers 0,1` or `layers 2..5`"));
+    let bad = |reason: &str| {
+        Error::Recipe(format!(
+            "{text:?} {reason}; sites read like `3.q`, `down`, `head`, `layers 0,1` or `layers 2..5`"
+        ))
+    };
     if let Some(list) = text.strip_prefix("layers ").or_else(|| text.strip_prefix("layer ")) {
         let mut layers = Vec::new();
         for part in list.split(',').map(str::trim) {

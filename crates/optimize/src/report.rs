@@ -62,13 +62,18 @@ impl Report {
         self.sites(&mut out, before, after);
         self.differences(&mut out);
         let text = recipe.to_text().unwrap_or_default();
-        let _ = write!(out, "<h2>The recipe</h2><pre><code>{}</code></pre></body></html>\n", escape(&text));
+        let _ = writeln!(out, "<h2>The recipe</h2><pre><code>{}</code></pre></body></html>", escape(&text));
         out
     }
 
     fn verdict(&self, out: &mut String, proof: &Proof) {
         let class = &proof.gate.result;
-        let _ = write!(out, "<p>Gate: <strong class=\"{class}\">{class}</strong>, on {} documents of {}.</p><ul>", proof.documents[2], escape(&proof.data));
+        let _ = write!(
+            out,
+            "<p>Gate: <strong class=\"{class}\">{class}</strong>, on {} documents of {}.</p><ul>",
+            proof.documents[2],
+            escape(&proof.data)
+        );
         for c in &proof.gate.checks {
             let _ = write!(out, "<li>{}</li>", escape(&c.words));
         }
@@ -86,11 +91,14 @@ impl Report {
         let mut points: Vec<(f64, f64)> = self.front.iter().map(|p| (p.bytes as f64, p.kl.max(1e-9).log10())).collect();
         let kl = proof.after.against.as_ref().map_or(0.0, |a| a.kl_mean);
         points.push((proof.after.size_bytes as f64, kl.max(1e-9).log10()));
-        let ends = |f: fn(&(f64, f64)) -> f64| points.iter().map(f).fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
+        let ends = |f: fn(&(f64, f64)) -> f64| {
+            points.iter().map(f).fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)))
+        };
         let ((x0, x1), (y0, y1)) = (ends(|p| p.0), ends(|p| p.1));
         let x = |v: f64| 60.0 + 700.0 * (v - x0) / (x1 - x0).max(1e-9);
         let y = |v: f64| 20.0 + 240.0 * (y1 - v) / (y1 - y0).max(1e-9);
-        let path: Vec<String> = points[..points.len() - 1].iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
+        let path: Vec<String> =
+            points[..points.len() - 1].iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
         let (rx, ry) = points[points.len() - 1];
         let _ = write!(
             out,
@@ -153,12 +161,9 @@ fn why(s: &Sensitivity, chosen: Storage) -> (String, String) {
     let now = &s.candidates[i];
     let words = match s.candidates.get(i + 1) {
         None => "nothing larger is better".to_string(),
-        Some(next) => format!(
-            "{} would save {:.1e} for {} bytes more",
-            next.storage,
-            now.kl - next.kl,
-            next.bytes - now.bytes
-        ),
+        Some(next) => {
+            format!("{} would save {:.1e} for {} bytes more", next.storage, now.kl - next.kl, next.bytes - now.bytes)
+        }
     };
     (format!("{:.1e}", now.kl), words)
 }
@@ -176,7 +181,11 @@ fn summary(out: &mut String, proof: &Proof) {
     row("bits per byte of text", format!("{:.4}", b.bits_per_byte), format!("{:.4}", a.bits_per_byte));
     if let Some(x) = &a.against {
         let ci = |c: Option<[f64; 2]>| c.map_or(String::new(), |c| format!(" [{:.5}, {:.5}]", c[0], c[1]));
-        row("perplexity ratio, 95 % interval", String::new(), format!("{:.5}{}", x.perplexity_ratio, ci(x.perplexity_ratio_ci95)));
+        row(
+            "perplexity ratio, 95 % interval",
+            String::new(),
+            format!("{:.5}{}", x.perplexity_ratio, ci(x.perplexity_ratio_ci95)),
+        );
         row("mean KL, nats, 95 % interval", String::new(), format!("{:.5}{}", x.kl_mean, ci(x.kl_ci95)));
         row("KL that 1 % of tokens exceed", String::new(), format!("{:.4}", x.kl_p99));
         row("same likeliest token", String::new(), format!("{:.2} %", 100.0 * x.top1_agreement));

@@ -8,8 +8,8 @@ use crate::{
     gate::{self, Proof, Verdict},
     journal::Journal,
     manifest,
-    progress::Progress,
     optimize::Speed,
+    progress::Progress,
     recipe::{Built, Recipe},
     report::Report,
     speed, walk, written,
@@ -101,7 +101,14 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
 ///
 /// # Errors
 /// [`Error::Gate`] if the result misses its floor; others as they occur. Nothing appears at `out` then.
-pub fn run(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings, report: Report, progress: &dyn Progress) -> Result<Outcome> {
+pub fn run(
+    gpt: &Gpt,
+    recipe: &Recipe,
+    data: &Data,
+    settings: &Settings,
+    report: Report,
+    progress: &dyn Progress,
+) -> Result<Outcome> {
     refuse_requantizing(&gpt.model, settings)?;
     let built = recipe.build(&gpt.model.spec)?;
     let target = Target::of(&settings.out);
@@ -156,7 +163,14 @@ fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
 ///
 /// # Errors
 /// As [`walk::walk`].
-pub fn transform(gpt: &Gpt, recipe: &Recipe, built: &[Built], data: &Data, journal: &mut Journal, progress: &dyn Progress) -> Result<Model> {
+pub fn transform(
+    gpt: &Gpt,
+    recipe: &Recipe,
+    built: &[Built],
+    data: &Data,
+    journal: &mut Journal,
+    progress: &dyn Progress,
+) -> Result<Model> {
     let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
     let mut model = gpt.model.clone();
     for (i, step) in built.iter().enumerate() {
@@ -191,9 +205,16 @@ fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<S
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-fn warnings(built: &[Built], fallbacks: &[model::save::Fallback], data: &Data, settings: &Settings) -> Result<Vec<String>> {
-    let mut warnings: Vec<String> =
-        fallbacks.iter().map(|f| format!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got)).collect();
+fn warnings(
+    built: &[Built],
+    fallbacks: &[model::save::Fallback],
+    data: &Data,
+    settings: &Settings,
+) -> Result<Vec<String>> {
+    let mut warnings: Vec<String> = fallbacks
+        .iter()
+        .map(|f| format!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got))
+        .collect();
     for step in built {
         for (site, storage) in &step.choice {
             if let Some(asked) = step.fallbacks.get(site) {
@@ -205,21 +226,32 @@ fn warnings(built: &[Built], fallbacks: &[model::save::Fallback], data: &Data, s
         return Err(Error::Gate(format!("--strict: {}", warnings.join("; "))));
     }
     if data.about.contains("wrote itself") {
-        warnings.push("no --data was given: the proof rests on text that the model wrote itself, not on your own".into());
+        warnings
+            .push("no --data was given: the proof rests on text that the model wrote itself, not on your own".into());
     }
     Ok(warnings)
 }
 
 fn refusal(verdict: &Verdict) -> String {
     let words: Vec<&str> = verdict.checks.iter().filter(|c| !c.passed).map(|c| c.words.as_str()).collect();
-    format!("the gate says no: {}. Nothing was written; allow more size or loss, give more --data, or --force", words.join("; "))
+    format!(
+        "the gate says no: {}. Nothing was written; allow more size or loss, give more --data, or --force",
+        words.join("; ")
+    )
 }
 
 /// Scores the original and the reloaded result on the gate's documents.
 ///
 /// # Errors
 /// If the documents cannot be scored.
-pub fn prove(gpt: &Gpt, after: &Gpt, recipe: &Recipe, data: &Data, warnings: Vec<String>, progress: &dyn Progress) -> Result<Proof> {
+pub fn prove(
+    gpt: &Gpt,
+    after: &Gpt,
+    recipe: &Recipe,
+    data: &Data,
+    warnings: Vec<String>,
+    progress: &dyn Progress,
+) -> Result<Proof> {
     let documents = &data.split.gate;
     progress.begin("scoring the result", documents.len() as u64);
     let pairs = evaluate::compare(&after.model, &gpt.model, documents, progress)?;
@@ -251,4 +283,3 @@ pub fn file_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
     entries.filter(|p| p.extension().is_some_and(|e| e == "safetensors")).map(|p| size(&p)).sum()
 }
-

@@ -104,7 +104,8 @@ fn undominated(mut all: Vec<Candidate>) -> Vec<Candidate> {
             continue;
         }
         let slope = |a: &Candidate, b: &Candidate| (a.kl - b.kl) / (b.bytes - a.bytes) as f64;
-        while hull.len() >= 2 && slope(&hull[hull.len() - 2], &hull[hull.len() - 1]) <= slope(&hull[hull.len() - 1], &c) {
+        while hull.len() >= 2 && slope(&hull[hull.len() - 2], &hull[hull.len() - 1]) <= slope(&hull[hull.len() - 1], &c)
+        {
             hull.pop();
         }
         hull.push(c);
@@ -229,7 +230,8 @@ pub fn allot(sensitivities: &[Sensitivity], budget: usize) -> Result<Point> {
             let more = next.bytes - now.bytes;
             (bytes + more <= budget).then(|| ((now.kl - next.kl) / more as f64, i, more))
         };
-        let best = sensitivities.iter().enumerate().filter_map(gain).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+        let best =
+            sensitivities.iter().enumerate().filter_map(gain).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         let Some((_, i, more)) = best else { break };
         at[i] += 1;
         bytes += more;
@@ -282,9 +284,11 @@ mod tests {
         let mut best = f64::INFINITY;
         for code in 0..7usize.pow(6) {
             let at: Vec<usize> = (0..6).map(|i| code / 7usize.pow(i) % 7).collect();
-            let bytes: usize = at.iter().zip(&sites).map(|(a, s)| s.candidates[(*a).min(s.candidates.len() - 1)].bytes).sum();
+            let bytes: usize =
+                at.iter().zip(&sites).map(|(a, s)| s.candidates[(*a).min(s.candidates.len() - 1)].bytes).sum();
             if bytes <= budget {
-                best = best.min(at.iter().zip(&sites).map(|(a, s)| s.candidates[(*a).min(s.candidates.len() - 1)].kl).sum());
+                best = best
+                    .min(at.iter().zip(&sites).map(|(a, s)| s.candidates[(*a).min(s.candidates.len() - 1)].kl).sum());
             }
         }
         assert!(got.kl <= 1.05 * best, "{} {best}", got.kl);

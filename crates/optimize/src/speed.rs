@@ -124,7 +124,8 @@ pub fn decode_ratios(model: &Model, base: &Model, rounds: usize) -> Result<Vec<f
         }
         Ok(tokens as f64 / begin.elapsed().as_secs_f64())
     };
-    (one(model)?, one(base)?);
+    one(model)?;
+    one(base)?;
     let mut ratios = (0..rounds).map(|_| Ok(one(model)? / one(base)?)).collect::<Result<Vec<f64>>>()?;
     ratios.sort_by(f64::total_cmp);
     Ok(ratios)
@@ -183,4 +184,3 @@ fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
-

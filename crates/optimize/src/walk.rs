@@ -20,7 +20,13 @@ const BATCH: usize = 2048;
 ///
 /// # Errors
 /// If a weight cannot be treated as asked, or the job was interrupted.
-pub fn walk(model: &mut Model, step: &Built, calibration: &[Vec<u32>], journal: &mut Journal, progress: &dyn Progress) -> Result<()> {
+pub fn walk(
+    model: &mut Model,
+    step: &Built,
+    calibration: &[Vec<u32>],
+    journal: &mut Journal,
+    progress: &dyn Progress,
+) -> Result<()> {
     let Plan::EachMatrix(method) = &step.plan;
     let mut walker = Walker {
         base: model.clone(),
@@ -131,7 +137,8 @@ impl Walker<'_> {
 
     /// Rewrites the weights of one stage, whose inputs stand in the flows.
     fn stage(&self, model: &mut Model, layer: u16, stage: Stage, flows: &[Flow]) -> Result<()> {
-        let sites: Vec<Site> = stage.roles().iter().map(|r| Site::of(layer, *r)).filter(|s| self.choice.contains_key(s)).collect();
+        let sites: Vec<Site> =
+            stage.roles().iter().map(|r| Site::of(layer, *r)).filter(|s| self.choice.contains_key(s)).collect();
         if sites.is_empty() {
             return Ok(());
         }
@@ -166,7 +173,10 @@ impl Walker<'_> {
         let old = model.linear(site)?;
         let dense = old.weight.to_tensor();
         if !dense.is_finite() {
-            return Err(Error::Site { site, reason: "holds values that are infinite or not numbers; the model is damaged".into() });
+            return Err(Error::Site {
+                site,
+                reason: "holds values that are infinite or not numbers; the model is damaged".into(),
+            });
         }
         let weight = rewrite_matrix(self.method, site, &dense, storage, stats)?;
         let bias = old.bias.clone();
@@ -176,7 +186,13 @@ impl Walker<'_> {
 }
 
 /// Rewrites one matrix; a looked-up table without statistics is rounded to nearest.
-pub fn rewrite_matrix(method: &dyn Rewrite, site: Site, dense: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
+pub fn rewrite_matrix(
+    method: &dyn Rewrite,
+    site: Site,
+    dense: &Tensor,
+    storage: Storage,
+    stats: &Stats,
+) -> Result<Weight> {
     let looked_up = matches!(site.role, Role::Embed | Role::Position) && stats.gram.is_none();
     if looked_up || !matches!(storage, Storage::Grid(_)) {
         return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });

@@ -1,6 +1,10 @@
 //! Calibration data that the model writes itself, for a user who has none.
 
-use crate::{Result, data::Document, progress::{self, Progress}};
+use crate::{
+    Result,
+    data::Document,
+    progress::{self, Progress},
+};
 use formats::tokenizer::Tokenizer;
 use model::{Cache, Gpt, Sampling, uniform};
 
@@ -36,7 +40,8 @@ fn document(tokenizer: &Tokenizer, ids: Vec<u32>, seed: u64, number: u64) -> Res
 }
 
 fn batch(gpt: &Gpt, length: usize, seed: u64, first: u64) -> Result<Vec<Vec<u32>>> {
-    let sampling = |i: usize| Sampling { temperature: 1.0, seed: seed.wrapping_add(first + i as u64), ..Sampling::default() };
+    let sampling =
+        |i: usize| Sampling { temperature: 1.0, seed: seed.wrapping_add(first + i as u64), ..Sampling::default() };
     let begin = |i: usize| -> u32 {
         match gpt.tokenizer.bos().or(gpt.tokenizer.eos()) {
             Some(id) => id,

@@ -8,10 +8,7 @@ use tensor::grid::Grid;
 
 fn floats(path: &str) -> std::io::Result<Vec<f32>> {
     let bytes = std::fs::read(path)?;
-    Ok(bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect())
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,11 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 error += weight * (f64::from(row[i]) - f64::from(decoded[i])).powi(2);
             }
         }
-        println!(
-            "{} {error:e} {:.2}",
-            grid.name(),
-            values.len() as f64 / seconds / 1e6
-        );
+        println!("{} {error:e} {:.2}", grid.name(), values.len() as f64 / seconds / 1e6);
     }
     Ok(())
 }

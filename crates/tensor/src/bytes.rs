@@ -40,10 +40,7 @@ impl Bytes {
     pub fn map(path: &Path) -> io::Result<Bytes> {
         // Asked before opening: to open a named pipe would wait for a writer.
         if !std::fs::metadata(path)?.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "is not a regular file",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
         }
         let file = File::open(path)?;
         let meta = file.metadata()?;
@@ -57,28 +54,19 @@ impl Bytes {
             return Err(io::Error::other("changed its length while it was opened"));
         }
         let range = 0..map.len();
-        Ok(Bytes {
-            owner: Arc::new(Owner::Map(map)),
-            range,
-        })
+        Ok(Bytes { owner: Arc::new(Owner::Map(map)), range })
     }
 
     /// Owned bytes.
     pub fn from_vec(bytes: Vec<u8>) -> Bytes {
         let range = 0..bytes.len();
-        Bytes {
-            owner: Arc::new(Owner::Bytes(bytes)),
-            range,
-        }
+        Bytes { owner: Arc::new(Owner::Bytes(bytes)), range }
     }
 
     /// Owned floats, as their bytes in memory.
     pub fn from_f32(floats: Vec<f32>) -> Bytes {
         let range = 0..4 * floats.len();
-        Bytes {
-            owner: Arc::new(Owner::Floats(floats)),
-            range,
-        }
+        Bytes { owner: Arc::new(Owner::Floats(floats)), range }
     }
 
     /// A part, without a copy; `None` where the range is not inside.
@@ -87,10 +75,7 @@ impl Bytes {
             return None;
         }
         let range = self.range.start + range.start..self.range.start + range.end;
-        Some(Bytes {
-            owner: self.owner.clone(),
-            range,
-        })
+        Some(Bytes { owner: self.owner.clone(), range })
     }
 
     /// The bytes as floats, where they are aligned and whole.
@@ -127,10 +112,7 @@ mod tests {
         let b = Bytes::from_vec((0..10).collect());
         assert_eq!(&*b.slice(2..5).unwrap().slice(1..3).unwrap(), [3, 4]);
         assert!(b.slice(5..11).is_none());
-        assert_eq!(
-            Bytes::from_f32(vec![1.0, 2.0]).as_f32(),
-            Some(&[1.0, 2.0][..])
-        );
+        assert_eq!(Bytes::from_f32(vec![1.0, 2.0]).as_f32(), Some(&[1.0, 2.0][..]));
     }
 
     #[test]

@@ -224,8 +224,12 @@ impl Weight {
 fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     match storage {
         Storage::F32 => out.chunks_exact_mut(4).zip(x).for_each(|(o, v)| o.copy_from_slice(&v.to_le_bytes())),
-        Storage::F16 => out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&f16::from_f32(*v).to_le_bytes())),
-        Storage::Bf16 => out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+        Storage::F16 => {
+            out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&f16::from_f32(*v).to_le_bytes()))
+        }
+        Storage::Bf16 => {
+            out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&bf16::from_f32(*v).to_le_bytes()))
+        }
         Storage::Grid(grid) => grid.quantize_row(x, importance, out),
     }
 }
@@ -234,8 +238,8 @@ fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut
 fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     match storage {
         Storage::F32 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *o = f32::from_le_bytes(*b);
             }
         }
         Storage::F16 => {
@@ -244,8 +248,8 @@ fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
             }
         }
         Storage::Bf16 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *o = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             }
         }
         Storage::Grid(grid) => grid.decode_row(bytes, out),

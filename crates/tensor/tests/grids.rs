@@ -22,24 +22,14 @@ fn every_gguf_grid_decodes_to_the_bits_of_gguf_py() {
         let length = usize::from(take(&mut golden, 1)[0]);
         let grid = Grid::parse(std::str::from_utf8(take(&mut golden, length)).unwrap()).unwrap();
         let [count, size, values] = std::array::from_fn(|_| whole_number(&mut golden));
-        assert_eq!(
-            (size, values),
-            (grid.block_bytes(), grid.block_len()),
-            "{}",
-            grid.name()
-        );
+        assert_eq!((size, values), (grid.block_bytes(), grid.block_len()), "{}", grid.name());
         let blocks = take(&mut golden, count * size);
         let expected = take(&mut golden, count * values * 4);
         let mut decoded = vec![0f32; count * values];
         grid.decode_row(blocks, &mut decoded);
         for (i, (ours, theirs)) in decoded.iter().zip(expected.chunks_exact(4)).enumerate() {
             let theirs = f32::from_le_bytes(theirs.try_into().unwrap());
-            assert_eq!(
-                ours.to_bits(),
-                theirs.to_bits(),
-                "{} value {i}: {ours} {theirs}",
-                grid.name()
-            );
+            assert_eq!(ours.to_bits(), theirs.to_bits(), "{} value {i}: {ours} {theirs}", grid.name());
         }
         seen.push(grid);
     }
@@ -58,9 +48,7 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
         state ^= state << 17;
         (state >> 40) as f32 / (1 << 24) as f32
     };
-    (0..n)
-        .map(|_| (0..4).map(|_| uniform() - 0.5).sum::<f32>() * 0.1)
-        .collect()
+    (0..n).map(|_| (0..4).map(|_| uniform() - 0.5).sum::<f32>() * 0.1).collect()
 }
 
 fn stored(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
@@ -72,14 +60,8 @@ fn stored(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
 fn error(grid: Grid, bytes: &[u8], x: &[f32], importance: &[f32]) -> f64 {
     let mut decoded = vec![0f32; x.len()];
     grid.decode_row(bytes, &mut decoded);
-    let squares = x
-        .iter()
-        .zip(&decoded)
-        .map(|(a, b)| f64::from(a - b).powi(2));
-    squares
-        .zip(importance)
-        .map(|(e, w)| e * f64::from(*w))
-        .sum()
+    let squares = x.iter().zip(&decoded).map(|(a, b)| f64::from(a - b).powi(2));
+    squares.zip(importance).map(|(e, w)| e * f64::from(*w)).sum()
 }
 
 #[test]
@@ -87,14 +69,8 @@ fn importance_lowers_the_error_that_it_weighs() {
     let x = values(4096, 1);
     let importance: Vec<f32> = values(4096, 2).iter().map(|v| (v * 40.0).exp()).collect();
     for grid in Grid::GGUF {
-        let (with, without) = (
-            stored(*grid, &x, Some(&importance)),
-            stored(*grid, &x, None),
-        );
-        let (with, without) = (
-            error(*grid, &with, &x, &importance),
-            error(*grid, &without, &x, &importance),
-        );
+        let (with, without) = (stored(*grid, &x, Some(&importance)), stored(*grid, &x, None));
+        let (with, without) = (error(*grid, &with, &x, &importance), error(*grid, &without, &x, &importance));
         assert!(with < 0.95 * without, "{} {with} {without}", grid.name());
     }
 }
@@ -107,21 +83,11 @@ fn only_the_proportions_of_importances_matter() {
         let expected = stored(*grid, &x, Some(&importance));
         for power in [-80, 80] {
             let scaled: Vec<f32> = importance.iter().map(|w| w * 2f32.powi(power)).collect();
-            assert_eq!(
-                stored(*grid, &x, Some(&scaled)),
-                expected,
-                "{} 2^{power}",
-                grid.name()
-            );
+            assert_eq!(stored(*grid, &x, Some(&scaled)), expected, "{} 2^{power}", grid.name());
         }
         let plain = stored(*grid, &x, None);
         for none in [0.0, f32::NAN, -1.0] {
-            assert_eq!(
-                stored(*grid, &x, Some(&vec![none; x.len()])),
-                plain,
-                "{} {none}",
-                grid.name()
-            );
+            assert_eq!(stored(*grid, &x, Some(&vec![none; x.len()])), plain, "{} {none}", grid.name());
         }
     }
 }
@@ -141,10 +107,6 @@ fn a_fitted_scale_beats_one_that_spans_the_block() {
             }
         }
         let fitted = error(grid, &stored(grid, &x, Some(&importance)), &x, &importance);
-        assert!(
-            fitted < 0.97 * spanning,
-            "{} {fitted} {spanning}",
-            grid.name()
-        );
+        assert!(fitted < 0.97 * spanning, "{} {fitted} {spanning}", grid.name());
     }
 }

@@ -29,7 +29,10 @@ pub fn run(common: &Common) -> Result<u8> {
             vec!["f32 arithmetic".into(), format!("{:.0} GFLOP/s", limits.f32_gigaflops)],
             vec!["free memory".into(), show::size(free)],
             vec!["free disk here".into(), show::size(disk)],
-            vec!["self test".into(), format!("{} (largest error {error:.1e})", if error < 1e-3 { "passed" } else { "FAILED" })],
+            vec![
+                "self test".into(),
+                format!("{} (largest error {error:.1e})", if error < 1e-3 { "passed" } else { "FAILED" }),
+            ],
         ]);
         println!("Every storage is decoded to f32 before it is multiplied; integer products are not there yet.");
     }

@@ -59,12 +59,18 @@ pub fn run(args: &Evaluate, common: &Common) -> Result<u8> {
         }
     };
     drop(bar);
-    if common.json { print_json(&result)? } else { print(&result) }
+    if common.json {
+        print_json(&result)?
+    } else {
+        print(&result)
+    }
     Ok(0)
 }
 
 fn print(e: &Evaluation) {
-    let ci = |c: Option<[f64; 2]>| c.map_or("(under 30 documents: no interval)".into(), |c| format!("[{:.5}, {:.5}]", c[0], c[1]));
+    let ci = |c: Option<[f64; 2]>| {
+        c.map_or("(under 30 documents: no interval)".into(), |c| format!("[{:.5}, {:.5}]", c[0], c[1]))
+    };
     let mut rows = vec![
         vec!["documents, predicted tokens".to_string(), format!("{}, {}", e.documents, e.tokens)],
         vec!["perplexity".into(), format!("{:.4}", e.perplexity), ci(e.perplexity_ci95)],
@@ -73,9 +79,16 @@ fn print(e: &Evaluation) {
         vec!["size".into(), show::size(e.size_bytes as u64), format!("{:.3} bits per weight", e.bits_per_weight)],
     ];
     if let Some(a) = &e.against {
-        rows.push(vec!["perplexity over the original's".into(), format!("{:.5}", a.perplexity_ratio), ci(a.perplexity_ratio_ci95)]);
+        rows.push(vec![
+            "perplexity over the original's".into(),
+            format!("{:.5}", a.perplexity_ratio),
+            ci(a.perplexity_ratio_ci95),
+        ]);
         rows.push(vec!["mean KL, nats".into(), format!("{:.6}", a.kl_mean), ci(a.kl_ci95)]);
-        rows.push(vec!["KL: median, 99 %, largest".into(), format!("{:.6}, {:.5}, {:.4}", a.kl_median, a.kl_p99, a.kl_max)]);
+        rows.push(vec![
+            "KL: median, 99 %, largest".into(),
+            format!("{:.6}, {:.5}, {:.4}", a.kl_median, a.kl_p99, a.kl_max),
+        ]);
         rows.push(vec!["same likeliest token".into(), format!("{:.2} %", 100.0 * a.top1_agreement)]);
     }
     show::table(&rows);
@@ -83,7 +96,8 @@ fn print(e: &Evaluation) {
 
 /// Writes what other programs compare themselves with.
 fn write_logits(gpt: &Gpt, documents: &[Document], path: &Path) -> Result<()> {
-    let create = |p: &Path| File::create(p).map(BufWriter::new).with_context(|| format!("cannot write {}", p.display()));
+    let create =
+        |p: &Path| File::create(p).map(BufWriter::new).with_context(|| format!("cannot write {}", p.display()));
     let mut ids_path = path.as_os_str().to_owned();
     ids_path.push(".ids");
     let (mut logits, mut ids) = (create(path)?, create(Path::new(&ids_path))?);

@@ -27,14 +27,22 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
         vec!["vocabulary, context".into(), format!("{}, {}", s.vocab, s.context)],
         vec!["embeddings".into(), if s.tied { "tied to the head" } else { "not tied" }.into()],
         vec!["parameters".into(), m.parameters().to_string()],
-        vec!["size".into(), format!("{} ({:.3} bits per weight)", show::size(m.size_bytes() as u64), m.bits_per_weight())],
+        vec![
+            "size".into(),
+            format!("{} ({:.3} bits per weight)", show::size(m.size_bytes() as u64), m.bits_per_weight()),
+        ],
         vec!["BOS added, ends at".into(), format!("{}, {:?}", gpt.tokenizer.adds_bos(), gpt.ends)],
     ]);
     println!();
     let mut rows = vec![vec!["site".to_string(), "shape".into(), "storage".into(), "bytes".into()]];
     for (site, l) in &m.linears {
         let w = &l.weight;
-        rows.push(vec![site.to_string(), format!("{} x {}", w.rows(), w.cols()), w.storage().name(), w.size_bytes().to_string()]);
+        rows.push(vec![
+            site.to_string(),
+            format!("{} x {}", w.rows(), w.cols()),
+            w.storage().name(),
+            w.size_bytes().to_string(),
+        ]);
     }
     show::table(&rows);
     for fault in faults {

@@ -67,7 +67,8 @@ pub fn settings(writing: &Writing, model: &Model) -> Result<Settings> {
 
 /// Replays a recipe from a file.
 pub fn replay(args: &Run, common: &Common) -> Result<u8> {
-    let text = std::fs::read_to_string(&args.recipe).with_context(|| format!("cannot read {}", args.recipe.display()))?;
+    let text =
+        std::fs::read_to_string(&args.recipe).with_context(|| format!("cannot read {}", args.recipe.display()))?;
     let mut recipe = Recipe::parse(&text)?;
     // The sample's recipe names the folder that it was unpacked to, which may be gone.
     let named = args.model.clone().or(recipe.model.clone()).filter(|p| !builtin::is_sample(p));
@@ -87,7 +88,9 @@ pub fn replay(args: &Run, common: &Common) -> Result<u8> {
 pub fn show_outcome(outcome: &Outcome, common: &Common) -> Result<u8> {
     let p = &outcome.proof;
     if common.json {
-        print_json(&json!({"out": outcome.out, "already_done": outcome.already, "decode_speed_ratio": outcome.speed, "proof": p}))?;
+        print_json(
+            &json!({"out": outcome.out, "already_done": outcome.already, "decode_speed_ratio": outcome.speed, "proof": p}),
+        )?;
     } else {
         table(p, outcome.speed);
         for c in &p.gate.checks {
@@ -95,23 +98,43 @@ pub fn show_outcome(outcome: &Outcome, common: &Common) -> Result<u8> {
         }
         p.warnings.iter().for_each(|w| println!("note: {w}"));
         let done = if outcome.already { "was done already" } else { "written" };
-        println!("{}: {done}; report.html, proof.json, manifest.json and planish.toml lie with it", outcome.out.display());
+        println!(
+            "{}: {done}; report.html, proof.json, manifest.json and planish.toml lie with it",
+            outcome.out.display()
+        );
     }
     Ok(if p.gate.is_good() { 0 } else { crate::exit::GATE })
 }
 
 fn table(p: &Proof, speed: Option<[f64; 3]>) {
     let (b, a) = (&p.before, &p.after);
-    let ci = |c: Option<[f64; 2]>, digits: usize| c.map_or(String::new(), |c| format!("95 %: {:.digits$} to {:.digits$}", c[0], c[1]));
+    let ci = |c: Option<[f64; 2]>, digits: usize| {
+        c.map_or(String::new(), |c| format!("95 %: {:.digits$} to {:.digits$}", c[0], c[1]))
+    };
     let share = 100.0 * a.size_bytes as f64 / (2.0 * a.parameters as f64);
     let mut rows = vec![
         vec![String::new(), "before".into(), "after".into()],
-        vec!["size".into(), show::size(b.size_bytes as u64), show::size(a.size_bytes as u64), format!("{share:.1} % of 16-bit")],
+        vec![
+            "size".into(),
+            show::size(b.size_bytes as u64),
+            show::size(a.size_bytes as u64),
+            format!("{share:.1} % of 16-bit"),
+        ],
         vec!["bits per weight".into(), format!("{:.2}", b.bits_per_weight), format!("{:.2}", a.bits_per_weight)],
-        vec!["perplexity".into(), format!("{:.4}", b.perplexity), format!("{:.4}", a.perplexity), ci(a.perplexity_ci95, 3)],
+        vec![
+            "perplexity".into(),
+            format!("{:.4}", b.perplexity),
+            format!("{:.4}", a.perplexity),
+            ci(a.perplexity_ci95, 3),
+        ],
     ];
     if let Some(x) = &a.against {
-        rows.push(vec!["perplexity ratio".into(), "1".into(), format!("{:.5}", x.perplexity_ratio), ci(x.perplexity_ratio_ci95, 5)]);
+        rows.push(vec![
+            "perplexity ratio".into(),
+            "1".into(),
+            format!("{:.5}", x.perplexity_ratio),
+            ci(x.perplexity_ratio_ci95, 5),
+        ]);
         rows.push(vec!["mean KL, nats".into(), "0".into(), format!("{:.5}", x.kl_mean), ci(x.kl_ci95, 5)]);
         rows.push(vec!["same likeliest token".into(), "100 %".into(), format!("{:.2} %", 100.0 * x.top1_agreement)]);
     }
@@ -119,7 +142,12 @@ fn table(p: &Proof, speed: Option<[f64; 3]>) {
         rows.push(vec!["decode speed".into(), "1".into(), format!("{median:.2}"), format!("{low:.2} to {high:.2}")]);
     }
     if let Some(h) = p.entropy_nats_per_token {
-        rows.push(vec!["nats above entropy".into(), format!("{:.4}", b.nll - h), format!("{:.4}", a.nll - h), "per token".into()]);
+        rows.push(vec![
+            "nats above entropy".into(),
+            format!("{:.4}", b.nll - h),
+            format!("{:.4}", a.nll - h),
+            "per token".into(),
+        ]);
     }
     rows.push(vec!["peak memory".into(), String::new(), show::size(optimize::speed::peak_rss_bytes())]);
     show::table(&rows);

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 /// Lists the methods.
 pub fn run(common: &Common) -> Result<u8> {
     if common.json {
-        let list: Vec<Value> =
-            METHODS.iter().map(|m| json!({"name": m.name, "about": m.about, "paper": m.paper, "cost": m.cost})).collect();
+        let list: Vec<Value> = METHODS
+            .iter()
+            .map(|m| json!({"name": m.name, "about": m.about, "paper": m.paper, "cost": m.cost}))
+            .collect();
         print_json(&list)?;
         return Ok(0);
     }

@@ -11,7 +11,10 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     let storage = match &args.storage {
         Some(name) => Storage::parse(name).map_err(optimize::Error::from)?,
         None => Storage::Grid(Grid::int(args.bits, args.group, args.asymmetric).with_context(|| {
-            format!("--bits {} --group {}: bits are 2 to 8, groups multiples of 8 from 8 to 1024", args.bits, args.group)
+            format!(
+                "--bits {} --group {}: bits are 2 to 8, groups multiples of 8 from 8 to 1024",
+                args.bits, args.group
+            )
         })?),
     };
     let mut recipe = Recipe::one(&args.method, storage, common.seed);

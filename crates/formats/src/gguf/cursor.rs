@@ -42,12 +42,7 @@ impl<'a> Cursor<'a> {
     pub fn take(&mut self, len: u64, field: &str) -> Result<&'a [u8]> {
         if len > self.left() {
             let want = (self.at as u64).saturating_add(len);
-            return Err(Error::truncated(
-                self.path,
-                field,
-                want,
-                self.bytes.len() as u64,
-            ));
+            return Err(Error::truncated(self.path, field, want, self.bytes.len() as u64));
         }
         let from = self.at;
         self.at += len as usize;
@@ -108,35 +103,21 @@ impl<'a> Cursor<'a> {
         match byte {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(self.bad(
-                field,
-                format!("holds {other} where true or false (1 or 0) belongs"),
-            )),
+            other => Err(self.bad(field, format!("holds {other} where true or false (1 or 0) belongs"))),
         }
     }
 
     fn list(&mut self, field: &str) -> Result<Array> {
         let kind = self.u32(field)?;
         let count = self.u64(field)?;
-        let least = least(kind)
-            .ok_or_else(|| self.bad(field, format!("has the unknown element type {kind}")))?;
+        let least = least(kind).ok_or_else(|| self.bad(field, format!("has the unknown element type {kind}")))?;
         if count > self.left() / least {
             let want = (self.at as u64).saturating_add(count.saturating_mul(least));
-            return Err(Error::truncated(
-                self.path,
-                field,
-                want,
-                self.bytes.len() as u64,
-            ));
+            return Err(Error::truncated(self.path, field, want, self.bytes.len() as u64));
         }
         if kind == 9 {
             let remedy = "ggml does not read it either: write the list flat";
-            return Err(Error::unsupported(
-                self.path,
-                field,
-                "is a list of lists",
-                remedy,
-            ));
+            return Err(Error::unsupported(self.path, field, "is a list of lists", remedy));
         }
         if kind == 8 {
             let mut texts = Texts::default();
@@ -145,12 +126,7 @@ impl<'a> Cursor<'a> {
                     Ok(text) => texts.push(text),
                     // The place in the list is worth the words only when something is wrong.
                     Err(Error::Malformed { at, reason, .. }) => {
-                        return Err(Error::malformed(
-                            self.path,
-                            at,
-                            format!("{field}[{i}]"),
-                            reason,
-                        ));
+                        return Err(Error::malformed(self.path, at, format!("{field}[{i}]"), reason));
                     }
                     Err(other) => return Err(other),
                 }
@@ -165,12 +141,7 @@ impl<'a> Cursor<'a> {
         /// Little-endian numbers of one type.
         macro_rules! all {
             ($ty:ty) => {
-                bytes
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|b| <$ty>::from_le_bytes(*b))
-                    .collect()
+                bytes.as_chunks().0.iter().map(|b| <$ty>::from_le_bytes(*b)).collect()
             };
         }
         Ok(match kind {
@@ -181,12 +152,7 @@ impl<'a> Cursor<'a> {
             4 => Array::U32(all!(u32)),
             5 => Array::I32(all!(i32)),
             6 => Array::F32(all!(f32)),
-            7 => Array::Bool(
-                bytes
-                    .iter()
-                    .map(|b| self.truth(*b, field))
-                    .collect::<Result<_>>()?,
-            ),
+            7 => Array::Bool(bytes.iter().map(|b| self.truth(*b, field)).collect::<Result<_>>()?),
             10 => Array::U64(all!(u64)),
             11 => Array::I64(all!(i64)),
             _ => Array::F64(all!(f64)),

@@ -88,14 +88,8 @@ impl GgmlType {
             return None;
         }
         // Within 63 bits, as ggml counts; a 0 must not hide that the others overflow, in whatever order.
-        let whole = shape
-            .iter()
-            .try_fold(1i64, |n, d| n.checked_mul(i64::try_from((*d).max(1)).ok()?))?;
-        let elements = if shape.contains(&0) {
-            0
-        } else {
-            whole.unsigned_abs()
-        };
+        let whole = shape.iter().try_fold(1i64, |n, d| n.checked_mul(i64::try_from((*d).max(1)).ok()?))?;
+        let elements = if shape.contains(&0) { 0 } else { whole.unsigned_abs() };
         (elements / len as u64).checked_mul(bytes as u64)
     }
 
@@ -121,18 +115,12 @@ impl GgmlType {
 
     /// The storage that computes it, where planish has one.
     pub fn storage(self) -> Option<Storage> {
-        STORAGES
-            .iter()
-            .find(|(id, _)| *id == self.0)
-            .map(|(_, s)| *s)
+        STORAGES.iter().find(|(id, _)| *id == self.0).map(|(_, s)| *s)
     }
 
     /// The type that stores it; planish's own grids have none.
     pub fn of(storage: Storage) -> Option<GgmlType> {
-        STORAGES
-            .iter()
-            .find(|(_, s)| *s == storage)
-            .map(|(id, _)| GgmlType(*id))
+        STORAGES.iter().find(|(_, s)| *s == storage).map(|(id, _)| GgmlType(*id))
     }
 
     /// `general.file_type` of a file whose matrices are mostly of this type.
@@ -184,12 +172,7 @@ mod tests {
     fn sizes_agree_with_the_grids() {
         for (id, storage) in STORAGES {
             let t = GgmlType(*id);
-            assert_eq!(
-                storage.row_bytes(t.block_len()),
-                t.block_bytes(),
-                "{}",
-                t.name()
-            );
+            assert_eq!(storage.row_bytes(t.block_len()), t.block_bytes(), "{}", t.name());
             assert_eq!(GgmlType::of(*storage), Some(t));
         }
     }

@@ -66,16 +66,8 @@ impl File {
                 file.metadata = contents.metadata;
             }
             for t in contents.tensors {
-                if file
-                    .places
-                    .insert(t.name.clone(), file.tensors.len())
-                    .is_some()
-                {
-                    return Err(Error::field(
-                        part,
-                        &t.name,
-                        "is a tensor that another part holds too",
-                    ));
+                if file.places.insert(t.name.clone(), file.tensors.len()).is_some() {
+                    return Err(Error::field(part, &t.name, "is a tensor that another part holds too"));
                 }
                 file.tensors.push(t);
             }
@@ -168,9 +160,7 @@ impl File {
     /// # Errors
     /// If the value or its elements are of another type, or one is below 0.
     pub fn counts(&self, key: &str) -> Result<Option<Vec<u64>>> {
-        self.typed(key, "a list of whole numbers from 0 on", |v| {
-            v.as_array()?.to_u64()
-        })
+        self.typed(key, "a list of whole numbers from 0 on", |v| v.as_array()?.to_u64())
     }
 
     /// A list of texts that may be absent.
@@ -178,22 +168,13 @@ impl File {
     /// # Errors
     /// If the value or its elements are of another type.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
-        self.typed(key, "a list of texts", |v| {
-            Some(v.as_array()?.as_texts()?.iter().map(String::from).collect())
-        })
+        self.typed(key, "a list of texts", |v| Some(v.as_array()?.as_texts()?.iter().map(String::from).collect()))
     }
 
-    fn typed<'a, T>(
-        &'a self,
-        key: &str,
-        want: &str,
-        get: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
+    fn typed<'a, T>(&'a self, key: &str, want: &str, get: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         match self.get(key) {
             None => Ok(None),
-            Some(v) => get(v)
-                .map(Some)
-                .ok_or_else(|| Error::field(&self.path, key, format!("must be {want}"))),
+            Some(v) => get(v).map(Some).ok_or_else(|| Error::field(&self.path, key, format!("must be {want}"))),
         }
     }
 }

@@ -28,26 +28,15 @@ pub struct Contents {
 pub fn read(path: &Path) -> Result<Contents> {
     let bytes = Bytes::map(path).map_err(Error::io(path, "open it"))?;
     check_kind(path, &bytes[..bytes.len().min(64)], "a GGUF file")?;
-    let mut c = Cursor {
-        path,
-        bytes: &bytes,
-        at: 0,
-    };
+    let mut c = Cursor { path, bytes: &bytes, at: 0 };
     check_version(&mut c)?;
     let tensors = c.u64("the number of tensors")?;
     let keys = c.u64("the number of keys")?;
-    for (count, least, what) in [
-        (tensors, LEAST_INFO, "the number of tensors"),
-        (keys, LEAST_KEY, "the number of keys"),
-    ] {
+    for (count, least, what) in
+        [(tensors, LEAST_INFO, "the number of tensors"), (keys, LEAST_KEY, "the number of keys")]
+    {
         if count > c.left() / least {
-            return Err(c.bad(
-                what,
-                format!(
-                    "is {count}, more than the {} bytes behind it have room for",
-                    c.left()
-                ),
-            ));
+            return Err(c.bad(what, format!("is {count}, more than the {} bytes behind it have room for", c.left())));
         }
     }
     let metadata = read_metadata(&mut c, keys)?;
@@ -56,20 +45,12 @@ pub fn read(path: &Path) -> Result<Contents> {
         None => DEFAULT_ALIGN,
         Some((_, Value::U32(a))) if a.is_power_of_two() && *a >= 8 => u64::from(*a),
         Some(_) => {
-            return Err(Error::malformed(
-                path,
-                24,
-                "general.alignment",
-                "is not a power of two from 8 on, in 32 bits",
-            ));
+            return Err(Error::malformed(path, 24, "general.alignment", "is not a power of two from 8 on, in 32 bits"));
         }
     };
     let start = (c.at as u64).next_multiple_of(align);
     check_overlap(path, start, &infos)?;
-    let tensors = infos
-        .into_iter()
-        .map(|i| place(path, &bytes, start, align, i))
-        .collect::<Result<_>>()?;
+    let tensors = infos.into_iter().map(|i| place(path, &bytes, start, align, i)).collect::<Result<_>>()?;
     Ok(Contents { metadata, tensors })
 }
 
@@ -80,25 +61,13 @@ fn check_version(c: &mut Cursor<'_>) -> Result<()> {
     let version = c.u32("the version")?;
     let (reason, remedy) = match version {
         2 | 3 => return Ok(()),
-        1 => (
-            "is 1".to_string(),
-            "planish reads 2 and 3: convert it anew with a current llama.cpp",
-        ),
-        _ if (1..=3).contains(&version.swap_bytes()) => (
-            "is big endian".to_string(),
-            "planish reads little endian: run gguf-py's `gguf_convert_endian.py` on it",
-        ),
-        other => (
-            format!("is {other}"),
-            "planish reads 2 and 3: a newer planish may know it, or the file is damaged",
-        ),
+        1 => ("is 1".to_string(), "planish reads 2 and 3: convert it anew with a current llama.cpp"),
+        _ if (1..=3).contains(&version.swap_bytes()) => {
+            ("is big endian".to_string(), "planish reads little endian: run gguf-py's `gguf_convert_endian.py` on it")
+        }
+        other => (format!("is {other}"), "planish reads 2 and 3: a newer planish may know it, or the file is damaged"),
     };
-    Err(Error::unsupported(
-        c.path,
-        "byte 4: the version",
-        reason,
-        remedy,
-    ))
+    Err(Error::unsupported(c.path, "byte 4: the version", reason, remedy))
 }
 
 fn read_metadata(c: &mut Cursor<'_>, keys: u64) -> Result<Vec<(String, Value)>> {
@@ -107,10 +76,7 @@ fn read_metadata(c: &mut Cursor<'_>, keys: u64) -> Result<Vec<(String, Value)>> 
     for i in 0..keys {
         let key = c.text(&format!("key {i}"))?;
         if key.is_empty() || key.len() > LONGEST_KEY {
-            return Err(c.bad(
-                &format!("key {i}"),
-                format!("has {} bytes; a key has 1 to {LONGEST_KEY}", key.len()),
-            ));
+            return Err(c.bad(&format!("key {i}"), format!("has {} bytes; a key has 1 to {LONGEST_KEY}", key.len())));
         }
         let field = format!("key {key:?}");
         if !seen.insert(key) {
@@ -152,10 +118,7 @@ fn read_info(c: &mut Cursor<'_>, name: &str) -> Result<Info> {
     let field = format!("tensor {name:?}");
     let dims = c.u32(&field)?;
     if !(1..=4).contains(&dims) {
-        return Err(c.bad(
-            &field,
-            format!("has {dims} dimensions; there may be 1 to 4"),
-        ));
+        return Err(c.bad(&field, format!("has {dims} dimensions; there may be 1 to 4")));
     }
     let mut shape = Vec::with_capacity(dims as usize);
     for _ in 0..dims {
@@ -165,41 +128,21 @@ fn read_info(c: &mut Cursor<'_>, name: &str) -> Result<Info> {
     let kind = GgmlType(c.u32(&field)?);
     if !kind.is_known() {
         let (reason, remedy) = if kind.is_dropped() {
-            (
-                "which ggml has dropped",
-                "convert the model anew with a current llama.cpp",
-            )
+            ("which ggml has dropped", "convert the model anew with a current llama.cpp")
         } else {
-            (
-                "which is unknown",
-                "a newer planish may know it, or the file is damaged",
-            )
+            ("which is unknown", "a newer planish may know it, or the file is damaged")
         };
         let reason = format!("has the type {}, {reason}", kind.0);
-        return Err(Error::unsupported(
-            c.path,
-            format!("byte {}: {field}", c.at - 4),
-            reason,
-            remedy,
-        ));
+        return Err(Error::unsupported(c.path, format!("byte {}: {field}", c.at - 4), reason, remedy));
     }
     let offset = c.u64(&field)?;
     let size = kind.bytes_of(&shape).ok_or_else(|| {
         c.bad(
             &field,
-            format!(
-                "cannot have the shape {shape:?} as {kind}, whose rows are multiples of {}",
-                kind.block_len()
-            ),
+            format!("cannot have the shape {shape:?} as {kind}, whose rows are multiples of {}", kind.block_len()),
         )
     })?;
-    Ok(Info {
-        name: name.into(),
-        shape,
-        kind,
-        offset,
-        size,
-    })
+    Ok(Info { name: name.into(), shape, kind, offset, size })
 }
 
 /// Checks that no two tensors share bytes.
@@ -210,12 +153,7 @@ fn check_overlap(path: &Path, start: u64, infos: &[Info]) -> Result<()> {
         if pair[0].offset.saturating_add(pair[0].size) > pair[1].offset {
             let reason = format!("overlaps tensor {:?}", pair[0].name);
             let at = start.saturating_add(pair[1].offset);
-            return Err(Error::malformed(
-                path,
-                at,
-                format!("tensor {:?}", pair[1].name),
-                reason,
-            ));
+            return Err(Error::malformed(path, at, format!("tensor {:?}", pair[1].name), reason));
         }
     }
     Ok(())
@@ -225,10 +163,7 @@ fn check_overlap(path: &Path, start: u64, infos: &[Info]) -> Result<()> {
 fn place(path: &Path, bytes: &Bytes, start: u64, align: u64, info: Info) -> Result<TensorView> {
     let field = format!("tensor {:?}", info.name);
     if !info.offset.is_multiple_of(align) {
-        let reason = format!(
-            "has the offset {}, no multiple of the alignment {align}",
-            info.offset
-        );
+        let reason = format!("has the offset {}, no multiple of the alignment {align}", info.offset);
         return Err(Error::malformed(path, start, field, reason));
     }
     let got = bytes.len() as u64;
@@ -242,10 +177,5 @@ fn place(path: &Path, bytes: &Bytes, start: u64, align: u64, info: Info) -> Resu
         return Err(short());
     }
     let data = bytes.slice(from as usize..to as usize).ok_or_else(short)?;
-    Ok(TensorView {
-        name: info.name,
-        shape: info.shape,
-        kind: info.kind,
-        bytes: data,
-    })
+    Ok(TensorView { name: info.name, shape: info.shape, kind: info.kind, bytes: data })
 }

@@ -118,29 +118,17 @@ impl Value {
 
     /// A text.
     pub fn as_str(&self) -> Option<&str> {
-        if let Value::String(s) = self {
-            Some(s)
-        } else {
-            None
-        }
+        if let Value::String(s) = self { Some(s) } else { None }
     }
 
     /// True or false.
     pub fn as_bool(&self) -> Option<bool> {
-        if let Value::Bool(b) = self {
-            Some(*b)
-        } else {
-            None
-        }
+        if let Value::Bool(b) = self { Some(*b) } else { None }
     }
 
     /// A list.
     pub fn as_array(&self) -> Option<&Array> {
-        if let Value::Array(a) = self {
-            Some(a)
-        } else {
-            None
-        }
+        if let Value::Array(a) = self { Some(a) } else { None }
     }
 
     /// The format's number of the type.
@@ -186,29 +174,17 @@ impl Array {
 
     /// Its texts, if it is a list of texts.
     pub fn as_texts(&self) -> Option<&Texts> {
-        if let Array::Texts(t) = self {
-            Some(t)
-        } else {
-            None
-        }
+        if let Array::Texts(t) = self { Some(t) } else { None }
     }
 
     /// Its numbers, if it is a list of numbers.
     pub fn to_f64(&self) -> Option<Vec<f64>> {
-        if self.is_empty() {
-            Some(Vec::new())
-        } else {
-            self.iter().map(|v| v.as_f64()).collect()
-        }
+        if self.is_empty() { Some(Vec::new()) } else { self.iter().map(|v| v.as_f64()).collect() }
     }
 
     /// Its whole numbers, if all are from 0 on.
     pub fn to_u64(&self) -> Option<Vec<u64>> {
-        if self.is_empty() {
-            Some(Vec::new())
-        } else {
-            self.iter().map(|v| v.as_u64()).collect()
-        }
+        if self.is_empty() { Some(Vec::new()) } else { self.iter().map(|v| v.as_u64()).collect() }
     }
 
     /// The format's number of the elements' type.

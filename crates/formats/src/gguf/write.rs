@@ -43,19 +43,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a tensor; `shape` is outermost first.
-    pub fn tensor(
-        &mut self,
-        name: impl Into<String>,
-        shape: Vec<usize>,
-        kind: GgmlType,
-        data: Data<'a>,
-    ) {
-        self.tensors.push(Entry {
-            name: name.into(),
-            shape,
-            kind,
-            data,
-        });
+    pub fn tensor(&mut self, name: impl Into<String>, shape: Vec<usize>, kind: GgmlType, data: Data<'a>) {
+        self.tensors.push(Entry { name: name.into(), shape, kind, data });
     }
 
     /// Writes the file.
@@ -69,16 +58,12 @@ impl<'a> Writer<'a> {
         let data: u64 = sizes.iter().map(|s| s.next_multiple_of(ALIGN)).sum();
         let size = head.len() as u64 + data;
         atomic::write_file(path, size, |out| {
-            let mut put = |bytes: &[u8]| {
-                out.write_all(bytes)
-                    .map_err(|e| atomic::full_or(path, size, e))
-            };
+            let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| atomic::full_or(path, size, e));
             put(&head)?;
             for (t, want) in self.tensors.iter().zip(&sizes) {
                 let bytes = (t.data)()?;
                 if bytes.len() as u64 != *want {
-                    let reason =
-                        format!("has {} bytes where its shape asks for {want}", bytes.len());
+                    let reason = format!("has {} bytes where its shape asks for {want}", bytes.len());
                     return Err(Error::field(path, &t.name, reason));
                 }
                 put(&bytes)?;
@@ -90,11 +75,7 @@ impl<'a> Writer<'a> {
 
     /// The bytes of each tensor, once everything fits the format's rules.
     fn check(&self, path: &Path) -> Result<Vec<u64>> {
-        if self
-            .metadata
-            .iter()
-            .any(|(key, _)| key.is_empty() || key == "general.alignment")
-        {
+        if self.metadata.iter().any(|(key, _)| key.is_empty() || key == "general.alignment") {
             return Err(Error::field(
                 path,
                 "metadata",
@@ -106,30 +87,16 @@ impl<'a> Writer<'a> {
         for t in &self.tensors {
             let bad = |reason: String| Error::field(path, &t.name, reason);
             if t.name.is_empty() || t.name.len() > LONGEST_NAME {
-                return Err(bad(format!(
-                    "is a name of {} bytes; 1 to {LONGEST_NAME} are allowed",
-                    t.name.len()
-                )));
+                return Err(bad(format!("is a name of {} bytes; 1 to {LONGEST_NAME} are allowed", t.name.len())));
             }
             if !names.insert(t.name.as_str()) {
                 return Err(bad("would be written twice".into()));
             }
             if !(1..=4).contains(&t.shape.len()) {
-                return Err(bad(format!(
-                    "has {} dimensions; 1 to 4 are allowed",
-                    t.shape.len()
-                )));
+                return Err(bad(format!("has {} dimensions; 1 to 4 are allowed", t.shape.len())));
             }
-            let size = t
-                .kind
-                .bytes_of(&t.shape)
-                .filter(|s| *s <= i64::MAX as u64 / 2);
-            sizes.push(size.ok_or_else(|| {
-                bad(format!(
-                    "of shape {:?} cannot be stored as {}",
-                    t.shape, t.kind
-                ))
-            })?);
+            let size = t.kind.bytes_of(&t.shape).filter(|s| *s <= i64::MAX as u64 / 2);
+            sizes.push(size.ok_or_else(|| bad(format!("of shape {:?} cannot be stored as {}", t.shape, t.kind)))?);
         }
         Ok(sizes)
     }

@@ -49,31 +49,18 @@ impl Archive {
         if !path.is_dir() {
             return Archive::single(path);
         }
-        let (single, index) = (
-            path.join("model.safetensors"),
-            path.join("model.safetensors.index.json"),
-        );
+        let (single, index) = (path.join("model.safetensors"), path.join("model.safetensors.index.json"));
         if single.is_file() {
             return Archive::single(&single);
         }
         if index.is_file() {
             return shards::open(path, &index);
         }
-        let pickled = [
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-            "tf_model.h5",
-            "flax_model.msgpack",
-        ];
+        let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
         if let Some(other) = pickled.iter().find(|name| path.join(name).is_file()) {
             let reason = format!("is not there, only {other}");
             let remedy = "convert the model to safetensors with the program that made it";
-            return Err(Error::unsupported(
-                path,
-                "model.safetensors",
-                reason,
-                remedy,
-            ));
+            return Err(Error::unsupported(path, "model.safetensors", reason, remedy));
         }
         Err(Error::field(
             path,
@@ -84,12 +71,7 @@ impl Archive {
 
     fn single(path: &Path) -> Result<Archive> {
         let header::Contents { tensors, metadata } = header::read(path)?;
-        Ok(Archive {
-            path: path.into(),
-            tensors,
-            metadata,
-            files: vec![path.into()],
-        })
+        Ok(Archive { path: path.into(), tensors, metadata, files: vec![path.into()] })
     }
 
     /// The file or directory.

@@ -25,20 +25,11 @@ impl Entry {
     fn check(&self, path: &Path) -> Result<()> {
         let elements = self.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         if elements.and_then(|n| n.checked_mul(self.dtype.size())) != Some(self.bytes.len()) {
-            let reason = format!(
-                "has shape {:?} of {} but {} bytes",
-                self.shape,
-                self.dtype,
-                self.bytes.len()
-            );
+            let reason = format!("has shape {:?} of {} but {} bytes", self.shape, self.dtype, self.bytes.len());
             return Err(Error::field(path, &self.name, reason));
         }
         if self.name == "__metadata__" {
-            return Err(Error::field(
-                path,
-                &self.name,
-                "cannot be the name of a tensor",
-            ));
+            return Err(Error::field(path, &self.name, "cannot be the name of a tensor"));
         }
         Ok(())
     }
@@ -50,19 +41,11 @@ impl Entry {
 /// As [`atomic::write_file`], and if two tensors have one name or bytes do not fit a shape.
 pub fn write(path: &Path, entries: &[Entry], metadata: &[(&str, String)]) -> Result<()> {
     let mut order: Vec<&Entry> = entries.iter().collect();
-    order.sort_by(|a, b| {
-        b.dtype
-            .size()
-            .cmp(&a.dtype.size())
-            .then_with(|| a.name.cmp(&b.name))
-    });
+    order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
     let (header, data) = header(path, &order, metadata)?;
     let size = (8 + header.len() + data) as u64;
     atomic::write_file(path, size, |out| {
-        let mut put = |bytes: &[u8]| {
-            out.write_all(bytes)
-                .map_err(|e| atomic::full_or(path, size, e))
-        };
+        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| atomic::full_or(path, size, e));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
         order.iter().try_for_each(|e| put(&e.bytes))
@@ -73,15 +56,9 @@ pub fn write(path: &Path, entries: &[Entry], metadata: &[(&str, String)]) -> Res
 fn header(path: &Path, order: &[&Entry], metadata: &[(&str, String)]) -> Result<(Vec<u8>, usize)> {
     let mut header = Map::new();
     if !metadata.is_empty() {
-        let mut texts: Vec<_> = metadata
-            .iter()
-            .map(|(k, v)| ((*k).to_string(), json!(v)))
-            .collect();
+        let mut texts: Vec<_> = metadata.iter().map(|(k, v)| ((*k).to_string(), json!(v))).collect();
         texts.sort_by(|a, b| a.0.cmp(&b.0));
-        header.insert(
-            "__metadata__".into(),
-            Value::Object(texts.into_iter().collect()),
-        );
+        header.insert("__metadata__".into(), Value::Object(texts.into_iter().collect()));
     }
     let mut names = HashSet::new();
     let mut at = 0;
@@ -91,10 +68,7 @@ fn header(path: &Path, order: &[&Entry], metadata: &[(&str, String)]) -> Result<
             return Err(Error::field(path, &e.name, "would be written twice"));
         }
         let end = at + e.bytes.len();
-        header.insert(
-            e.name.clone(),
-            json!({"dtype": e.dtype.name(), "shape": e.shape, "data_offsets": [at, end]}),
-        );
+        header.insert(e.name.clone(), json!({"dtype": e.dtype.name(), "shape": e.shape, "data_offsets": [at, end]}));
         at = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();

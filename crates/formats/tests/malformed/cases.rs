@@ -22,25 +22,13 @@ pub struct Case {
 }
 
 /// A case that must be refused.
-pub fn refused(
-    what: &'static str,
-    bytes: impl Into<Vec<u8>>,
-    words: &'static [&'static str],
-) -> Case {
-    Case {
-        what,
-        bytes: bytes.into(),
-        want: Want::Refused(words),
-    }
+pub fn refused(what: &'static str, bytes: impl Into<Vec<u8>>, words: &'static [&'static str]) -> Case {
+    Case { what, bytes: bytes.into(), want: Want::Refused(words) }
 }
 
 /// A case that must be accepted.
 pub fn accepted(what: &'static str, bytes: impl Into<Vec<u8>>, why: &'static str) -> Case {
-    Case {
-        what,
-        bytes: bytes.into(),
-        want: Want::Accepted(why),
-    }
+    Case { what, bytes: bytes.into(), want: Want::Accepted(why) }
 }
 
 /// Writes each case to a file of that name, reads it and judges the outcome.
@@ -66,15 +54,8 @@ pub fn judge_one(what: &str, file: &str, want: &Want, result: formats::Result<()
             for word in *words {
                 assert!(text.contains(word), "{what}: does not say {word:?}: {text}");
             }
-            assert!(
-                !text.chars().any(char::is_control),
-                "{what}: control characters in {text:?}"
-            );
-            assert!(
-                text.len() < 2_000,
-                "{what}: {} bytes of message",
-                text.len()
-            );
+            assert!(!text.chars().any(char::is_control), "{what}: control characters in {text:?}");
+            assert!(text.len() < 2_000, "{what}: {} bytes of message", text.len());
         }
     }
 }
@@ -89,11 +70,7 @@ pub fn other_kinds() -> Vec<Case> {
             "<!DOCTYPE html>\n<html><body>404</body></html>",
             &["web page", "download the file itself"],
         ),
-        refused(
-            "HTML page in capitals after a line",
-            "\n<HTML><HEAD></HEAD></HTML>",
-            &["web page"],
-        ),
+        refused("HTML page in capitals after a line", "\n<HTML><HEAD></HEAD></HTML>", &["web page"]),
         refused(
             "XML error of an object store",
             "<?xml version=\"1.0\"?><Error><Code>NoSuchKey</Code></Error>",
@@ -104,35 +81,11 @@ pub fn other_kinds() -> Vec<Case> {
             b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl".to_vec(),
             &["zip archive", "safetensors"],
         ),
-        refused(
-            "Python pickle",
-            b"\x80\x02}q\x00(X\x01\x00\x00\x00w".to_vec(),
-            &["pickle", "safetensors"],
-        ),
-        refused(
-            "Python pickle of protocol 4",
-            b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}".to_vec(),
-            &["pickle"],
-        ),
-        refused(
-            "HDF5 file",
-            b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00\x00\x08\x08".to_vec(),
-            &["HDF5"],
-        ),
-        refused(
-            "gzip archive",
-            b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03".to_vec(),
-            &["gzip", "unpack"],
-        ),
-        refused(
-            "Zstandard archive",
-            b"\x28\xb5\x2f\xfd\x04\x00\x00\x00\x00\x00".to_vec(),
-            &["Zstandard", "unpack"],
-        ),
-        refused(
-            "zeros that a download reserved",
-            vec![0; 4096],
-            &["zeros", "did not finish"],
-        ),
+        refused("Python pickle", b"\x80\x02}q\x00(X\x01\x00\x00\x00w".to_vec(), &["pickle", "safetensors"]),
+        refused("Python pickle of protocol 4", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}".to_vec(), &["pickle"]),
+        refused("HDF5 file", b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00\x00\x08\x08".to_vec(), &["HDF5"]),
+        refused("gzip archive", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03".to_vec(), &["gzip", "unpack"]),
+        refused("Zstandard archive", b"\x28\xb5\x2f\xfd\x04\x00\x00\x00\x00\x00".to_vec(), &["Zstandard", "unpack"]),
+        refused("zeros that a download reserved", vec![0; 4096], &["zeros", "did not finish"]),
     ]
 }

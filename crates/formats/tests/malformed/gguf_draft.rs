@@ -77,11 +77,7 @@ impl Draft {
     }
 
     pub fn counts(self, tensors: u64, keys: u64) -> Draft {
-        Draft {
-            tensor_count: Some(tensors),
-            key_count: Some(keys),
-            ..self
-        }
+        Draft { tensor_count: Some(tensors), key_count: Some(keys), ..self }
     }
 
     pub fn align(self, align: usize) -> Draft {
@@ -95,20 +91,9 @@ impl Draft {
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         out.extend(self.version.to_le_bytes());
-        out.extend(
-            self.tensor_count
-                .unwrap_or(self.tensors.len() as u64)
-                .to_le_bytes(),
-        );
-        out.extend(
-            self.key_count
-                .unwrap_or(self.keys.len() as u64)
-                .to_le_bytes(),
-        );
-        self.keys
-            .iter()
-            .chain(&self.tensors)
-            .for_each(|part| out.extend(part));
+        out.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
+        out.extend(self.key_count.unwrap_or(self.keys.len() as u64).to_le_bytes());
+        self.keys.iter().chain(&self.tensors).for_each(|part| out.extend(part));
         if self.data > 0 {
             out.resize(out.len().next_multiple_of(self.align) + self.data, 7);
         }

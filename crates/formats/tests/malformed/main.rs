@@ -40,9 +40,6 @@ fn within_bounds<T>(what: &str, size: usize, read: impl FnOnce() -> T) -> T {
     let result = read();
     let (took, peak) = (start.elapsed(), MEMORY.peak_usage().saturating_sub(before));
     assert!(took < LONGEST, "{what}: took {took:?}");
-    assert!(
-        peak <= 2 * size + ALLOWANCE,
-        "{what}: took {peak} bytes for a file of {size}"
-    );
+    assert!(peak <= 2 * size + ALLOWANCE, "{what}: took {peak} bytes for a file of {size}");
     result
 }

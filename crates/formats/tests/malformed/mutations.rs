@@ -48,18 +48,8 @@ const EXTREMES: [u64; 16] = [
 ];
 
 /// Pieces of JSON that change a header's sense.
-const PIECES: [&str; 10] = [
-    "-1",
-    "1e309",
-    "null",
-    "[]",
-    "{}",
-    "18446744073709551615",
-    "\"__metadata__\"",
-    "\\u0000",
-    "[[[[",
-    "\"F64\"",
-];
+const PIECES: [&str; 10] =
+    ["-1", "1e309", "null", "[]", "{}", "18446744073709551615", "\"__metadata__\"", "\\u0000", "[[[[", "\"F64\""];
 
 fn change(bytes: &mut Vec<u8>, r: &mut Random) {
     let at = r.below(bytes.len());
@@ -87,11 +77,7 @@ fn change(bytes: &mut Vec<u8>, r: &mut Random) {
         }
         _ => {
             // A digit becomes another: lengths and offsets that are nearly right.
-            let digit = bytes
-                .iter()
-                .skip(at)
-                .position(u8::is_ascii_digit)
-                .map_or(at, |i| at + i);
+            let digit = bytes.iter().skip(at).position(u8::is_ascii_digit).map_or(at, |i| at + i);
             bytes[digit] = b"0123456789"[r.below(10)];
         }
     }
@@ -115,25 +101,19 @@ fn refused<T>(name: &str, valid: &[u8], open: impl Fn(&Path) -> formats::Result<
         }
         // Headers are checked only if their length is right, so half of the time it is put right.
         if name.ends_with("safetensors") && r.below(2) == 0 && bytes.len() > 16 {
-            let length = (bytes.len() as u64 - 8)
-                .min(r.next() % 2 * 64 + valid[0] as u64 + valid[1] as u64 * 256);
+            let length = (bytes.len() as u64 - 8).min(r.next() % 2 * 64 + valid[0] as u64 + valid[1] as u64 * 256);
             bytes[..8].copy_from_slice(&length.to_le_bytes());
         }
         // A new file each time: some file systems flush one that is cut and written again.
         fs::remove_file(&path).unwrap();
         fs::write(&path, &bytes).unwrap();
         let what = format!("{name}, change {number}");
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            within_bounds(&what, bytes.len(), || open(&path).map(|_| ()))
-        }));
+        let result = catch_unwind(AssertUnwindSafe(|| within_bounds(&what, bytes.len(), || open(&path).map(|_| ()))));
         match result {
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
                 let text = e.to_string();
-                assert!(
-                    text.contains(name) && !text.chars().any(char::is_control),
-                    "{what}: {text:?}"
-                );
+                assert!(text.contains(name) && !text.chars().any(char::is_control), "{what}: {text:?}");
                 refused += 1;
             }
             Err(_) => panic!("{what} panics"),
@@ -177,21 +157,9 @@ fn gguf_survives_any_change() {
         let list = [&kind.to_le_bytes()[..], &2u64.to_le_bytes(), bytes, bytes].concat();
         draft = draft.key(format!("x.list{i}"), 9, list);
     }
-    let texts = [
-        &8u32.to_le_bytes()[..],
-        &2u64.to_le_bytes(),
-        &gguf_draft::text("ab"),
-        &gguf_draft::text(""),
-    ]
-    .concat();
-    draft = draft
-        .key("x.text", 8, gguf_draft::text("hello"))
-        .key("x.texts", 9, texts);
-    draft = draft
-        .tensor("a", &[32, 2], 2, 0)
-        .tensor("b", &[8], 0, 64)
-        .tensor("c", &[256], 12, 96)
-        .data(96 + 144);
+    let texts = [&8u32.to_le_bytes()[..], &2u64.to_le_bytes(), &gguf_draft::text("ab"), &gguf_draft::text("")].concat();
+    draft = draft.key("x.text", 8, gguf_draft::text("hello")).key("x.texts", 9, texts);
+    draft = draft.tensor("a", &[32, 2], 2, 0).tensor("b", &[8], 0, 64).tensor("c", &[256], 12, 96).data(96 + 144);
     let refused = refused("m.gguf", &draft.bytes(), gguf::File::open);
     assert!((CHANGES / 2..CHANGES).contains(&refused), "{refused}");
 }

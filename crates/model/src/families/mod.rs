@@ -5,6 +5,7 @@
 
 mod gemma;
 mod gemma_gguf;
+pub(crate) mod gguf_config;
 mod gguf_keys;
 mod gpt2;
 mod gpt_neox;

@@ -1,6 +1,10 @@
 //! Running documents through one model or two.
 
-use crate::{Result, data::{Document, batches}, progress::{self, Progress}};
+use crate::{
+    Result,
+    data::{Document, batches},
+    progress::{self, Progress},
+};
 use model::Model;
 use rayon::prelude::*;
 use tensor::{Tensor, ops};
@@ -113,7 +117,9 @@ fn token(base: &[f32], other: &[f32], target: usize) -> Token {
 pub fn compare(model: &Model, base: &Model, documents: &[Document], progress: &dyn Progress) -> Result<Vec<Pair>> {
     if model.spec.vocab != base.spec.vocab {
         let (a, b) = (model.spec.vocab, base.spec.vocab);
-        return Err(crate::Error::Asked(format!("the models have {a} and {b} tokens; only equal vocabularies compare")));
+        return Err(crate::Error::Asked(format!(
+            "the models have {a} and {b} tokens; only equal vocabularies compare"
+        )));
     }
     let mut out = Vec::with_capacity(documents.len());
     for range in batches(documents, BATCH) {

@@ -21,7 +21,10 @@ pub static GPTQ: Method = Method {
     build: |o| {
         let gptq = options::<Gptq>("gptq", o)?;
         if !(gptq.damping > 0.0 && gptq.damping <= 1.0) {
-            return Err(Error::Options { method: "gptq".into(), reason: "`damping` must be above 0 and at most 1".into() });
+            return Err(Error::Options {
+                method: "gptq".into(),
+                reason: "`damping` must be above 0 and at most 1".into(),
+            });
         }
         Ok(Plan::EachMatrix(Box::new(gptq)))
     },
@@ -199,15 +202,18 @@ fn factor(site: Site, h: &[f64], cols: usize, order: &[usize], damping: f64) -> 
     let at = |i: usize| order[cols - 1 - i];
     let mut damping = damping;
     while damping <= 100.0 {
-        let damped = Mat::from_fn(cols, cols, |i, j| {
-            h[at(i) * cols + at(j)] + if i == j { damping * mean } else { 0.0 }
-        });
+        let damped =
+            Mat::from_fn(cols, cols, |i, j| h[at(i) * cols + at(j)] + if i == j { damping * mean } else { 0.0 });
         if let Ok(llt) = damped.llt(Side::Lower) {
             let mut inverse = Mat::<f64>::zeros(cols, cols);
             faer::linalg::triangular_inverse::invert_lower_triangular(inverse.as_mut(), llt.L(), Par::Seq);
-            return Ok(Mat::from_fn(cols, cols, |i, j| {
-                if j >= i { inverse[(cols - 1 - i, cols - 1 - j)] } else { 0.0 }
-            }));
+            return Ok(Mat::from_fn(
+                cols,
+                cols,
+                |i, j| {
+                    if j >= i { inverse[(cols - 1 - i, cols - 1 - j)] } else { 0.0 }
+                },
+            ));
         }
         damping *= 10.0;
     }

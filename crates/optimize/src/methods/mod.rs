@@ -63,7 +63,10 @@ fn options<T: DeserializeOwned>(method: &str, table: toml::Table) -> Result<T> {
 
 /// Wraps the complaint of a storage about a matrix.
 fn at(site: Site) -> impl Fn(tensor::WeightError) -> Error {
-    move |e| Error::Site { site, reason: format!("{e}; choose another storage for it with --override '{site}=q8_0' or 'keep'") }
+    move |e| Error::Site {
+        site,
+        reason: format!("{e}; choose another storage for it with --override '{site}=q8_0' or 'keep'"),
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +118,8 @@ mod tests {
     #[test]
     fn a_typo_is_an_error_that_lists_the_options() {
         for method in METHODS {
-            let e = (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
+            let e =
+                (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
             assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
         }
         assert!(find("gtpq").err().unwrap().to_string().contains("rtn and gptq"));

@@ -60,13 +60,11 @@ fn weights(importance: Option<&[f32]>) -> [f32; super::LONGEST] {
 }
 
 #[inline(always)]
-
 fn bits(x: f32) -> u16 {
     f16::from_f32(x).to_bits()
 }
 
 #[inline(always)]
-
 fn value(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }
@@ -440,7 +438,6 @@ fn choose_symmetric(
 }
 
 #[inline(always)]
-
 fn refit_symmetric(v: &Values<'_>, block: &Block) -> Option<f32> {
     let len = usize::from(block.sub_len);
     let (mut aa, mut ax) = (0f64, 0f64);

@@ -180,6 +180,9 @@ impl Grid {
     /// The loop of [`Grid::decode_row`], compiled for each instruction set.
     #[inline(always)]
     pub(crate) fn decode_blocks(self, bytes: &[u8], out: &mut [f32]) {
+        if let Grid::Q4_0 | Grid::Q8_0 | Grid::Iq4Nl = self {
+            return pack::decode_plain(self, bytes, out);
+        }
         let mut codes = [0u8; LONGEST];
         let len = self.block_len();
         for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {

@@ -8,8 +8,21 @@ pub fn kernels() -> Option<&'static Kernels> {
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&KERNELS)
 }
 
-static KERNELS: Kernels =
-    Kernels { isa: "avx2", panel, rows, decode_row, fit, rms_norm, layer_norm, dot, axpy, exp_sum, silu, gelu_tanh, soft_cap };
+static KERNELS: Kernels = Kernels {
+    isa: "avx2",
+    panel,
+    rows,
+    decode_row,
+    fit,
+    rms_norm,
+    layer_norm,
+    dot,
+    axpy,
+    exp_sum,
+    silu,
+    gelu_tanh,
+    soft_cap,
+};
 
 instantiate!("avx2,fma");
 

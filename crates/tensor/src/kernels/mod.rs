@@ -5,12 +5,12 @@
 //! depends on the length alone, so AVX2 and AVX-512 give the same bits; `generic` has no fused multiply-add
 //! and differs in the last one.
 
-mod generic;
-mod once;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod generic;
+mod once;
 
 use crate::grid::{Block, Grid};
 use std::sync::OnceLock;

@@ -208,7 +208,8 @@ macro_rules! instantiate {
         );
     };
     (@fns $features:literal, $($name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
-        $(fn $name($($arg: $type),*) $(-> $ret)? {
+        $(#[allow(dead_code, reason = "a table may hold a kernel of its own in its place")]
+        fn $name($($arg: $type),*) $(-> $ret)? {
             #[target_feature(enable = $features)]
             fn inner($($arg: $type),*) $(-> $ret)? {
                 crate::kernels::once::$name($($arg),*)

@@ -158,7 +158,15 @@ struct Block {
 }
 
 impl Block {
-    fn attend(&mut self, q: &Tensor, s: &Segment<'_>, first: usize, queries: usize, head: usize, shape: &AttentionShape) {
+    fn attend(
+        &mut self,
+        q: &Tensor,
+        s: &Segment<'_>,
+        first: usize,
+        queries: usize,
+        head: usize,
+        shape: &AttentionShape,
+    ) {
         let kv_head = head / (shape.heads / shape.kv_heads);
         let position = s.memory.len - s.rows + first;
         let visible = position + queries;
@@ -257,7 +265,8 @@ mod tests {
                 let e: Vec<f32> = (from..=last).map(score).collect();
                 let sum: f32 = e.iter().sum();
                 for c in 0..hd {
-                    out.row_mut(t)[h * hd + c] = e.iter().enumerate().map(|(i, e)| e / sum * v.row(from + i)[kv + c]).sum();
+                    out.row_mut(t)[h * hd + c] =
+                        e.iter().enumerate().map(|(i, e)| e / sum * v.row(from + i)[kv + c]).sum();
                 }
             }
         }
