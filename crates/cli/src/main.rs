@@ -20,7 +20,11 @@ fn main() -> ExitCode {
         }
     };
     let json = cli.common.json;
-    match commands::run(cli) {
+    if let Err(e) = commands::prepare(&cli.common) {
+        show::error(&e, exit::USAGE, json);
+        return ExitCode::from(exit::USAGE);
+    }
+    match tensor::threads::run(|| commands::run(cli)) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             let code = exit::code(&e);

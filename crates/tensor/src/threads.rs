@@ -12,6 +12,17 @@ pub fn count() -> usize {
     rayon::current_num_threads()
 }
 
+/// Runs `f` on a worker: parallel sections that begin there cost no hand-over from a thread outside the pool.
+pub fn run<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    let mut result = None;
+    rayon::scope(|_| result = Some(f()));
+    match result {
+        Some(result) => result,
+        // `scope` returns only after the closure did, and passes its panic on.
+        None => unreachable!("a scope runs its closure"),
+    }
+}
+
 /// A pointer that workers share while each writes places of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared(*mut f32);

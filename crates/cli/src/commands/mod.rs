@@ -24,7 +24,6 @@ use serde::Serialize;
 /// # Errors
 /// Whatever ends the command early.
 pub fn run(cli: Cli) -> Result<u8> {
-    prepare(&cli.common)?;
     let common = &cli.common;
     match &cli.command {
         Command::Optimize(a) => optimize::optimize(a, common),
@@ -44,7 +43,10 @@ pub fn run(cli: Cli) -> Result<u8> {
 }
 
 /// Sets up threads, kernels and the answer to Ctrl-C.
-fn prepare(common: &Common) -> Result<()> {
+///
+/// # Errors
+/// If the number of threads or the instruction set is none that this machine has.
+pub fn prepare(common: &Common) -> Result<()> {
     if let Some(n) = common.threads {
         if n == 0 || n > 1024 {
             bail!("--threads takes a number from 1 to 1024, not {n}");

@@ -183,6 +183,9 @@ impl Grid {
         if let Grid::Q4_0 | Grid::Q8_0 | Grid::Iq4Nl = self {
             return pack::decode_plain(self, bytes, out);
         }
+        if let Grid::Int { bits, group, asymmetric: false } = self {
+            return pack::decode_symmetric(bits, group.into(), bytes, out);
+        }
         let mut codes = [0u8; LONGEST];
         let len = self.block_len();
         for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {

@@ -138,6 +138,20 @@ pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
+/// Decodes rows of planish's own symmetric groups: the same values as through a [`Block`].
+#[inline(always)]
+pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
+    let (base, size) = (1i32 << (bits - 1), 2 + usize::from(bits) * group / 8);
+    let mut codes = [0u8; super::LONGEST];
+    for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_mut(group)) {
+        let d = float(u16_at(bytes, 0));
+        unpack_bits(&bytes[2..], bits, &mut codes[..group]);
+        for (o, c) in out.iter_mut().zip(&codes) {
+            *o = d * (i32::from(*c) - base) as f32;
+        }
+    }
+}
+
 /// Decodes rows of the blocks that hold one scale and codes alone: the same values as through a [`Block`], whose
 /// making would cost more than the codes.
 #[inline(always)]

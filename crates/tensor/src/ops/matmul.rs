@@ -13,6 +13,9 @@ const DEPTH_BLOCK: usize = 512;
 /// Up to so many tokens, rows are multiplied as they lie; beyond, packing them into panels pays.
 const FEW: usize = 3;
 
+/// Products of fewer multiplications are done before another worker has heard of them.
+const SMALL: usize = 1 << 15;
+
 /// `y = x W^T`: `[tokens, inputs]` and `[outputs, inputs]` give `[tokens, outputs]`.
 ///
 /// Each output is one sum in rising input order with `f32` accumulation, whatever the batch.
@@ -27,7 +30,7 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
         return y;
     }
     let shared = Shared::new(y.as_mut_slice());
-    (0..outputs.div_ceil(PANEL)).into_par_iter().for_each_init(Scratch::default, |scratch, p| {
+    let panel = |scratch: &mut Scratch, p: usize| {
         let first = p * PANEL;
         let width = PANEL.min(outputs - first);
         scratch.product(x, w, first, width);
@@ -36,7 +39,14 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
             let out = unsafe { shared.slice(t * outputs + first, width) };
             out.copy_from_slice(&scratch.out[t * PANEL..t * PANEL + width]);
         }
-    });
+    };
+    let panels = outputs.div_ceil(PANEL);
+    if tokens * depth * outputs < SMALL {
+        let mut scratch = Scratch::default();
+        (0..panels).for_each(|p| panel(&mut scratch, p));
+    } else {
+        (0..panels).into_par_iter().for_each_init(Scratch::default, panel);
+    }
     y
 }
 
