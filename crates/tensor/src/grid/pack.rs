@@ -141,29 +141,13 @@ pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
 /// Decodes rows of planish's own symmetric groups: the same values as through a [`Block`].
 #[inline(always)]
 pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
-    match bits {
-        2 => decode_width::<2>(group, bytes, out),
-        3 => decode_width::<3>(group, bytes, out),
-        4 => decode_width::<4>(group, bytes, out),
-        5 => decode_width::<5>(group, bytes, out),
-        6 => decode_width::<6>(group, bytes, out),
-        7 => decode_width::<7>(group, bytes, out),
-        _ => decode_width::<8>(group, bytes, out),
-    }
-}
-
-/// Eight codes are one word of `8 BITS` bits; shifting it by eight amounts at once is one instruction.
-#[inline(always)]
-fn decode_width<const BITS: usize>(group: usize, bytes: &[u8], out: &mut [f32]) {
-    let (mask, base) = ((1u64 << BITS) - 1, 1i32 << (BITS - 1));
-    for (bytes, out) in bytes.chunks_exact(2 + BITS * group / 8).zip(out.chunks_mut(group)) {
+    let (base, size) = (1i32 << (bits - 1), 2 + usize::from(bits) * group / 8);
+    let mut codes = [0u8; super::LONGEST];
+    for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_mut(group)) {
         let d = float(u16_at(bytes, 0));
-        for (bytes, out) in bytes[2..].as_chunks::<BITS>().0.iter().zip(out.chunks_mut(8)) {
-            let mut word = [0u8; 8];
-            word[..BITS].copy_from_slice(bytes);
-            let word = u64::from_le_bytes(word);
-            let values: [f32; 8] = std::array::from_fn(|i| d * ((word >> (i * BITS) & mask) as i32 - base) as f32);
-            out.copy_from_slice(&values[..out.len()]);
+        unpack_bits(&bytes[2..], bits, &mut codes[..group]);
+        for (o, c) in out.iter_mut().zip(&codes) {
+            *o = d * (i32::from(*c) - base) as f32;
         }
     }
 }
