@@ -1,0 +1,330 @@
+//! The real binary, as a user runs it, on the built-in sample.
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+fn planish() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_planish"))
+}
+
+fn run(words: &[&str]) -> Output {
+    planish().args(words).output().unwrap()
+}
+
+/// Runs a command that must succeed and print one JSON object.
+fn json(words: &[&str]) -> Value {
+    let out = run(&[words, &["--json"]].concat());
+    let (text, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{words:?}: {errors}");
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{words:?}: {e}: {text}"))
+}
+
+/// Runs a command that must fail with a code and say something.
+fn fails(words: &[&str], code: i32, says: &str) {
+    let begin = Instant::now();
+    let out = run(words);
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{words:?}: {errors}");
+    assert!(errors.contains(says), "{words:?} should say {says:?}: {errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+    assert!(begin.elapsed() < Duration::from_secs(120), "{words:?}");
+}
+
+fn path(dir: &tempfile::TempDir, name: &str) -> String {
+    dir.path().join(name).to_string_lossy().into_owned()
+}
+
+/// The sample's folder, and a text of its stories.
+fn sample(dir: &tempfile::TempDir) -> (String, String) {
+    let folder = path(dir, "sample");
+    fs::create_dir_all(&folder).unwrap();
+    for (name, bytes) in sample::files() {
+        fs::write(Path::new(&folder).join(name), bytes).unwrap();
+    }
+    let text = path(dir, "stories.txt");
+    let stories: Vec<String> = (0..600).map(|n| sample::story(4242, n).text).collect();
+    fs::write(&text, stories.join("\n<|endoftext|>\n")).unwrap();
+    (folder, text)
+}
+
+fn kl(dir: &tempfile::TempDir, artefact: &str) -> f64 {
+    let (folder, text) = sample(dir);
+    json(&["evaluate", artefact, "--against", &folder, "--data", &text])["against"]["kl_mean"].as_f64().unwrap()
+}
+
+#[test]
+fn the_first_command_of_the_readme_makes_a_proven_smaller_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(&dir, "small");
+    let done = json(&["optimize", "--out", &out]);
+    let (proof, after) = (&done["proof"], &done["proof"]["after"]);
+    assert_eq!(proof["gate"]["result"], "passed");
+    let share = after["size_bytes"].as_f64().unwrap() / (2.0 * after["parameters"].as_f64().unwrap());
+    assert!(share <= 0.30 && share > 0.25, "{share}");
+    assert!(after["against"]["perplexity_ratio"].as_f64().unwrap() < 1.02);
+    assert!(proof["before"]["nll"].as_f64().unwrap() > proof["entropy_nats_per_token"].as_f64().unwrap());
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "planish.toml",
+        "manifest.json",
+        "proof.json",
+        "report.html",
+    ] {
+        assert!(Path::new(&out).join(name).is_file(), "{name}");
+    }
+    let report = fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert!(
+        report.contains("<svg") && report.contains("2.down") && !report.contains("http"),
+        "the report stands alone"
+    );
+    assert!(json(&["verify", &out])["faults"].as_array().unwrap().is_empty());
+    // The solver is better than one width everywhere, at equal size.
+    let size = after["size_bytes"].as_u64().unwrap().to_string();
+    let uniform = path(&dir, "uniform");
+    let u = json(&["quantize", "--storage", "int5g64", "--out", &uniform]);
+    let budget = u["proof"]["after"]["size_bytes"].as_u64().unwrap();
+    assert!(budget > size.parse().unwrap(), "the uniform recipe has more room: {budget} {size}");
+    assert!(kl(&dir, &out) <= 0.9 * kl(&dir, &uniform));
+    // The recipe replays to the same bytes.
+    let again = path(&dir, "again");
+    json(&["run", &format!("{out}/planish.toml"), "--out", &again]);
+    let bytes = |d: &str| fs::read(Path::new(d).join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&again));
+    // One changed bit is found.
+    let mut damaged = bytes(&again);
+    let at = damaged.len() - 5;
+    damaged[at] ^= 1;
+    fs::write(Path::new(&again).join("model.safetensors"), damaged).unwrap();
+    fails(&["verify", &again], 2, "");
+}
+
+#[test]
+fn gptq_is_closer_to_the_original_than_rounding_on_every_kind_of_grid() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    for storage in ["int3g32", "q4_0", "iq4_nl"] {
+        let make = |method: &str| {
+            let out = path(&dir, &format!("{method}-{storage}"));
+            json(&["quantize", &folder, "--method", method, "--storage", storage, "--data", &text, "--out", &out]);
+            kl(&dir, &out)
+        };
+        let (gptq, rtn) = (make("gptq"), make("rtn"));
+        println!("{storage}: gptq {gptq:.6}, rtn {rtn:.6}");
+        assert!(gptq < 0.8 * rtn, "{storage}: {gptq} {rtn}");
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads_and_are_done_only_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let (one, two) = (path(&dir, "one"), path(&dir, "two"));
+    let words = |out: &str| -> Vec<String> {
+        ["quantize", &folder, "--bits", "4", "--group", "32", "--data", &text, "--out", out].map(String::from).to_vec()
+    };
+    for (out, threads) in [(&one, "1"), (&two, "2")] {
+        assert!(planish().args(words(out)).args(["--threads", threads]).output().unwrap().status.success());
+    }
+    for name in ["model.safetensors", "proof.json", "manifest.json", "planish.toml", "report.html"] {
+        let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+        assert!(read(&one) == read(&two), "{name} differs");
+    }
+    let words: Vec<String> = words(&one);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    assert_eq!(json(&words)["already_done"], true);
+    fails(&["quantize", &folder, "--bits", "3", "--data", &text, "--out", &one], 2, "exists");
+    fs::write(path(&dir, "file"), "mine").unwrap();
+    fails(&["quantize", &folder, "--data", &text, "--out", &path(&dir, "file")], 2, "exists");
+}
+
+#[test]
+fn a_killed_job_goes_on_and_ends_in_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let (whole, killed) = (path(&dir, "whole"), path(&dir, "killed"));
+    let words = |out: &str| {
+        ["quantize", &folder, "--storage", "q4_0", "--data", &text, "--out", out, "--json"].map(String::from).to_vec()
+    };
+    let begin = Instant::now();
+    assert!(planish().args(words(&whole)).output().unwrap().status.success());
+    let time = begin.elapsed();
+    for i in 1..=6 {
+        let mut child = planish().args(words(&killed)).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(time * i / 8);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            !Path::new(&killed).exists() || Path::new(&killed).join("proof.json").is_file(),
+            "a half result appeared"
+        );
+    }
+    assert!(planish().args(words(&killed)).output().unwrap().status.success());
+    for name in ["model.safetensors", "proof.json", "manifest.json"] {
+        let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+        assert!(read(&whole) == read(&killed), "{name} differs");
+    }
+    let left: Vec<PathBuf> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(left.iter().all(|p| !p.to_string_lossy().contains("partial")), "{left:?}");
+}
+
+#[test]
+fn the_gate_says_no_and_writes_nothing_unless_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let out = path(&dir, "out");
+    let words = ["quantize", &folder, "--bits", "2", "--data", &text, "--max-kl", "0.000001", "--out", &out];
+    fails(&words, 1, "the gate says no");
+    assert!(!Path::new(&out).exists() && !Path::new(&format!("{out}.partial")).exists());
+    let forced = run(&[&words[..], &["--force", "--json"]].concat());
+    assert_eq!(forced.status.code(), Some(1));
+    let manifest = fs::read_to_string(Path::new(&out).join("manifest.json")).unwrap();
+    assert!(manifest.contains("\"gate\": \"failed\""));
+    fails(
+        &["optimize", &folder, "--max-size", "5%", "--data", &text, "--out", &path(&dir, "tiny")],
+        1,
+        "the size binds",
+    );
+    let slow = ["quantize", &folder, "--bits", "8", "--data", &text, "--max-loss", "50%", "--out", &path(&dir, "few")];
+    let short = path(&dir, "short.txt");
+    fs::write(
+        &short,
+        fs::read_to_string(&text).unwrap().split("<|endoftext|>").take(40).collect::<Vec<_>>().join("<|endoftext|>"),
+    )
+    .unwrap();
+    let mut words = slow.to_vec();
+    words[5] = &short;
+    fails(&words, 1, "too few");
+}
+
+#[test]
+fn exports_are_read_again_in_every_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    for kind in ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q6_k", "q4_k", "q2_k"] {
+        let out = path(&dir, &format!("{kind}.gguf"));
+        let done = json(&["export", &folder, "--to", "gguf", "--type", kind, "--out", &out]);
+        assert!(done["largest_logit_difference"].as_f64().unwrap() < 1e-3, "{kind}");
+        let fallbacks = done["fallbacks"].as_array().unwrap().len();
+        assert_eq!(fallbacks > 0, kind.ends_with("_k"), "{kind}: rows of 128 do not divide into blocks of 256");
+        let against = json(&["evaluate", &out, "--against", &folder, "--data", &text]);
+        let kl = against["against"]["kl_mean"].as_f64().unwrap();
+        assert!(kl < if kind == "q2_k" { 0.1 } else { 0.02 }, "{kind}: {kl}");
+    }
+    let strict = ["export", &folder, "--to", "gguf", "--type", "q4_k", "--strict", "--out", &path(&dir, "s.gguf")];
+    fails(&strict, 1, "--strict");
+    let (small, plain) = (path(&dir, "small"), path(&dir, "plain"));
+    json(&["quantize", &folder, "--bits", "4", "--data", &text, "--out", &small]);
+    json(&["export", &small, "--to", "safetensors", "--out", &plain]);
+    let nll = |d: &str| json(&["evaluate", d, "--data", &text])["nll"].as_f64().unwrap();
+    assert!((nll(&small) - nll(&plain)).abs() < 1e-9, "the dequantized export computes the same");
+    let again = ["quantize", &small, "--bits", "3", "--data", &text, "--out", &path(&dir, "twice")];
+    fails(&again, 2, "--requantize");
+}
+
+#[test]
+fn text_is_generated_as_asked() {
+    let text = |words: &[&str]| json(&[&["generate", "--prompt", "Once there was a "], words].concat());
+    let greedy = text(&["--tokens", "20"]);
+    assert_eq!(greedy, text(&["--tokens", "20", "--threads", "1"]));
+    assert_eq!(greedy["tokens"], 20);
+    let hot = |seed: &str| text(&["--tokens", "20", "--temperature", "1.5", "--seed", seed]);
+    assert_eq!(hot("1"), hot("1"));
+    assert_ne!(hot("1")["ids"], hot("2")["ids"]);
+    let stopped = text(&["--tokens", "100", "--stop", "."]);
+    assert_eq!(stopped["ended"], "stop");
+    assert!(!stopped["text"].as_str().unwrap().contains('.'));
+    assert_eq!(text(&["--tokens", "250"])["ended"], "end");
+    fails(&["chat", "--message", "hello"], 2, "has no chat template");
+}
+
+#[test]
+fn evaluation_has_the_fields_that_scripts_rely_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let e = json(&["evaluate", &folder, "--against", &folder, "--data", &text, "--documents", "40"]);
+    for field in [
+        "tokens",
+        "documents",
+        "nll",
+        "perplexity",
+        "bits_per_byte",
+        "size_bytes",
+        "file_bytes",
+        "parameters",
+        "bits_per_weight",
+    ] {
+        assert!(e[field].is_number(), "{field}");
+    }
+    let a = &e["against"];
+    assert!(a["kl_mean"].as_f64().unwrap() < 1e-9 && a["top1_agreement"] == 1.0 && a["perplexity_ratio"] == 1.0);
+    assert!(a["kl_ci95"].is_array() && a["perplexity_ratio_ci95"].is_array() && a["kl_p99"].is_number());
+    let blocks = json(&["evaluate", &folder, "--data", &text, "--protocol", "blocks", "--context", "128"]);
+    assert_eq!(blocks["tokens"].as_u64().unwrap(), 127 * blocks["documents"].as_u64().unwrap());
+    for command in [&["inspect"][..], &["methods"], &["doctor"], &["bench", "--prefill", "16", "--decode", "8"]] {
+        json(command);
+    }
+}
+
+#[test]
+fn wrong_words_and_bad_files_are_told_with_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    fails(&["quantise"], 2, "unrecognized");
+    fails(&["evaluate", &path(&dir, "nothing"), "--data", &text], 2, "does not exist");
+    fails(&["evaluate", &folder], 2, "--data");
+    fails(&["quantize", &folder, "--storage", "q9_k", "--data", &text, "--out", "x"], 2, "iq4_nl");
+    fails(&["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"], 2, "rtn and gptq");
+    fails(&["quantize", &folder, "--override", "9.q=q8_0", "--data", &text, "--out", "x"], 2, "9.q");
+    fails(&["quantize", &folder, "--bits", "9", "--data", &text, "--out", "x"], 2, "bits are 2 to 8");
+    fails(&["optimize", &folder, "--max-size", "big", "--data", &text, "--out", "x"], 2, "--max-size");
+    let bad = |name: &str, bytes: &[u8]| {
+        let broken = path(&dir, "broken");
+        let _ = fs::remove_dir_all(&broken);
+        fs::create_dir_all(&broken).unwrap();
+        for (file, bytes) in sample::files() {
+            fs::write(Path::new(&broken).join(file), bytes).unwrap();
+        }
+        fs::write(Path::new(&broken).join(name), bytes).unwrap();
+        broken
+    };
+    let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    fails(&["inspect", &bad("model.safetensors", lfs)], 2, "git lfs pull");
+    fails(&["inspect", &bad("tokenizer.json", b"<!DOCTYPE html><html></html>")], 2, "web page");
+    fails(&["inspect", &bad("config.json", b"{\"architectures\": [\"LlamaForCausalLM\"]}")], 2, "hidden_size");
+    fails(&["inspect", &bad("config.json", b"{\"architectures\": [\"T5Model\"]}")], 2, "no family knows");
+    let weights = sample::files()[4].1;
+    fails(&["inspect", &bad("model.safetensors", &weights[..weights.len() / 2])], 2, "truncated");
+}
+
+#[test]
+fn every_recipe_in_the_recipes_folder_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let recipe = entry.unwrap().path();
+        let name = recipe.file_stem().unwrap().to_string_lossy().into_owned();
+        let done = json(&["run", &recipe.to_string_lossy(), "--out", &path(&dir, &name)]);
+        assert!(done["proof"]["after"]["bits_per_weight"].as_f64().unwrap() < 9.0, "{name}");
+        count += 1;
+    }
+    assert!(count >= 2);
+}
+
+#[test]
+fn a_plan_is_carried_out_by_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let (recipe, out) = (path(&dir, "recipe.toml"), path(&dir, "out"));
+    let plan = json(&["plan", &folder, "--max-size", "40%", "--data", &text, "--recipe", &recipe]);
+    assert!(!Path::new(&out).exists());
+    let done = json(&["run", &recipe, "--out", &out]);
+    assert_eq!(done["proof"]["after"]["size_bytes"], plan["size_bytes"]);
+}
