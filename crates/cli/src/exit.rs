@@ -22,6 +22,7 @@ pub fn code(e: &anyhow::Error) -> u8 {
             match job {
                 Job::Gate(_) => return GATE,
                 Job::Interrupted => return INTERRUPTED,
+                Job::Memory { .. } => return RESOURCE,
                 Job::File(f) | Job::Model(model::Error::Format(f)) => return of_file(f),
                 _ => return USAGE,
             }

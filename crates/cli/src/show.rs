@@ -64,7 +64,9 @@ impl Progress for Bar {
         self.with(|s| {
             s.done += units;
             s.bar.set_position(s.done.min(s.total));
-            if !self.terminal && s.told.elapsed() > Duration::from_secs(5) {
+            // Longer jobs tell less often: some ten lines each time that their length doubles.
+            let pause = Duration::from_secs(5).max(s.began.elapsed() / 10);
+            if !self.terminal && s.told.elapsed() > pause {
                 s.told = Instant::now();
                 let left = s.began.elapsed().as_secs_f64() / s.done as f64 * s.total.saturating_sub(s.done) as f64;
                 eprintln!("{}: {} of {}, about {left:.0} s left", s.what, s.done.min(s.total), s.total);

@@ -1,5 +1,7 @@
 //! The real binary, as a user runs it, on the built-in sample.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use serde_json::Value;
 use std::{
     fs,
@@ -191,6 +193,8 @@ fn the_gate_says_no_and_writes_nothing_unless_forced() {
         1,
         "the size binds",
     );
+    let memory = ["quantize", &folder, "--data", &text, "--max-ram", "1MB", "--out", &path(&dir, "ram")];
+    fails(&memory, 3, "--max-ram");
     let slow = ["quantize", &folder, "--bits", "8", "--data", &text, "--max-loss", "50%", "--out", &path(&dir, "few")];
     let short = path(&dir, "short.txt");
     fs::write(
@@ -242,6 +246,11 @@ fn text_is_generated_as_asked() {
     assert!(!stopped["text"].as_str().unwrap().contains('.'));
     assert_eq!(text(&["--tokens", "250"])["ended"], "end");
     fails(&["chat", "--message", "hello"], 2, "has no chat template");
+    let dir = tempfile::tempdir().unwrap();
+    let template = path(&dir, "template.jinja");
+    fs::write(&template, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let words = ["chat", "--message", "Once there was a brave child named ", "--template", &template, "--tokens", "30"];
+    assert!(json(&words)["reply"].as_str().unwrap().len() > 20);
 }
 
 #[test]

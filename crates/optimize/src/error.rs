@@ -52,6 +52,16 @@ pub enum Error {
     /// The result did not meet its floor, or no recipe meets the target.
     #[error("{0}")]
     Gate(String),
+    /// The job would take more memory than it may.
+    #[error(
+        "the job takes about {needed} bytes of memory and may use {allowed}; lower --calibration-tokens, free some, or raise --max-ram"
+    )]
+    Memory {
+        /// What it takes.
+        needed: u64,
+        /// What it may use.
+        allowed: u64,
+    },
     /// The user interrupted the job; what is finished is kept.
     #[error("interrupted; run the same command again to go on from where it stopped")]
     Interrupted,

@@ -123,6 +123,7 @@ pub fn optimize(
         artefact::check_free(&settings.out, false)?;
     }
     target.check(&gpt.model, &[])?;
+    run::check_memory(gpt, &recipe, data, settings)?;
     let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
     let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = with_choice(recipe, &point);
@@ -160,7 +161,10 @@ pub fn choose(
     smallest(gpt, recipe, goal, data, solved, progress)
 }
 
-/// The smallest point whose quality, measured whole on the solver's documents, holds with some room.
+/// Halvings of the span of sizes in the search for the smallest.
+const HALVINGS: u64 = 8;
+
+/// The smallest point whose quality, measured whole on the solver's documents, holds.
 fn smallest(
     gpt: &Gpt,
     recipe: &Recipe,
@@ -169,24 +173,23 @@ fn smallest(
     solved: &Solved,
     progress: &dyn Progress,
 ) -> Result<Point> {
-    let (mut low, mut high) = (0, solved.front.len());
-    progress.begin("searching sizes", solved.front.len().ilog2() as u64 + 1);
-    while low < high {
-        let middle = (low + high) / 2;
-        if holds(gpt, &with_choice(recipe.clone(), &solved.front[middle]), goal, data)? {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-        progress.advance(1);
+    let ends = solved.front.first().zip(solved.front.last()).map(|(a, b)| (a.bytes, b.clone()));
+    let (mut low, mut best) = ends.ok_or_else(|| Error::Asked("the model has no matrix to store anew".into()))?;
+    progress.begin("searching sizes", HALVINGS + 1);
+    if !holds(gpt, &with_choice(recipe.clone(), &best), goal, data)? {
+        let words = "the quality binds: not even the largest storages hold it";
+        return Err(Error::Gate(format!("{words}.\n{}", nearest(gpt, solved, best.bytes))));
     }
-    solved.front.get(low).cloned().ok_or_else(|| {
-        let most = solved.front.last().map_or(0, |p| p.bytes);
-        Error::Gate(format!(
-            "the quality binds: not even the largest storages hold it.\n{}",
-            nearest(gpt, solved, most)
-        ))
-    })
+    for _ in 0..HALVINGS {
+        progress.advance(1);
+        let trial = solve::allot(&solved.sensitivities, usize::midpoint(low, best.bytes))?;
+        if trial.bytes < best.bytes && holds(gpt, &with_choice(recipe.clone(), &trial), goal, data)? {
+            best = trial;
+        } else {
+            low = usize::midpoint(low, best.bytes);
+        }
+    }
+    Ok(best)
 }
 
 fn holds(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data) -> Result<bool> {

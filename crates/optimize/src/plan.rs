@@ -67,7 +67,7 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
 
 /// The model's mapped bytes, the result twice (in memory and read again), the largest matrix with its second
 /// moments, and the calibration data's activations.
-fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, size: usize) -> u64 {
+pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, size: usize) -> u64 {
     let spec = &gpt.model.spec;
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);

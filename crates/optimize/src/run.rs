@@ -9,6 +9,7 @@ use crate::{
     journal::Journal,
     manifest,
     optimize::Speed,
+    plan,
     progress::Progress,
     recipe::{Built, Recipe},
     report::Report,
@@ -34,6 +35,8 @@ pub struct Settings {
     pub requantize: bool,
     /// Least decode speed, measured before the result is published.
     pub min_speed: Option<Speed>,
+    /// Most memory in bytes; 80 % of what is free where nothing is said.
+    pub max_ram: Option<u64>,
 }
 
 /// What a job made.
@@ -118,6 +121,7 @@ pub fn run(
         return Ok(Outcome { out: settings.out.clone(), proof, already: true, speed: None });
     }
     artefact::check_free(&settings.out, settings.overwrite)?;
+    check_memory(gpt, recipe, data, settings)?;
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
 
     let model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
@@ -157,6 +161,16 @@ fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
         )));
     }
     Ok([low, median, high])
+}
+
+/// Refuses a job that would take more memory than it may, before it begins.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn check_memory(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<()> {
+    let needed = plan::memory(gpt, data, recipe, gpt.model.parameters());
+    let allowed = settings.max_ram.unwrap_or_else(|| speed::free_memory_bytes() / 5 * 4);
+    if needed > allowed { Err(Error::Memory { needed, allowed }) } else { Ok(()) }
 }
 
 /// Walks every step over the model.

@@ -1,7 +1,8 @@
 //! The solver: measures what each storage of each site costs in divergence, then allots the bytes.
 //!
-//! The loss of a recipe is taken as the sum of the losses of its sites, each measured alone on the whole
-//! model; that sum orders recipes well, and the recipe that is chosen is measured itself afterwards.
+//! The loss of a recipe is taken as the sum of the losses of its sites, each alone in the whole model: measured
+//! at a few widths, and between them read off the error of the site's own outputs. That sum orders recipes
+//! well, and the recipe that is chosen is measured itself afterwards.
 
 use crate::{
     Error, Plan, Result, Rewrite, Stats,
@@ -12,7 +13,7 @@ use crate::{
 use model::{Flow, Model, Role, Site};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use tensor::{Linear, Storage, Tensor, grid::Grid, ops};
+use tensor::{Linear, Storage, Tensor, Weight, ops};
 
 /// Tokens that every candidate is measured on.
 pub const TOKENS: usize = 3072;
@@ -50,18 +51,24 @@ pub struct Point {
 
 /// Storages that the solver tries for a row of `cols` values; `gguf` keeps to those that GGUF files have.
 pub fn storages(cols: usize, gguf: bool) -> Vec<Storage> {
-    let mut all: Vec<Grid> = Grid::GGUF.iter().copied().filter(|g| g.fits(cols)).collect();
-    if !gguf {
-        let own = [(2, 32), (3, 32), (3, 64), (4, 32), (4, 64), (5, 32), (5, 64), (6, 32), (8, 32)];
-        all.extend(own.iter().filter_map(|(bits, group)| Grid::int(*bits, *group, false)));
-        all.extend(Grid::int(2, 32, true));
-    }
-    let mut storages: Vec<Storage> = all.into_iter().map(Storage::Grid).collect();
-    storages.push(Storage::Bf16);
-    storages
+    let names: &[&str] = match (cols.is_multiple_of(256), gguf) {
+        (true, true) => &["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "bf16"],
+        (true, false) => &["q2_k", "int3g64", "q3_k", "int4g64", "q4_k", "int5g64", "q5_k", "q6_k", "q8_0", "bf16"],
+        (false, true) => &["q4_0", "iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0", "bf16"],
+        (false, false) => &[
+            "int2g32", "int3g64", "int3g32", "int4g64", "iq4_nl", "q4_0", "int5g64", "q5_0", "q5_1", "int6g32", "q8_0",
+            "bf16",
+        ],
+    };
+    let parsed = names.iter().filter_map(|n| Storage::parse(n).ok());
+    parsed.filter(|s| s.fits(cols)).collect()
 }
 
-/// Measures every candidate of every site.
+/// Bits at which the divergence of the whole model is measured; between and beyond, it follows the error of the
+/// site's own outputs.
+const ANCHORS: [f64; 3] = [2.0, 3.5, 5.0];
+
+/// Measures every site: the divergence at a few storages, the error of the site's outputs at all.
 ///
 /// # Errors
 /// If a site cannot be rewritten, or the job was interrupted.
@@ -76,22 +83,93 @@ pub fn sensitivities(
     let Plan::EachMatrix(method) = plan;
     let stats = walk::statistics(model, method.needs(), calibration)?;
     let sites = model.spec.matrices();
-    let trials: usize = sites.iter().map(|s| model.spec.shape(*s).map_or(0, |[_, c]| storages(c, gguf).len())).sum();
-    progress.begin("measuring sites", trials as u64);
+    progress.begin("measuring sites", sites.iter().map(|s| weight_of(model, *s)).sum());
     let mut measure = Measure::new(model, documents)?;
     let mut out = Vec::new();
     for site in sites {
         measure.reach(site)?;
-        let site_stats = stats.get(&site).cloned().unwrap_or_default();
-        let mut candidates = Vec::new();
-        for storage in storages(model.linear(site)?.weight.cols(), gguf) {
+        let none = Stats::default();
+        let trials = trials(model, site, method.as_ref(), stats.get(&site).unwrap_or(&none), gguf)?;
+        let mut measured = Vec::new();
+        for at in anchors(&trials) {
             progress::check()?;
-            candidates.push(measure.candidate(site, storage, method.as_ref(), &site_stats)?);
-            progress.advance(1);
+            let kl = measure.divergence(site, &trials[at].weight)?;
+            measured.push((trials[at].error, kl));
         }
-        out.push(Sensitivity { site, candidates: undominated(candidates) });
+        let candidate = |t: &Trial| Candidate {
+            storage: t.weight.storage(),
+            bytes: t.weight.size_bytes(),
+            kl: interpolate(&measured, t.error),
+        };
+        out.push(Sensitivity { site, candidates: undominated(trials.iter().map(candidate).collect()) });
+        progress.advance(weight_of(model, site));
     }
     Ok(out)
+}
+
+/// What a site counts in the progress: its values, and a share of the whole model for the forward passes.
+fn weight_of(model: &Model, site: Site) -> u64 {
+    let own = model.spec.shape(site).map_or(0, |[r, c]| r * c);
+    let left = site.layer.map_or(model.spec.layers(), |l| model.spec.layers() - l);
+    (own + usize::from(left) * model.spec.parameters() / (4 * model.spec.blocks.len().max(1))) as u64
+}
+
+/// A site stored in one way.
+struct Trial {
+    weight: Weight,
+    /// Mean squared error of its outputs on the calibration data, or of its values where nothing is multiplied.
+    error: f64,
+}
+
+fn trials(model: &Model, site: Site, method: &dyn Rewrite, stats: &Stats, gguf: bool) -> Result<Vec<Trial>> {
+    let dense = model.linear(site)?.weight.to_tensor();
+    let moments = stats.gram.as_ref().map(|g| {
+        let mean: Vec<f32> = g.mean().iter().map(|v| *v as f32).collect();
+        Weight::from_tensor(Tensor::from_vec(g.cols(), g.cols(), mean))
+    });
+    let trial = |storage: Storage| -> Result<Trial> {
+        progress::check()?;
+        let weight = walk::rewrite_matrix(method, site, &dense, storage, stats)?;
+        let mut off = weight.to_tensor();
+        off.as_mut_slice().iter_mut().zip(dense.as_slice()).for_each(|(q, w)| *q -= w);
+        // With H the mean of x x^T, the error of the outputs is the sum of e^T H e over rows.
+        let moved = moments.as_ref().map_or_else(|| off.clone(), |h| ops::matmul(&off, h));
+        let product = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);
+        let error: f64 = off.as_slice().iter().zip(moved.as_slice()).map(product).sum();
+        Ok(Trial { weight, error: error.max(0.0) })
+    };
+    storages(dense.cols(), gguf).into_iter().map(trial).collect()
+}
+
+/// The trials nearest to the anchors' bits.
+fn anchors(trials: &[Trial]) -> Vec<usize> {
+    let bits = |t: &Trial| 8.0 * t.weight.size_bytes() as f64 / t.weight.len().max(1) as f64;
+    let nearest = |want: f64| {
+        let distance = |i: &usize| (bits(&trials[*i]) - want).abs();
+        (0..trials.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)))
+    };
+    let mut at: Vec<usize> = ANCHORS.iter().filter_map(|b| nearest(*b)).collect();
+    at.dedup();
+    at
+}
+
+/// The divergence at an error: straight between measured points in logarithms, proportional beyond them.
+fn interpolate(measured: &[(f64, f64)], error: f64) -> f64 {
+    const LEAST: f64 = 1e-12;
+    let mut points: Vec<(f64, f64)> = measured.iter().map(|(e, k)| (e.max(LEAST).ln(), k.max(LEAST).ln())).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let x = error.max(LEAST).ln();
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return error };
+    let y = if x <= first.0 {
+        first.1 + (x - first.0)
+    } else if x >= last.0 {
+        last.1 + (x - last.0)
+    } else {
+        let after = points.iter().position(|p| p.0 >= x).unwrap_or(points.len() - 1).max(1);
+        let (a, b) = (points[after - 1], points[after]);
+        a.1 + (b.1 - a.1) * (x - a.0) / (b.0 - a.0).max(LEAST)
+    };
+    if error == 0.0 { 0.0 } else { y.exp() }
 }
 
 /// Keeps the candidates on the lower convex hull of loss over bytes: the only ones that an allotment by
@@ -162,12 +240,11 @@ impl<'a> Measure<'a> {
         Ok(())
     }
 
-    fn candidate(&self, site: Site, storage: Storage, method: &dyn Rewrite, stats: &Stats) -> Result<Candidate> {
-        let old = self.model.linear(site)?;
-        let weight = walk::rewrite_matrix(method, site, &old.weight.to_tensor(), storage, stats)?;
-        let bytes = weight.size_bytes();
+    /// Mean divergence of the model when one site has another weight.
+    fn divergence(&self, site: Site, weight: &Weight) -> Result<f64> {
         let mut changed = self.model.clone();
-        changed.replace(site, Linear { weight, bias: old.bias.clone() })?;
+        let bias = self.model.linear(site)?.bias.clone();
+        changed.replace(site, Linear { weight: weight.clone(), bias })?;
         let table = matches!(site.role, Role::Embed | Role::Position);
         let mut flows = if table { self.start(&changed)? } else { self.flows.clone() };
         let (mut sum, mut tokens) = (0.0, 0);
@@ -177,7 +254,7 @@ impl<'a> Measure<'a> {
             sum += divergence(self.model, base, &changed, &rows)?;
             tokens += rows.rows();
         }
-        Ok(Candidate { storage, bytes, kl: sum / tokens.max(1) as f64 })
+        Ok(sum / tokens.max(1) as f64)
     }
 }
 
@@ -267,6 +344,16 @@ mod tests {
     fn the_hull_keeps_what_an_allotment_may_take() {
         let hull = undominated(candidates(&[(10, 8.0), (20, 7.0), (30, 1.0), (25, 7.5), (40, 0.5), (35, 2.0)]));
         assert_eq!(hull.iter().map(|c| c.bytes).collect::<Vec<_>>(), [10, 30, 40]);
+    }
+
+    #[test]
+    fn losses_follow_the_error_between_and_beyond_what_was_measured() {
+        let measured = [(1.0, 0.1), (100.0, 40.0)];
+        assert!((interpolate(&measured, 1.0) - 0.1).abs() < 1e-9);
+        assert!((interpolate(&measured, 10.0) - 2.0).abs() < 1e-9);
+        assert!((interpolate(&measured, 0.1) - 0.01).abs() < 1e-9);
+        assert!((interpolate(&measured, 200.0) - 80.0).abs() < 1e-9);
+        assert_eq!(interpolate(&measured, 0.0), 0.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Running a recipe and showing what came of it: shared by `quantize`, `optimize` and `run`.
 
-use super::{open, print_json};
+use super::{bytes, open, print_json};
 use crate::{
     args::{Common, Data, Model, Run, Writing},
     show::{self, Bar},
@@ -23,7 +23,7 @@ pub fn run(model: &Model, data: &Data, mut recipe: Recipe, writing: &Writing, co
     fill(&mut recipe, &gpt, data);
     let bar = Bar::new();
     let loaded = load_data(&gpt, model, &recipe, &bar)?;
-    let settings = settings(writing, model)?;
+    let settings = settings(writing, model, common)?;
     let outcome = run::run(&gpt, &recipe, &loaded, &settings, Report::default(), &bar)?;
     drop(bar);
     show_outcome(&outcome, common)
@@ -48,7 +48,7 @@ pub fn load_data(gpt: &Gpt, model: &Model, recipe: &Recipe, bar: &Bar) -> Result
 }
 
 /// How the result is written.
-pub fn settings(writing: &Writing, model: &Model) -> Result<Settings> {
+pub fn settings(writing: &Writing, model: &Model, common: &Common) -> Result<Settings> {
     let out = match (&writing.out, &model.model) {
         (Some(out), _) => out.clone(),
         (None, None) => PathBuf::from("planish-sample-optimized"),
@@ -62,6 +62,7 @@ pub fn settings(writing: &Writing, model: &Model) -> Result<Settings> {
         strict: writing.strict,
         requantize: writing.requantize,
         min_speed: None,
+        max_ram: common.max_ram.as_deref().map(|t| bytes(t, "--max-ram")).transpose()?,
     })
 }
 
@@ -78,7 +79,7 @@ pub fn replay(args: &Run, common: &Common) -> Result<u8> {
     recipe.data = args.data.clone().or(recipe.data);
     let bar = Bar::new();
     let loaded = load_data(&gpt, &model, &recipe, &bar)?;
-    let settings = settings(&args.writing, &model)?;
+    let settings = settings(&args.writing, &model, common)?;
     let outcome = run::run(&gpt, &recipe, &loaded, &settings, Report::default(), &bar)?;
     drop(bar);
     show_outcome(&outcome, common)

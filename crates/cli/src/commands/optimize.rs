@@ -24,7 +24,7 @@ pub fn optimize(args: &Optimize, common: &Common) -> Result<u8> {
     job::fill(&mut recipe, &gpt, &args.data);
     let bar = Bar::new();
     let data = job::load_data(&gpt, &args.model, &recipe, &bar)?;
-    let settings = job::settings(&args.writing, &args.model)?;
+    let settings = job::settings(&args.writing, &args.model, common)?;
     let outcome = find(&gpt, recipe, &goal, &data, &settings, &bar)?;
     drop(bar);
     job::show_outcome(&outcome, common)
