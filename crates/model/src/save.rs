@@ -250,6 +250,19 @@ pub fn gguf(
     Ok(fallbacks)
 }
 
+/// Matrices that share one tensor in a GGUF file and so must be stored alike.
+pub fn gguf_shared(model: &Model) -> Vec<Vec<Site>> {
+    let table = model.family.gguf.as_ref().map_or(&[][..], |g| g.stored);
+    let mut groups = Vec::new();
+    let matrices = |s: &&Stored| s.sites.len() > 1 && s.sites[0].1 == Part::Weight && !s.sites[0].0.is_norm();
+    for stored in table.iter().filter(matrices) {
+        for layer in 0..model.spec.layers() {
+            groups.push(stored.sites.iter().map(|(role, _)| Site::of(layer, *role)).collect());
+        }
+    }
+    groups
+}
+
 /// Why a model has no GGUF form, if it has none.
 pub fn gguf_refusal(model: &Model) -> Option<String> {
     // What refuses a model are its switches and its rotary scaling, and both are met before any tensor.

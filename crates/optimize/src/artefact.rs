@@ -5,11 +5,11 @@ use crate::{
     gate::Proof,
     manifest::{self, Manifest, beside},
     recipe::{Built, Recipe},
-    report::Report,
+    report::{Difference, Report},
     run::Data,
 };
 use formats::{atomic, gguf::GgmlType};
-use model::{Gpt, Model, save, save::Fallback};
+use model::{Gpt, Model, Site, save, save::Fallback};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -63,6 +63,13 @@ impl Target {
         }
         if let Some(reason) = save::gguf_refusal(model) {
             return Err(Error::Asked(reason));
+        }
+        for (group, step) in save::gguf_shared(model).iter().flat_map(|g| built.iter().map(move |b| (g, b))) {
+            if group.iter().any(|s| step.choice.get(s) != step.choice.get(&group[0])) {
+                let names: Vec<String> = group.iter().map(Site::to_string).collect();
+                let reason = format!("shares one GGUF tensor with {}; give them one storage", names.join(", "));
+                return Err(Error::Site { site: group[0], reason });
+            }
         }
         for (site, storage) in built.iter().flat_map(|b| &b.choice) {
             if GgmlType::of(*storage).is_none() {
@@ -136,6 +143,7 @@ pub fn finish(
     recipe: &Recipe,
     data: &Data,
     proof: &Proof,
+    differences: &[Difference],
     report: &Report,
     staged: &Staged,
     key: &str,
@@ -148,7 +156,7 @@ pub fn finish(
     );
     atomic::write_bytes(&at("planish.toml"), text.as_bytes())?;
     write_json(&at("proof.json"), proof)?;
-    atomic::write_bytes(&at("report.html"), report.html(gpt, after, recipe, proof).as_bytes())?;
+    atomic::write_bytes(&at("report.html"), report.html(gpt, after, recipe, proof, differences).as_bytes())?;
     let mut inputs = manifest::sums(&gpt.files)?;
     let hash = data.hash.clone();
     inputs.insert("data (tokens)".into(), manifest::Sum { bytes: 0, blake3: hash });

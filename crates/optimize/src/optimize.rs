@@ -127,8 +127,7 @@ pub fn optimize(
     let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
     let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = with_choice(recipe, &point);
-    let report =
-        Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone(), differences: Vec::new() };
+    let report = Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone() };
     let settings = Settings { min_speed: goal.speed, ..settings.clone() };
     run::run(gpt, &recipe, data, &settings, report, progress).map_err(|e| match e {
         Error::Gate(words) => Error::Gate(format!("{words}\n{}", nearest(gpt, &solved, point.bytes))),

@@ -16,8 +16,6 @@ pub struct Report {
     pub sensitivities: Vec<Sensitivity>,
     /// The trade-off front that the solver saw.
     pub front: Vec<Point>,
-    /// Tokens on which the result differs most, with what both models say.
-    pub differences: Vec<Difference>,
 }
 
 /// A token on which original and result differ.
@@ -45,7 +43,14 @@ fn escape(text: &str) -> String {
 
 impl Report {
     /// The page.
-    pub fn html(&self, before: &Gpt, after: &Gpt, recipe: &Recipe, proof: &Proof) -> String {
+    pub fn html(
+        &self,
+        before: &Gpt,
+        after: &Gpt,
+        recipe: &Recipe,
+        proof: &Proof,
+        differences: &[Difference],
+    ) -> String {
         let name = before.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -60,7 +65,7 @@ impl Report {
         summary(&mut out, proof);
         self.front(&mut out, proof);
         self.sites(&mut out, before, after);
-        self.differences(&mut out);
+        show_differences(&mut out, differences);
         let text = recipe.to_text().unwrap_or_default();
         let _ = writeln!(out, "<h2>The recipe</h2><pre><code>{}</code></pre></body></html>", escape(&text));
         out
@@ -117,7 +122,8 @@ impl Report {
     }
 
     fn sites(&self, out: &mut String, before: &Gpt, after: &Gpt) {
-        let measured: BTreeMap<Site, &Sensitivity> = self.sensitivities.iter().map(|s| (s.site, s)).collect();
+        let measured: BTreeMap<Site, &Sensitivity> =
+            self.sensitivities.iter().flat_map(|s| s.sites.iter().map(move |site| (*site, s))).collect();
         out.push_str("<h2>Site by site</h2><table><tr><th>site</th><th>shape</th><th>was</th><th>is</th><th>bits</th><th>its loss alone</th><th>why</th></tr>");
         for (site, l) in &after.model.linears {
             let was = before.model.linear(*site).map_or(Storage::F32, |l| l.weight.storage());
@@ -133,24 +139,26 @@ impl Report {
         }
         out.push_str("</table>");
     }
+}
 
-    fn differences(&self, out: &mut String) {
-        if self.differences.is_empty() {
-            return;
-        }
-        out.push_str("<h2>Where they differ most</h2><table><tr><th>after</th><th>original says</th><th>result says</th><th>KL, nats</th></tr>");
-        for d in &self.differences {
-            let _ = write!(
-                out,
-                "<tr><td>&hellip;{}</td><td>{}</td><td>{}</td><td>{:.3}</td></tr>",
-                escape(&d.context),
-                escape(&d.before),
-                escape(&d.after),
-                d.kl
-            );
-        }
-        out.push_str("</table>");
+fn show_differences(out: &mut String, differences: &[Difference]) {
+    if differences.is_empty() {
+        return;
     }
+    out.push_str(
+        "<h2>Where they differ most</h2><table><tr><th>after</th><th>original says</th><th>result says</th><th>KL, nats</th></tr>",
+    );
+    for d in differences {
+        let _ = write!(
+            out,
+            "<tr><td>&hellip;{}</td><td>{}</td><td>{}</td><td>{:.3}</td></tr>",
+            escape(&d.context),
+            escape(&d.before),
+            escape(&d.after),
+            d.kl
+        );
+    }
+    out.push_str("</table>");
 }
 
 /// The loss of the chosen storage alone and what the next step would have brought.

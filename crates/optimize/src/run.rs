@@ -3,8 +3,8 @@
 use crate::{
     Error, Result, artefact,
     artefact::Target,
-    data::{self, Cutting, Split},
-    evaluate::{self, Evaluation},
+    data::{self, Cutting, Document, Split},
+    evaluate::{self, Evaluation, Pair},
     gate::{self, Proof, Verdict},
     journal::Journal,
     manifest,
@@ -12,7 +12,7 @@ use crate::{
     plan,
     progress::Progress,
     recipe::{Built, Recipe},
-    report::Report,
+    report::{Difference, Report},
     speed, walk, written,
 };
 use model::{Gpt, Model};
@@ -130,13 +130,13 @@ pub fn run(
     let warnings = warnings(&built, &staged.fallbacks, data, settings)?;
 
     let after = Gpt::open(&staged.path)?;
-    let proof = prove(gpt, &after, recipe, data, warnings, progress)?;
+    let (proof, differences) = prove(gpt, &after, recipe, data, warnings, progress)?;
     if !proof.gate.is_good() && !settings.force {
         journal.discard()?;
         return Err(Error::Gate(refusal(&proof.gate)));
     }
     let speed = speed(gpt, &after, settings)?;
-    artefact::finish(gpt, &after, recipe, data, &proof, &report, &staged, &key)?;
+    artefact::finish(gpt, &after, recipe, data, &proof, &differences, &report, &staged, &key)?;
     artefact::publish(&staged, &settings.out, settings.overwrite)?;
     journal.discard()?;
     Ok(Outcome { out: settings.out.clone(), proof, already: false, speed: Some(speed) })
@@ -265,7 +265,7 @@ pub fn prove(
     data: &Data,
     warnings: Vec<String>,
     progress: &dyn Progress,
-) -> Result<Proof> {
+) -> Result<(Proof, Vec<Difference>)> {
     let documents = &data.split.gate;
     progress.begin("scoring the result", documents.len() as u64);
     let pairs = evaluate::compare(&after.model, &gpt.model, documents, progress)?;
@@ -277,7 +277,8 @@ pub fn prove(
     if !pairs.is_empty() {
         result.against = Some(evaluate::summarize_pair(&pairs));
     }
-    Ok(Proof {
+    let differences = differences(gpt, after, documents, &pairs)?;
+    let proof = Proof {
         before,
         after: result,
         gate: gate::judge(&recipe.floor, &pairs),
@@ -285,7 +286,28 @@ pub fn prove(
         documents: [data.split.calibration.len(), data.split.solver.len(), documents.len()],
         warnings,
         entropy_nats_per_token: data.entropy,
-    })
+    };
+    Ok((proof, differences))
+}
+
+/// Tokens that a report shows.
+const SHOWN: usize = 12;
+
+/// The tokens on which original and result differ most, with what each would say.
+fn differences(gpt: &Gpt, after: &Gpt, documents: &[Document], pairs: &[Pair]) -> Result<Vec<Difference>> {
+    let tokens = |(d, p): (usize, &Pair)| p.kl.iter().enumerate().map(move |(t, kl)| (*kl, d, t)).collect::<Vec<_>>();
+    let mut all: Vec<(f32, usize, usize)> = pairs.iter().enumerate().flat_map(tokens).collect();
+    all.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    let one = |(kl, d, t): &(f32, usize, usize)| -> Result<Difference> {
+        let ids = &documents[*d].ids[..=*t];
+        let says = |g: &Gpt| -> Result<String> {
+            let logits = g.model.forward(&[ids], &mut ())?;
+            Ok(gpt.tokenizer.decode(&[tensor::ops::argmax(logits.row(*t)) as u32], false)?)
+        };
+        let context = gpt.tokenizer.decode(&ids[ids.len().saturating_sub(24)..], true)?;
+        Ok(Difference { context, before: says(gpt)?, after: says(after)?, kl: f64::from(*kl) })
+    };
+    all.iter().take(SHOWN).map(one).collect()
 }
 
 /// Bytes of the files that hold a model's tensors.

@@ -32,8 +32,8 @@ pub struct Candidate {
 /// What a site may become: the candidates that no other beats in both bytes and loss, by rising bytes.
 #[derive(Clone, Debug)]
 pub struct Sensitivity {
-    /// The site.
-    pub site: Site,
+    /// The site, or several that share one tensor of the result and so take one choice.
+    pub sites: Vec<Site>,
     /// Its candidates.
     pub candidates: Vec<Candidate>,
 }
@@ -101,10 +101,37 @@ pub fn sensitivities(
             bytes: t.weight.size_bytes(),
             kl: interpolate(&measured, t.error),
         };
-        out.push(Sensitivity { site, candidates: undominated(trials.iter().map(candidate).collect()) });
+        out.push(Sensitivity { sites: vec![site], candidates: trials.iter().map(candidate).collect() });
         progress.advance(weight_of(model, site));
     }
+    if gguf {
+        out = share(out, &model::save::gguf_shared(model));
+    }
+    out.iter_mut().for_each(|s| s.candidates = undominated(std::mem::take(&mut s.candidates)));
     Ok(out)
+}
+
+/// Joins the sites of each group: a candidate of all costs what it costs each.
+fn share(all: Vec<Sensitivity>, groups: &[Vec<Site>]) -> Vec<Sensitivity> {
+    let mut out: Vec<Sensitivity> = Vec::new();
+    for s in all {
+        let group = groups.iter().find(|g| g.contains(&s.sites[0]));
+        let joined = group.and_then(|g| out.iter_mut().find(|o| g.contains(&o.sites[0])));
+        let Some(joined) = joined else {
+            out.push(s);
+            continue;
+        };
+        joined.candidates.retain_mut(|c| match s.candidates.iter().find(|o| o.storage == c.storage) {
+            Some(other) => {
+                c.bytes += other.bytes;
+                c.kl += other.kl;
+                true
+            }
+            None => false,
+        });
+        joined.sites.extend(s.sites);
+    }
+    out
 }
 
 /// What a site counts in the progress: its values, and a share of the whole model for the forward passes.
@@ -317,9 +344,10 @@ pub fn allot(sensitivities: &[Sensitivity], budget: usize) -> Result<Point> {
 }
 
 fn point(sensitivities: &[Sensitivity], at: &[usize], bytes: usize) -> Point {
-    let chosen = sensitivities.iter().zip(at).map(|(s, i)| (s.site, s.candidates[*i]));
+    let chosen = sensitivities.iter().zip(at).map(|(s, i)| (&s.sites, s.candidates[*i]));
     let kl = chosen.clone().map(|(_, c)| c.kl).sum();
-    Point { bytes, kl, choice: chosen.map(|(s, c)| (s, c.storage)).collect() }
+    let choice = chosen.flat_map(|(sites, c)| sites.iter().map(move |s| (*s, c.storage))).collect();
+    Point { bytes, kl, choice }
 }
 
 /// The whole front in about `points` points, by rising bytes.
@@ -347,6 +375,18 @@ mod tests {
     }
 
     #[test]
+    fn sites_of_one_tensor_take_one_choice() {
+        let one =
+            |role, list: &[(usize, f64)]| Sensitivity { sites: vec![Site::of(0, role)], candidates: candidates(list) };
+        let all = vec![one(Role::Q, &[(10, 3.0)]), one(Role::O, &[(5, 1.0)]), one(Role::K, &[(20, 4.0)])];
+        let shared = share(all, &[vec![Site::of(0, Role::Q), Site::of(0, Role::K)]]);
+        assert_eq!(shared.len(), 2);
+        assert_eq!(shared[0].sites, [Site::of(0, Role::Q), Site::of(0, Role::K)]);
+        assert_eq!((shared[0].candidates[0].bytes, shared[0].candidates[0].kl), (30, 7.0));
+        assert_eq!(allot(&shared, 100).unwrap().choice.len(), 3);
+    }
+
+    #[test]
     fn losses_follow_the_error_between_and_beyond_what_was_measured() {
         let measured = [(1.0, 0.1), (100.0, 40.0)];
         assert!((interpolate(&measured, 1.0) - 0.1).abs() < 1e-9);
@@ -362,7 +402,7 @@ mod tests {
             .map(|i| {
                 let kl = |b: f64| (1.0 + f64::from(i)) * (-1.3 * b).exp();
                 let list: Vec<(usize, f64)> = (2..=8).map(|b| (10 * b, kl(b as f64))).collect();
-                Sensitivity { site: Site::of(i, Role::Q), candidates: undominated(candidates(&list)) }
+                Sensitivity { sites: vec![Site::of(i, Role::Q)], candidates: undominated(candidates(&list)) }
             })
             .collect();
         let budget = 6 * 45;
