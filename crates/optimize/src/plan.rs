@@ -4,11 +4,11 @@ use crate::{
     Result, data, methods,
     optimize::{self, Goal},
     progress::Progress,
-    recipe::Recipe,
+    recipe::{Built, Recipe},
     run::Data,
     walk,
 };
-use model::{Gpt, Site};
+use model::{Gpt, Model, Site};
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Instant};
 use tensor::Storage;
@@ -58,11 +58,20 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
         share_of_16_bit: size as f64 / (2.0 * gpt.model.parameters() as f64),
         expected_kl: point.kl,
         peak_ram_bytes: memory(gpt, data, &recipe, size),
-        disk_bytes: 2 * size as u64 + (4 << 20),
+        disk_bytes: disk(&gpt.model, &recipe.build(&gpt.model.spec)?),
         seconds: seconds(gpt, data, &recipe, &point.choice)?,
         storages,
     };
     Ok(Plan { recipe, estimate })
+}
+
+/// The journal and the result, each with every matrix, and what lies beside them.
+pub fn disk(model: &Model, built: &[Built]) -> u64 {
+    let size = |(site, l): (&Site, &tensor::Linear)| {
+        let storage = built.iter().rev().find_map(|b| b.choice.get(site)).copied();
+        storage.map_or(l.weight.size_bytes(), |s| s.row_bytes(l.weight.cols()) * l.weight.rows())
+    };
+    2 * model.linears.iter().map(size).sum::<usize>() as u64 + (4 << 20)
 }
 
 /// The model's mapped bytes, the result twice (in memory and read again), the largest matrix with its second

@@ -122,6 +122,7 @@ pub fn run(
     }
     artefact::check_free(&settings.out, settings.overwrite)?;
     check_memory(gpt, recipe, data, settings)?;
+    formats::atomic::check_room(&settings.out, plan::disk(&gpt.model, &built))?;
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
 
     let model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
