@@ -89,6 +89,13 @@ pub fn generate(
             logits = gpt.model.decode(&[&[next]], &mut cache)?;
         }
     }
+    if let Some(piece) = stream.finish()?.filter(|_| ended != Ended::Stop) {
+        let (show, stopped) = text.push(&piece);
+        if !show.is_empty() {
+            listen(&show);
+        }
+        ended = if stopped { Ended::Stop } else { ended };
+    }
     let rest = text.finish(ended == Ended::Stop);
     if !rest.is_empty() {
         listen(&rest);

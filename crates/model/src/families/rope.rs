@@ -68,6 +68,10 @@ impl Place<'_> {
 /// If a field is malformed or the kind of scaling is unknown.
 pub fn read(config: &Config, place: Place<'_>, head_dim: usize, context: usize) -> Result<RopeSpec> {
     let (theta, section) = (place.theta(config)?, place.section);
+    // No head is that wide, and a table is about to be made of it.
+    if head_dim > 1 << 16 {
+        return Err(config.error("head_dim", format!("of {head_dim} is wider than any head")));
+    }
     let rotated = place.rotated(config, head_dim)?;
     if rotated % 2 != 0 {
         return Err(config.error("head_dim", format!("is {head_dim}; heads that turn have an even number of channels")));
