@@ -7,7 +7,7 @@ use super::{
 
 /// A 16-bit float widened by shifts and one exact product: no table, no branch on the machine's features.
 #[inline(always)]
-fn float(bits: u16) -> f32 {
+pub fn widen(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff);
     let sign = u32::from(bits & 0x8000) << 16;
     // 2^112 moves the exponent's bias from 15 to 127; subnormals become normal on the way.
@@ -25,7 +25,7 @@ impl Block {
     /// Takes the block's own scale, and its minimum or scale of minima, and derives those of the sub-blocks.
     #[inline(always)]
     pub(super) fn derive(&mut self, grid: Grid) {
-        let (d, m) = (float(self.d), float(self.m));
+        let (d, m) = (widen(self.d), widen(self.m));
         match grid {
             Grid::Q2K | Grid::Q4K | Grid::Q5K => {
                 for s in 0..256 / usize::from(self.sub_len) {
@@ -144,7 +144,7 @@ pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
     let (base, size) = (1i32 << (bits - 1), 2 + usize::from(bits) * group / 8);
     let mut codes = [0u8; super::LONGEST];
     for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_mut(group)) {
-        let d = float(u16_at(bytes, 0));
+        let d = widen(u16_at(bytes, 0));
         unpack_bits(&bytes[2..], bits, &mut codes[..group]);
         for (o, c) in out.iter_mut().zip(&codes) {
             *o = d * (i32::from(*c) - base) as f32;
@@ -152,32 +152,50 @@ pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Decodes rows of the blocks that hold one scale and codes alone: the same values as through a [`Block`], whose
-/// making would cost more than the codes.
+/// Decodes rows of the blocks of 32: the same values as through a [`Block`], whose making would cost more than the
+/// codes.
 #[inline(always)]
 pub fn decode_plain(grid: Grid, bytes: &[u8], out: &mut [f32]) {
     let table: [f32; 16] = std::array::from_fn(|i| f32::from(IQ4_NL[i]));
     for (bytes, out) in bytes.chunks_exact(grid.block_bytes()).zip(out.as_chunks_mut::<32>().0) {
-        let d = float(u16_at(bytes, 0));
+        let d = widen(u16_at(bytes, 0));
         match grid {
             Grid::Q8_0 => {
                 for i in 0..32 {
                     out[i] = d * f32::from(bytes[2 + i] as i8);
                 }
             }
-            Grid::Q4_0 => {
-                for i in 0..16 {
-                    out[i] = d * (i32::from(bytes[2 + i] & 15) - 8) as f32;
-                    out[16 + i] = d * (i32::from(bytes[2 + i] >> 4) - 8) as f32;
-                }
+            Grid::Q4_0 => halves(&bytes[2..], out, |c, _| d * (i32::from(c) - 8) as f32),
+            Grid::Q4_1 => {
+                let m = widen(u16_at(bytes, 2));
+                halves(&bytes[4..], out, |c, _| d * f32::from(c) + m);
             }
-            _ => {
-                for i in 0..16 {
-                    out[i] = d * table[usize::from(bytes[2 + i] & 15)];
-                    out[16 + i] = d * table[usize::from(bytes[2 + i] >> 4)];
-                }
+            Grid::Q5_0 => {
+                let high = u32::from_le_bytes([bytes[2], bytes[3], bytes[4], bytes[5]]);
+                halves(&bytes[6..], out, |c, i| d * (i32::from(c | fifth(high, i)) - 16) as f32);
             }
+            Grid::Q5_1 => {
+                let m = widen(u16_at(bytes, 2));
+                let high = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+                halves(&bytes[8..], out, |c, i| d * f32::from(c | fifth(high, i)) + m);
+            }
+            _ => halves(&bytes[2..], out, |c, _| d * table[usize::from(c)]),
         }
+    }
+}
+
+/// The fifth bit of code `i`, in its place.
+#[inline(always)]
+fn fifth(high: u32, i: usize) -> u8 {
+    ((high >> i & 1) << 4) as u8
+}
+
+/// Low nibbles are values 0 to 15, high ones 16 to 31.
+#[inline(always)]
+fn halves(bytes: &[u8], out: &mut [f32; 32], value: impl Fn(u8, usize) -> f32) {
+    for i in 0..16 {
+        out[i] = value(bytes[i] & 15, i);
+        out[16 + i] = value(bytes[i] >> 4, 16 + i);
     }
 }
 
@@ -390,7 +408,7 @@ mod tests {
     #[test]
     fn every_16_bit_float_widens_as_half_says() {
         for bits in 0..=u16::MAX {
-            let (got, want) = (float(bits), half::f16::from_bits(bits).to_f32());
+            let (got, want) = (widen(bits), half::f16::from_bits(bits).to_f32());
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x} {got} {want}");
         }
     }

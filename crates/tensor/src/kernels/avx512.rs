@@ -1,6 +1,7 @@
 //! AVX-512 kernels.
 
 use super::{Kernels, PANEL, PanelProduct, once::instantiate};
+use crate::grid::{Grid, widen};
 use std::arch::x86_64::*;
 
 /// The table, where this machine has the instructions.
@@ -8,10 +9,11 @@ pub fn kernels() -> Option<&'static Kernels> {
     let runs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq");
-    runs.then_some(&KERNELS)
+    let bytes = is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bw");
+    runs.then_some(if bytes { &WITH_BYTES } else { &KERNELS })
 }
 
-static KERNELS: Kernels = Kernels {
+const TABLE: Kernels = Kernels {
     isa: "avx512",
     panel,
     rows: rows_by_sixteen,
@@ -27,7 +29,61 @@ static KERNELS: Kernels = Kernels {
     soft_cap,
 };
 
+static KERNELS: Kernels = TABLE;
+/// The same with byte permutations, which unpack codes of any width.
+static WITH_BYTES: Kernels = Kernels { decode_row: decode_row_by_bytes, ..TABLE };
+
 instantiate!("avx512f,avx512vl,avx512dq,avx2,fma");
+
+fn decode_row_by_bytes(grid: Grid, bytes: &[u8], out: &mut [f32]) {
+    match grid {
+        Grid::Int { bits, group, asymmetric: false } if group % 32 == 0 => {
+            assert!(bytes.len() >= grid.row_bytes(out.len()));
+            // SAFETY: the table exists only where the instructions do, and the length is asserted above.
+            unsafe { decode_groups(usize::from(bits), group.into(), bytes, out) }
+        }
+        other => decode_row(other, bytes, out),
+    }
+}
+
+/// Rows of symmetric groups: the `8 bits` of eight codes go to one lane of 64 bits, which one instruction cuts
+/// into eight bytes.
+///
+/// # Safety
+/// `bytes` holds every group of `out`, whose last one may be short.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vl,avx512dq,avx2,fma")]
+unsafe fn decode_groups(bits: usize, group: usize, bytes: &[u8], out: &mut [f32]) {
+    let base = _mm512_set1_epi32(1 << (bits - 1));
+    let spread: [u8; 64] = std::array::from_fn(|i| if i % 8 < bits { (i / 8 * bits + i % 8) as u8 } else { 63 });
+    let shifts: [u8; 64] = std::array::from_fn(|i| (i % 8 * bits) as u8);
+    let mask = _mm512_set1_epi8(((1u16 << bits) - 1) as u8 as i8);
+    // SAFETY: the arrays hold 64 bytes each.
+    let (spread, shifts) =
+        unsafe { (_mm512_loadu_si512(spread.as_ptr().cast()), _mm512_loadu_si512(shifts.as_ptr().cast())) };
+    for (bytes, out) in bytes.chunks_exact(2 + bits * group / 8).zip(out.chunks_mut(group)) {
+        let d = _mm512_set1_ps(widen(u16::from_le_bytes([bytes[0], bytes[1]])));
+        for (codes, out) in bytes[2..].chunks(8 * bits).zip(out.chunks_mut(64)) {
+            // Byte 63 stays zero wherever eight codes take less than 64 bits, so it may fill the lanes.
+            let held = if codes.len() == 64 { u64::MAX } else { (1u64 << codes.len()) - 1 };
+            // SAFETY: only the bytes that `held` names are read, and they are those of `codes`.
+            let packed = unsafe { _mm512_maskz_loadu_epi8(held, codes.as_ptr().cast()) };
+            let words = _mm512_permutexvar_epi8(spread, packed);
+            let codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, words), mask);
+            let quarters = [
+                _mm512_castsi512_si128(codes),
+                _mm512_extracti32x4_epi32::<1>(codes),
+                _mm512_extracti32x4_epi32::<2>(codes),
+                _mm512_extracti32x4_epi32::<3>(codes),
+            ];
+            for (quarter, out) in quarters.into_iter().zip(out.chunks_mut(16)) {
+                let level = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(quarter), base));
+                let fill = ((1u32 << out.len()) - 1) as u16;
+                // SAFETY: only as many values are written as `out` has.
+                unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), fill, _mm512_mul_ps(d, level)) };
+            }
+        }
+    }
+}
 
 fn rows_by_sixteen(x: &[f32], w: &[f32], out: &mut [f32]) {
     let depth = x.len();
