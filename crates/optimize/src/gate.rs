@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(judge(&floor, &pairs(100, 0.03, 0.01)).result, "failed");
         let few = judge(&floor, &pairs(20, 0.01, 0.01));
         assert!(!few.is_good() && few.checks[0].words.contains("too few"), "{few:?}");
-        let noisy = judge(&floor, &pairs(40, 0.015, 0.2));
+        let noisy = judge(&floor, &pairs(40, 0.005, 0.2));
         assert!(!noisy.is_good() && noisy.checks[0].words.contains("would decide"), "{noisy:?}");
         let kl = Floor { max_loss: None, max_kl: Some(0.009) };
         assert_eq!(judge(&kl, &pairs(100, 0.0, 0.0)).result, "failed");
