@@ -102,6 +102,11 @@ pub fn table(rows: &[Vec<String>]) {
     }
 }
 
+/// A small number with three digits that count.
+pub fn small(x: f64) -> String {
+    if x >= 1e-3 || x == 0.0 { format!("{x:.5}") } else { format!("{x:.2e}") }
+}
+
 /// A size in bytes for people.
 pub fn size(bytes: u64) -> String {
     let b = bytes as f64;

@@ -65,7 +65,7 @@ fn check(quantity: &str, floor: f64, x: &Paired, inner: f64, show: impl Fn(f64) 
     let passed = bound.is_some_and(|b| b <= inner);
     let tokens = x.tokens();
     let words = match (passed, bound) {
-        (true, Some(b)) => format!("{quantity} is at most {:.4} with 95 % confidence; the floor is {floor}", show(b)),
+        (true, Some(b)) => format!("{quantity} is at most {:.5} with 95 % confidence; the floor is {floor}", show(b)),
         _ => match (needed_tokens(x, inner), bound) {
             (Some(n), None) => format!(
                 "{quantity} is {:.4} on {} documents, too few for a verdict (30 are needed): give about {n} tokens to the gate, {} in all",

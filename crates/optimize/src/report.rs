@@ -194,7 +194,8 @@ fn summary(out: &mut String, proof: &Proof) {
             String::new(),
             format!("{:.5}{}", x.perplexity_ratio, ci(x.perplexity_ratio_ci95)),
         );
-        row("mean KL, nats, 95 % interval", String::new(), format!("{:.5}{}", x.kl_mean, ci(x.kl_ci95)));
+        let kl_ci = x.kl_ci95.map_or(String::new(), |c| format!(" [{:.2e}, {:.2e}]", c[0], c[1]));
+        row("mean KL, nats, 95 % interval", String::new(), format!("{:.2e}{kl_ci}", x.kl_mean));
         row("KL that 1 % of tokens exceed", String::new(), format!("{:.4}", x.kl_p99));
         row("same likeliest token", String::new(), format!("{:.2} %", 100.0 * x.top1_agreement));
     }

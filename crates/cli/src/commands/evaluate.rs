@@ -84,7 +84,8 @@ fn print(e: &Evaluation) {
             format!("{:.5}", a.perplexity_ratio),
             ci(a.perplexity_ratio_ci95),
         ]);
-        rows.push(vec!["mean KL, nats".into(), format!("{:.6}", a.kl_mean), ci(a.kl_ci95)]);
+        let kl_ci = a.kl_ci95.map_or_else(|| ci(None), |c| format!("[{}, {}]", show::small(c[0]), show::small(c[1])));
+        rows.push(vec!["mean KL, nats".into(), show::small(a.kl_mean), kl_ci]);
         rows.push(vec![
             "KL: median, 99 %, largest".into(),
             format!("{:.6}, {:.5}, {:.4}", a.kl_median, a.kl_p99, a.kl_max),

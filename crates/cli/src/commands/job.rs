@@ -136,7 +136,9 @@ fn table(p: &Proof, speed: Option<[f64; 3]>) {
             format!("{:.5}", x.perplexity_ratio),
             ci(x.perplexity_ratio_ci95, 5),
         ]);
-        rows.push(vec!["mean KL, nats".into(), "0".into(), format!("{:.5}", x.kl_mean), ci(x.kl_ci95, 5)]);
+        let kl_ci =
+            x.kl_ci95.map_or(String::new(), |c| format!("95 %: {} to {}", show::small(c[0]), show::small(c[1])));
+        rows.push(vec!["mean KL, nats".into(), "0".into(), show::small(x.kl_mean), kl_ci]);
         rows.push(vec!["same likeliest token".into(), "100 %".into(), format!("{:.2} %", 100.0 * x.top1_agreement)]);
     }
     if let Some([low, median, high]) = speed {
