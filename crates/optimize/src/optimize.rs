@@ -123,7 +123,7 @@ pub fn optimize(
         artefact::check_free(&settings.out, false)?;
     }
     target.check(&gpt.model, &[])?;
-    run::check_memory(gpt, &recipe, data, settings)?;
+    run::check_memory(gpt, &recipe, data, settings, &recipe.build(&gpt.model.spec)?)?;
     let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
     let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = with_choice(recipe, &point);

@@ -53,12 +53,14 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
     for storage in point.choice.values() {
         *storages.entry(storage.name()).or_insert(0) += 1;
     }
+    let built = recipe.build(&gpt.model.spec)?;
+    let memory = memory(gpt, data, &recipe, &built);
     let estimate = Estimate {
         size_bytes: size,
         share_of_16_bit: size as f64 / (2.0 * gpt.model.parameters() as f64),
         expected_kl: point.kl,
-        peak_ram_bytes: memory(gpt, data, &recipe, size),
-        disk_bytes: disk(&gpt.model, &recipe.build(&gpt.model.spec)?),
+        peak_ram_bytes: memory.own + memory.mapped,
+        disk_bytes: disk(&gpt.model, &built),
         seconds: seconds(gpt, data, &recipe, &point.choice)?,
         storages,
     };
@@ -74,19 +76,34 @@ pub fn disk(model: &Model, built: &[Built]) -> u64 {
     2 * model.linears.iter().map(size).sum::<usize>() as u64 + (4 << 20)
 }
 
-/// The model's mapped bytes, the result twice (in memory and read again), the largest matrix with its second
-/// moments, and the calibration data's activations.
-pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, size: usize) -> u64 {
+/// Memory of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Bytes that only this process holds: the result, the largest matrix with its second moments, the
+    /// calibration data's activations, logits.
+    pub own: u64,
+    /// Bytes of mapped files, which the system takes back where memory is short.
+    pub mapped: u64,
+}
+
+/// What carrying out `built` takes.
+pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, built: &[Built]) -> Memory {
     let spec = &gpt.model.spec;
+    let result = disk(&gpt.model, built) / 2;
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
-    let moments = shapes.iter().map(|[_, c]| 40 * c * c).max().unwrap_or(0);
-    let tokens: usize =
-        data.split.calibration.iter().map(|d| d.ids.len()).sum::<usize>().min(recipe.calibration_tokens);
+    let needs = built.iter().any(|b| {
+        let crate::Plan::EachMatrix(method) = &b.plan;
+        method.needs().gram
+    });
+    let moments = if needs { shapes.iter().map(|[_, c]| 34 * c * c).max().unwrap_or(0) } else { 0 };
+    let held: usize = data.split.calibration.iter().map(|d| d.ids.len()).sum();
+    let tokens = if needs { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest);
     let logits = 4 * 512 * 3 * spec.vocab;
-    (gpt.model.size_bytes() + 2 * size + 2 * largest + moments + flows + logits + (48 << 20)) as u64
+    let own = result + (2 * largest + moments + flows + logits + (48 << 20)) as u64;
+    Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
 }
 
 /// Times a part of the work on this machine and scales it up.

@@ -121,7 +121,7 @@ pub fn run(
         return Ok(Outcome { out: settings.out.clone(), proof, already: true, speed: None });
     }
     artefact::check_free(&settings.out, settings.overwrite)?;
-    check_memory(gpt, recipe, data, settings)?;
+    check_memory(gpt, recipe, data, settings, &built)?;
     formats::atomic::check_room(&settings.out, plan::disk(&gpt.model, &built))?;
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
 
@@ -145,7 +145,7 @@ pub fn run(
 
 /// Decode speed over the original's, and whether it is enough.
 fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
-    let ratios = speed::decode_ratios(&after.model, &gpt.model, 7)?;
+    let ratios = speed::decode_ratios(&after.model, &gpt.model, settings.min_speed.is_some())?;
     let [low, median, high] = [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]];
     let (got, wanted, unit) = match settings.min_speed {
         None => return Ok([low, median, high]),
@@ -168,8 +168,8 @@ fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
 ///
 /// # Errors
 /// [`Error::Memory`].
-pub fn check_memory(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<()> {
-    let needed = plan::memory(gpt, data, recipe, gpt.model.parameters());
+pub fn check_memory(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings, built: &[Built]) -> Result<()> {
+    let needed = plan::memory(gpt, data, recipe, built).own;
     let allowed = settings.max_ram.unwrap_or_else(|| speed::free_memory_bytes() / 5 * 4);
     if needed > allowed { Err(Error::Memory { needed, allowed }) } else { Ok(()) }
 }

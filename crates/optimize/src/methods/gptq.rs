@@ -102,14 +102,16 @@ impl Hessian {
         if options.activation_order {
             order.sort_by(|a, b| h[b * cols + b].total_cmp(&h[a * cols + a]).then(a.cmp(b)));
         }
-        let upper = factor(site, &h, cols, &order, options.damping)?;
+        let lower = inverse_factor(site, h, cols, &order, options.damping)?;
+        // Reversed, the inverse of the lower factor is `U`.
+        let upper = |j: usize, k: usize| lower[(cols - 1 - j, cols - 1 - k)];
         let mut carry = vec![0f32; cols * cols];
         let mut cost = vec![0f32; cols];
         for j in 0..cols {
-            let d = upper[(j, j)];
+            let d = upper(j, j);
             cost[order[j]] = (1.0 / (d * d)) as f32;
             for k in j..cols {
-                carry[j * cols + k] = (upper[(j, k)] / d) as f32;
+                carry[j * cols + k] = (upper(j, k) / d) as f32;
             }
         }
         Ok(Hessian { cols, order, natural: !options.activation_order, carry, cost })
@@ -193,27 +195,25 @@ struct Work {
     blocks: Vec<Option<tensor::grid::Block>>,
 }
 
-/// The upper factor `U` of `(H + damping)^-1 = U^T U`, rows and columns in the order of rounding.
+/// The inverse of `L`, where `L L^T` is `H + damping` with rows and columns in the reversed order of rounding.
 ///
-/// With rows reversed, `H = L L^T` gives `U` as the reversed inverse of `L`, so one factorization and one
-/// triangular inverse do. Damping grows tenfold until the factorization succeeds.
-fn factor(site: Site, h: &[f64], cols: usize, order: &[usize], damping: f64) -> Result<Mat<f64>> {
+/// Reversed again it is the upper factor `U` of `(H + damping)^-1 = U^T U`, so one factorization and one
+/// triangular inverse do. Damping grows tenfold until the factorization succeeds. At most three matrices of
+/// `cols^2` doubles are held at once.
+fn inverse_factor(site: Site, h: Vec<f64>, cols: usize, order: &[usize], damping: f64) -> Result<Mat<f64>> {
     let mean = (0..cols).map(|j| h[j * cols + j]).sum::<f64>() / cols as f64;
     let at = |i: usize| order[cols - 1 - i];
     let mut damping = damping;
     while damping <= 100.0 {
         let damped =
             Mat::from_fn(cols, cols, |i, j| h[at(i) * cols + at(j)] + if i == j { damping * mean } else { 0.0 });
-        if let Ok(llt) = damped.llt(Side::Lower) {
+        let factor = damped.llt(Side::Lower);
+        drop(damped);
+        if let Ok(llt) = factor {
+            drop(h);
             let mut inverse = Mat::<f64>::zeros(cols, cols);
             faer::linalg::triangular_inverse::invert_lower_triangular(inverse.as_mut(), llt.L(), Par::Seq);
-            return Ok(Mat::from_fn(
-                cols,
-                cols,
-                |i, j| {
-                    if j >= i { inverse[(cols - 1 - i, cols - 1 - j)] } else { 0.0 }
-                },
-            ));
+            return Ok(inverse);
         }
         damping *= 10.0;
     }
