@@ -69,6 +69,7 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
         Format::Gguf => {
             let stored = |site: Site| expected.linear(site).map_or(Storage::F32, |l| l.weight.storage());
             fallbacks.extend(save::gguf(&expected, Some(&gpt.tokenizer), &settings.out, &stored)?);
+            notes.extend(widened(gpt, &expected));
             notes.extend(GgufVocab::of(&gpt.tokenizer, gpt.model.spec.vocab)?.caveats());
         }
         Format::Safetensors => write_directory(gpt, &expected, settings)?,
@@ -103,6 +104,19 @@ fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
         (None, Format::Safetensors) if floats => now,
         (None, Format::Safetensors) => Storage::F32,
     }
+}
+
+/// Tells of matrices that lie on a grid that GGUF does not have and so become floats.
+fn widened(gpt: &Gpt, expected: &Model) -> Option<String> {
+    let grid = |m: &Model, site| m.linear(site).is_ok_and(|l| matches!(l.weight.storage(), Storage::Grid(_)));
+    let sites: Vec<Site> = gpt.model.spec.matrices();
+    let count = sites.iter().filter(|s| grid(&gpt.model, **s) && !grid(expected, **s)).count();
+    (count > 0).then(|| {
+        format!(
+            "{count} matrices lie on grids that GGUF does not have and were written as floats, which is larger; \
+             `planish optimize ... --out model.gguf` chooses among GGUF's own types"
+        )
+    })
 }
 
 fn refuse(gpt: &Gpt, settings: &Settings, site: Site, to: Storage) -> Result<()> {
