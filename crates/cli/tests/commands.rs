@@ -193,6 +193,13 @@ fn the_gate_says_no_and_writes_nothing_unless_forced() {
         1,
         "the size binds",
     );
+    let fast = path(&dir, "fast");
+    fails(
+        &["optimize", &folder, "--max-size", "60%", "--min-speed", "50x", "--data", &text, "--out", &fast],
+        1,
+        "speed binds",
+    );
+    assert!(!Path::new(&fast).exists() && !Path::new(&format!("{fast}.partial")).exists());
     let memory = ["quantize", &folder, "--data", &text, "--max-ram", "1MB", "--out", &path(&dir, "ram")];
     fails(&memory, 3, "--max-ram");
     let slow = ["quantize", &folder, "--bits", "8", "--data", &text, "--max-loss", "50%", "--out", &path(&dir, "few")];

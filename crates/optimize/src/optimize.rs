@@ -213,7 +213,7 @@ fn nearest(gpt: &Gpt, solved: &Solved, bytes: usize) -> String {
         let size = p.bytes + solved.fixed;
         let share = 100.0 * size as f64 / (2.0 * gpt.model.parameters() as f64);
         // Writing to a string cannot fail.
-        let _ = write!(text, "\n  {size} bytes ({share:.1} %): KL about {:.5}", p.kl);
+        let _ = write!(text, "\n  {size} bytes ({share:.1} %): KL about {:.2e}", p.kl);
     }
     text
 }

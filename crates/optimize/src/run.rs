@@ -136,7 +136,13 @@ pub fn run(
         journal.discard()?;
         return Err(Error::Gate(refusal(&proof.gate)));
     }
-    let speed = speed(gpt, &after, settings)?;
+    let speed = match speed(gpt, &after, settings) {
+        Err(Error::Gate(words)) => {
+            journal.discard()?;
+            return Err(Error::Gate(words));
+        }
+        other => other?,
+    };
     artefact::finish(gpt, &after, recipe, data, &proof, &differences, &report, &staged, &key)?;
     artefact::publish(&staged, &settings.out, settings.overwrite)?;
     journal.discard()?;
