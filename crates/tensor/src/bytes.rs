@@ -1,6 +1,6 @@
 //! Shared, immutable bytes: owned, or part of a memory-mapped file.
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use std::{
     fs::File,
     io,
@@ -20,6 +20,7 @@ enum Owner {
     Bytes(Vec<u8>),
     Floats(Vec<f32>),
     Map(Mmap),
+    Pages(MmapMut),
 }
 
 impl Owner {
@@ -28,6 +29,7 @@ impl Owner {
             Owner::Bytes(v) => v,
             Owner::Floats(v) => bytemuck::cast_slice(v),
             Owner::Map(m) => m,
+            Owner::Pages(m) => m,
         }
     }
 }
@@ -83,9 +85,63 @@ impl Bytes {
         bytemuck::try_cast_slice(self).ok()
     }
 
+    /// Says that a range is read next: the pages of a mapped file are brought in at once, not one fault at a time.
+    pub fn will_need(&self, range: Range<usize>) {
+        if let Owner::Map(map) = &*self.owner {
+            // Only speed depends on it, and older kernels do not know it.
+            let _ = map.advise_range(Advice::PopulateRead, self.range.start + range.start, range.len());
+        }
+    }
+
+    /// Says that a range is not read again soon: the memory of a mapped file's pages is given back.
+    pub fn release(&self, range: Range<usize>) {
+        if let Owner::Map(map) = &*self.owner {
+            // SAFETY: the pages of a read-only map of a file come back with the same bytes when they are read again.
+            let _ = unsafe {
+                map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start + range.start, range.len())
+            };
+        }
+    }
+
     /// Do they lie in a mapped file rather than in memory of our own?
     pub fn is_mapped(&self) -> bool {
         matches!(*self.owner, Owner::Map(_))
+    }
+}
+
+/// Memory in huge pages where the system has them (2 MiB instead of 4 KiB: reads of many gigabytes a second
+/// otherwise wait for address translation), to be filled and then frozen.
+pub struct Pages {
+    map: Option<MmapMut>,
+}
+
+impl Pages {
+    /// Zeroed memory of `len` bytes.
+    ///
+    /// # Errors
+    /// If the system has not got it.
+    pub fn new(len: usize) -> io::Result<Pages> {
+        if len == 0 {
+            return Ok(Pages { map: None });
+        }
+        // A whole number of huge pages: the last one counts too.
+        let map = MmapMut::map_anon(len.next_multiple_of(2 << 20))?;
+        // Where it cannot be had, ordinary pages do.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(Advice::HugePage);
+        Ok(Pages { map: Some(map) })
+    }
+
+    /// The memory.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.map.as_deref_mut().unwrap_or_default()
+    }
+
+    /// Makes it shared and immutable.
+    pub fn freeze(self) -> Bytes {
+        let Some(map) = self.map else { return Bytes::from_vec(Vec::new()) };
+        let range = 0..map.len();
+        Bytes { owner: Arc::new(Owner::Pages(map)), range }
     }
 }
 

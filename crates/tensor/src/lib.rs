@@ -5,14 +5,16 @@
 mod bytes;
 pub mod grid;
 pub mod kernels;
+pub mod limits;
 mod linear;
 pub mod ops;
+pub mod packed;
 mod storage;
 mod tensor;
 pub mod threads;
 mod weight;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, Pages};
 pub use linear::Linear;
 pub use storage::Storage;
 pub use tensor::Tensor;

@@ -16,6 +16,12 @@ impl Tensor {
         Tensor { rows, cols, data: vec![0.0; rows * cols] }
     }
 
+    /// Takes another shape, in the same memory where it suffices; the values are left as they come.
+    pub fn reset(&mut self, rows: usize, cols: usize) {
+        (self.rows, self.cols) = (rows, cols);
+        self.data.resize(rows * cols, 0.0);
+    }
+
     /// Wraps row-major values.
     ///
     /// # Panics

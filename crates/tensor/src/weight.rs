@@ -2,7 +2,7 @@
 //!
 //! How the values were chosen (a method) is not known here.
 
-use crate::{Bytes, Storage, Tensor, grid::Grid};
+use crate::{Bytes, Storage, Tensor, grid::Grid, packed::Packed};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -43,6 +43,8 @@ pub enum Weight {
     Dense(Stored),
     /// Codes on a grid.
     Quant(Stored),
+    /// Either, laid out for fast products: made at load time, never saved.
+    Packed(Packed),
 }
 
 /// Rows of bytes with the storage that gives them meaning.
@@ -103,20 +105,28 @@ impl Weight {
         Weight::new(storage, rows, cols, Bytes::from_vec(bytes))
     }
 
-    fn stored(&self) -> &Stored {
+    /// The stored rows; `None` once they are packed.
+    fn stored(&self) -> Option<&Stored> {
         match self {
-            Weight::Dense(s) | Weight::Quant(s) => s,
+            Weight::Dense(s) | Weight::Quant(s) => Some(s),
+            Weight::Packed(_) => None,
         }
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.stored().rows
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => s.rows,
+            Weight::Packed(p) => p.rows(),
+        }
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        self.stored().cols
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => s.cols,
+            Weight::Packed(p) => p.cols(),
+        }
     }
 
     /// Number of values.
@@ -131,32 +141,40 @@ impl Weight {
 
     /// How it is stored.
     pub fn storage(&self) -> Storage {
-        self.stored().storage
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => s.storage,
+            Weight::Packed(p) => p.storage(),
+        }
     }
 
     /// The grid, if it lies on one.
     pub fn grid(&self) -> Option<Grid> {
-        match self.stored().storage {
+        match self.storage() {
             Storage::Grid(grid) => Some(grid),
             _ => None,
         }
     }
 
-    /// Payload, scales included.
+    /// Payload as it is stored, scales included.
     pub fn size_bytes(&self) -> usize {
-        self.stored().bytes.len()
+        self.storage().row_bytes(self.cols()) * self.rows()
     }
 
-    /// The stored bytes, row by row.
+    /// The stored bytes, row by row; those of a packed matrix are gone.
     pub fn bytes(&self) -> &Bytes {
-        &self.stored().bytes
+        static GONE: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
+        self.stored().map_or_else(|| GONE.get_or_init(|| Bytes::from_vec(Vec::new())), |s| &s.bytes)
     }
 
     /// Decodes one row into `out` (`[cols]`).
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let s = self.stored();
-        let width = s.storage.row_bytes(s.cols);
-        decode_row(s.storage, &s.bytes[row * width..(row + 1) * width], out);
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => {
+                let width = s.storage.row_bytes(s.cols);
+                decode_row(s.storage, &s.bytes[row * width..(row + 1) * width], out);
+            }
+            Weight::Packed(p) => p.decode_row(row, out),
+        }
     }
 
     /// Decodes everything.
@@ -167,9 +185,9 @@ impl Weight {
         out
     }
 
-    /// Rows `from..to` without a copy.
+    /// Rows `from..to` without a copy; `None` where there are not so many, or they are packed.
     pub fn row_range(&self, from: usize, to: usize) -> Option<Weight> {
-        let s = self.stored();
+        let s = self.stored()?;
         let width = s.storage.row_bytes(s.cols);
         let bytes = s.bytes.slice(from.checked_mul(width)?..to.checked_mul(width)?)?;
         let rows = to.checked_sub(from)?;
@@ -178,17 +196,17 @@ impl Weight {
 
     /// The listed rows, copied: any storage can be permuted along its outputs.
     pub fn select_rows(&self, rows: &[usize]) -> Weight {
-        let s = self.stored();
+        let (Weight::Dense(s) | Weight::Quant(s)) = self else {
+            let dense = self.to_tensor().select_rows(rows);
+            return Weight::from_tensor(dense);
+        };
         let width = s.storage.row_bytes(s.cols);
         let mut bytes = Vec::with_capacity(rows.len() * width);
         for &r in rows {
             bytes.extend_from_slice(&s.bytes[r * width..(r + 1) * width]);
         }
         let stored = Stored { rows: rows.len(), bytes: Bytes::from_vec(bytes), ..s.clone() };
-        match self {
-            Weight::Dense(_) => Weight::Dense(stored),
-            Weight::Quant(_) => Weight::Quant(stored),
-        }
+        if matches!(self, Weight::Quant(_)) { Weight::Quant(stored) } else { Weight::Dense(stored) }
     }
 
     /// Matrices one below the other; `None` where storages or columns differ, or for none at all.
@@ -197,7 +215,7 @@ impl Weight {
         if parts.len() == 1 {
             return Some(first.clone());
         }
-        if parts.iter().any(|p| p.storage() != first.storage() || p.cols() != first.cols()) {
+        if parts.iter().any(|p| p.stored().is_none() || p.storage() != first.storage() || p.cols() != first.cols()) {
             return None;
         }
         let bytes = parts.iter().flat_map(|p| p.bytes().iter().copied()).collect();

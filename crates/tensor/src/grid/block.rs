@@ -25,13 +25,13 @@ pub struct Block {
     /// Offset of each sub-block.
     pub(super) offset: [f32; SUBS],
     /// Scale of the block, as `f16` bits.
-    pub(super) d: u16,
+    pub(crate) d: u16,
     /// Minimum of the block, or scale of its minima, as `f16` bits.
-    pub(super) m: u16,
+    pub(crate) m: u16,
     /// Whole-number scale of each sub-block.
-    pub(super) steps: [i8; SUBS],
+    pub(crate) steps: [i8; SUBS],
     /// Whole-number minimum of each sub-block.
-    pub(super) mins: [u8; SUBS],
+    pub(crate) mins: [u8; SUBS],
 }
 
 impl Block {

@@ -11,7 +11,8 @@ mod fit;
 mod pack;
 
 pub use block::Block;
-pub(crate) use pack::widen;
+pub(crate) use block::IQ4_NL;
+pub(crate) use pack::{scales, unpack, widen};
 
 use crate::kernels::kernels;
 
@@ -191,7 +192,7 @@ impl Grid {
         let len = self.block_len();
         for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {
             let block = pack::header(self, bytes);
-            pack::unpack(self, bytes, &mut codes[..len]);
+            unpack(self, bytes, &mut codes[..len]);
             block.values(&codes[..out.len()], out);
         }
     }

@@ -47,9 +47,17 @@ impl Block {
     }
 }
 
-/// Reads the scales of a block.
+/// Reads the scales of a block and derives those of its sub-blocks.
 #[inline(always)]
 pub fn header(grid: Grid, bytes: &[u8]) -> Block {
+    let mut b = scales(grid, bytes);
+    b.derive(grid);
+    b
+}
+
+/// Reads the scales of a block as they are stored.
+#[inline(always)]
+pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
     let mut b = Block::empty(grid);
     match grid {
         Grid::Int { asymmetric, .. } => {
@@ -93,7 +101,6 @@ pub fn header(grid: Grid, bytes: &[u8]) -> Block {
             }
         }
     }
-    b.derive(grid);
     b
 }
 

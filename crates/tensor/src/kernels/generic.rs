@@ -1,12 +1,14 @@
 //! Portable kernels, and the meaning of each.
 
-use super::{Kernels, PANEL, PanelProduct, once};
+use super::{Kernels, generic_lanes::Generic, once, tile::tiles};
+use crate::packed;
 
 /// The table that every machine runs.
 pub static KERNELS: Kernels = Kernels {
     isa: "generic",
-    panel,
-    rows: |x, rows, out| once::rows_with(x, rows, out, |a, b, c| a * b + c),
+    tiles: TILES,
+    pack_panel: packed::pack_panel,
+    pack_inputs: packed::pack_inputs,
     decode_row: once::decode_row,
     fit: once::fit,
     rms_norm: once::rms_norm,
@@ -19,14 +21,4 @@ pub static KERNELS: Kernels = Kernels {
     soft_cap: once::soft_cap,
 };
 
-fn panel(p: &PanelProduct<'_>, out: &mut [f32]) {
-    for t in 0..p.tokens {
-        let x = &p.x[t * p.x_stride..t * p.x_stride + p.depth];
-        let out = &mut out[t * PANEL..(t + 1) * PANEL];
-        for (x, w) in x.iter().zip(p.panel.chunks_exact(PANEL)) {
-            for (o, w) in out.iter_mut().zip(w) {
-                *o += x * w;
-            }
-        }
-    }
-}
+tiles!(Generic, floats [1 4], codes [1 4]);

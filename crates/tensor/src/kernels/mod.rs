@@ -8,25 +8,58 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_lanes;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_lanes;
 mod generic;
+mod generic_lanes;
+mod lanes;
 mod once;
+mod peak;
+mod tile;
 
-use crate::grid::{Block, Grid};
+pub use peak::Arithmetic;
+pub use tile::Tile;
+pub(crate) use tile::input_chunk;
+
+use crate::{
+    Storage, Tensor,
+    grid::{Block, Grid},
+    packed::{InputKind, Span},
+};
 use std::sync::OnceLock;
 
-/// Outputs that one panel of a packed weight holds side by side.
-pub const PANEL: usize = 32;
+/// The kernels over packed weights of one instruction set, and its limits.
+pub struct Tiles {
+    /// Products of packed weights with packed inputs.
+    ///
+    /// # Safety
+    /// The pointers hold what [`Tile`] says.
+    pub run: unsafe fn(&Tile),
+    /// Tokens of the tiles of floats that there are, rising from 1.
+    pub float_widths: &'static [usize],
+    /// Tokens of the tiles of codes that there are, rising from 1.
+    pub code_widths: &'static [usize],
+    /// Are products of 8-bit codes those of the codes less 128?
+    pub signed: bool,
+    /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
+    pub spin: fn(Arithmetic, usize) -> f32,
+    /// Reads bytes.
+    pub read: fn(&[u8]) -> f32,
+}
 
 /// The kernels of one instruction set.
 pub struct Kernels {
     /// Its name, as `PLANISH_ISA` spells it.
     pub isa: &'static str,
-    /// `out[t][o] += sum_k x[t][k] * panel[k][o]` for all tokens `t`, in rising `k`.
-    pub panel: fn(&PanelProduct<'_>, &mut [f32]),
-    /// `out[o] = sum_k x[k] * rows[o][k]` in rising `k`, for the [`PANEL`] rows of `rows` `[PANEL, depth]`: the same
-    /// sums as `panel`, for so few tokens that packing does not pay.
-    pub rows: fn(&[f32], &[f32], &mut [f32]),
+    /// Everything over packed weights.
+    pub tiles: Tiles,
+    /// Packs the stored rows of a panel.
+    pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
+    /// Packs the inputs of a tile.
+    pub pack_inputs: fn(&Tensor, Span, InputKind, &mut [u8]),
     /// Decodes a row of a grid.
     pub decode_row: fn(Grid, &[u8], &mut [f32]),
     /// Fits the scales of a block of a grid.
@@ -47,20 +80,6 @@ pub struct Kernels {
     pub gelu_tanh: fn(&mut [f32]),
     /// `x = cap * tanh(x / cap)`.
     pub soft_cap: fn(&mut [f32], f32),
-}
-
-/// The operands of [`Kernels::panel`]: a block of inputs against one packed panel of weights.
-pub struct PanelProduct<'a> {
-    /// Inputs: row `t` starts at `t * x_stride`.
-    pub x: &'a [f32],
-    /// Values from one row of `x` to the next.
-    pub x_stride: usize,
-    /// Rows.
-    pub tokens: usize,
-    /// Length of the sum.
-    pub depth: usize,
-    /// `[depth, PANEL]`.
-    pub panel: &'a [f32],
 }
 
 /// The fastest table that this machine runs, or the one that `PLANISH_ISA` names.
@@ -112,58 +131,6 @@ mod tests {
     }
 
     #[test]
-    fn panels_agree_with_the_plain_sum_on_every_isa() {
-        for (tokens, depth) in [(1, 1), (1, 64), (5, 33), (12, 512), (31, 100)] {
-            let (x, panel) = (wave(tokens * depth, 0.11), wave(depth * PANEL, 0.7));
-            let product = PanelProduct { x: &x, x_stride: depth, tokens, depth, panel: &panel };
-            let mut want = wave(tokens * PANEL, 0.3);
-            for t in 0..tokens {
-                for o in 0..PANEL {
-                    want[t * PANEL + o] += (0..depth).map(|k| x[t * depth + k] * panel[k * PANEL + o]).sum::<f32>();
-                }
-            }
-            for k in available() {
-                let mut got = wave(tokens * PANEL, 0.3);
-                (k.panel)(&product, &mut got);
-                close(k.isa, "panel", &got, &want);
-            }
-        }
-    }
-
-    #[test]
-    fn a_panel_product_does_not_depend_on_the_number_of_tokens() {
-        let (tokens, depth) = (29, 77);
-        let (x, panel) = (wave(tokens * depth, 0.11), wave(depth * PANEL, 0.7));
-        for k in available() {
-            let mut all = vec![0.0; tokens * PANEL];
-            (k.panel)(&PanelProduct { x: &x, x_stride: depth, tokens, depth, panel: &panel }, &mut all);
-            for t in 0..tokens {
-                let mut one = vec![0.0; PANEL];
-                let x = &x[t * depth..];
-                (k.panel)(&PanelProduct { x, x_stride: depth, tokens: 1, depth, panel: &panel }, &mut one);
-                assert_eq!(one, &all[t * PANEL..(t + 1) * PANEL], "{} token {t}", k.isa);
-            }
-        }
-    }
-
-    #[test]
-    fn unpacked_rows_give_the_same_bits_as_panels() {
-        for depth in [1, 7, 64, 333] {
-            let (x, rows) = (wave(depth, 0.11), wave(depth * PANEL, 0.7));
-            let mut panel = vec![0.0; depth * PANEL];
-            for (i, v) in rows.iter().enumerate() {
-                panel[i % depth * PANEL + i / depth] = *v;
-            }
-            for k in available() {
-                let (mut a, mut b) = (vec![0.0; PANEL], vec![0.0; PANEL]);
-                (k.panel)(&PanelProduct { x: &x, x_stride: depth, tokens: 1, depth, panel: &panel }, &mut a);
-                (k.rows)(&x, &rows, &mut b);
-                assert_eq!(a, b, "{} {depth}", k.isa);
-            }
-        }
-    }
-
-    #[test]
     fn row_kernels_agree_with_generic() {
         for n in [1, 15, 16, 17, 64, 100, 257] {
             let (x, w) = (wave(n, 0.37), wave(n, 0.91));
@@ -193,21 +160,6 @@ mod tests {
                 };
                 close(k.isa, "rows", &rows(k), &rows(g));
             }
-        }
-    }
-
-    #[test]
-    fn avx2_and_avx512_give_the_same_bits() {
-        let tables: Vec<_> = available().filter(|k| k.isa != "generic").collect();
-        let (x, panel) = (wave(7 * 200, 0.11), wave(200 * PANEL, 0.7));
-        let run = |k: &Kernels| {
-            let mut out = vec![0.0; 7 * PANEL];
-            (k.panel)(&PanelProduct { x: &x, x_stride: 200, tokens: 7, depth: 200, panel: &panel }, &mut out);
-            out.push((k.dot)(&x, &panel[..x.len()]));
-            out
-        };
-        for pair in tables.windows(2) {
-            assert_eq!(run(pair[0]), run(pair[1]), "{} {}", pair[0].isa, pair[1].isa);
         }
     }
 }

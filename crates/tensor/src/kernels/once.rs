@@ -153,29 +153,7 @@ pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     fold(sum)
 }
 
-/// Rows side by side in one product: enough sums to hide the latency of each.
-const TOGETHER: usize = 8;
-
-/// See [`super::Kernels::rows`]; `fma` multiplies and adds as the panel kernel of the same table does.
-#[inline(always)]
-pub fn rows_with(x: &[f32], rows: &[f32], out: &mut [f32], fma: impl Fn(f32, f32, f32) -> f32) {
-    let depth = x.len();
-    for (rows, out) in rows.chunks_exact(TOGETHER * depth.max(1)).zip(out.chunks_exact_mut(TOGETHER)) {
-        let mut sums = [0f32; TOGETHER];
-        let row: [&[f32]; TOGETHER] = std::array::from_fn(|r| &rows[r * depth..(r + 1) * depth]);
-        for k in 0..depth {
-            for r in 0..TOGETHER {
-                sums[r] = fma(x[k], row[r][k], sums[r]);
-            }
-        }
-        out.copy_from_slice(&sums);
-    }
-}
-
-#[inline(always)]
-pub fn rows(x: &[f32], rows: &[f32], out: &mut [f32]) {
-    rows_with(x, rows, out, f32::mul_add);
-}
+pub(crate) use crate::packed::{pack_inputs, pack_panel};
 
 #[inline(always)]
 pub fn decode_row(grid: Grid, bytes: &[u8], out: &mut [f32]) {
@@ -202,7 +180,8 @@ macro_rules! instantiate {
             soft_cap(x: &mut [f32], cap: f32);
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
-            rows(x: &[f32], w: &[f32], out: &mut [f32]);
+            pack_panel(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]);
+            pack_inputs(x: &crate::Tensor, span: crate::packed::Span, kind: crate::packed::InputKind, out: &mut [u8]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);
             fit(grid: crate::grid::Grid, x: &[f32], w: Option<&[f32]>) -> crate::grid::Block;
         );

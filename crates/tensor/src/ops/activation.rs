@@ -31,7 +31,7 @@ impl Activation {
         x.as_mut_slice().par_chunks_mut(CHUNK).for_each(|x| self.apply_slice(x));
     }
 
-    fn apply_slice(self, x: &mut [f32]) {
+    pub(super) fn apply_slice(self, x: &mut [f32]) {
         match self {
             Activation::Silu => (kernels().silu)(x),
             Activation::GeluTanh => (kernels().gelu_tanh)(x),

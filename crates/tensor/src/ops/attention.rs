@@ -1,14 +1,16 @@
-//! Causal attention over a memory of keys and values.
+//! Causal attention over a memory of keys and values, chunk by chunk (arXiv 2205.14135): no score outlives its chunk.
 //!
-//! Keys and values are kept as panels, so scores and mixtures run on the same kernel as every other product:
-//! a score is summed over the head's channels in order, a mixture over positions in order.
+//! Queries of the heads that share keys run side by side in one tile. Chunks are counted from the start of the
+//! text, so a query's sums depend on its position alone.
 
+use super::memory::{CHUNK, Memory};
 use crate::{
     Tensor,
-    kernels::{PANEL, PanelProduct, kernels},
-    threads::Shared,
+    kernels::{Tile, kernels},
+    packed::{Form, brain, form::LANES},
+    threads::{self, Shared},
 };
-use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// What distinguishes one family's attention from another's.
 #[derive(Clone, Copy, Debug)]
@@ -27,77 +29,10 @@ pub struct AttentionShape {
     pub soft_cap: Option<f32>,
 }
 
-/// Keys and values of one sequence in one block.
-#[derive(Clone, Debug)]
-pub struct Memory {
-    head_dim: usize,
-    len: usize,
-    /// Per head: panels of `PANEL` positions, `[head_dim, PANEL]` each.
-    keys: Vec<Vec<f32>>,
-    /// Per head and per `PANEL` channels: `[positions, PANEL]`, padded with zero channels.
-    values: Vec<Vec<f32>>,
-}
-
-impl Memory {
-    /// An empty memory.
-    pub fn new(kv_heads: usize, head_dim: usize) -> Memory {
-        let slices = kv_heads * head_dim.div_ceil(PANEL);
-        Memory { head_dim, len: 0, keys: vec![Vec::new(); kv_heads], values: vec![Vec::new(); slices] }
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Does it hold nothing?
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Forgets every position from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        if len >= self.len {
-            return;
-        }
-        self.len = len;
-        let panel = PANEL * self.head_dim;
-        for keys in &mut self.keys {
-            keys.truncate(len.div_ceil(PANEL) * panel);
-        }
-        for values in &mut self.values {
-            values.truncate(len * PANEL);
-        }
-    }
-
-    /// Bytes held.
-    pub fn size_bytes(&self) -> usize {
-        self.keys.iter().chain(&self.values).map(|v| 4 * v.len()).sum()
-    }
-
-    /// Appends rows `from..to` of keys and values, both `[tokens, kv_heads * head_dim]`.
-    pub fn append(&mut self, keys: &Tensor, values: &Tensor, from: usize, to: usize) {
-        let (hd, slices) = (self.head_dim, self.head_dim.div_ceil(PANEL));
-        for row in from..to {
-            let lane = self.len % PANEL;
-            for (head, store) in self.keys.iter_mut().enumerate() {
-                if lane == 0 {
-                    store.resize(store.len() + PANEL * hd, 0.0);
-                }
-                let panel = store.len() - PANEL * hd;
-                for (c, v) in keys.row(row)[head * hd..(head + 1) * hd].iter().enumerate() {
-                    store[panel + c * PANEL + lane] = *v;
-                }
-            }
-            for (i, store) in self.values.iter_mut().enumerate() {
-                let (head, slice) = (i / slices, i % slices);
-                let channels = &values.row(row)[head * hd..(head + 1) * hd];
-                let part = &channels[slice * PANEL..hd.min((slice + 1) * PANEL)];
-                store.extend_from_slice(part);
-                store.resize(store.len() + PANEL - part.len(), 0.0);
-            }
-            self.len += 1;
-        }
+impl AttentionShape {
+    /// First position that a query at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
 }
 
@@ -112,138 +47,198 @@ pub struct Segment<'a> {
     pub memory: &'a Memory,
 }
 
-/// Queries that one task attends with.
-const QUERIES: usize = 48;
-
-/// Attends with every query of `q` `[tokens, heads * head_dim]` over its own sequence.
-pub fn attention(q: &Tensor, segments: &[Segment<'_>], shape: &AttentionShape) -> Tensor {
-    let mut out = Tensor::zeros(q.rows(), shape.heads * shape.head_dim);
+/// Attends with every query of `q` `[tokens, heads * head_dim]` over its own sequence; the result has its shape.
+pub fn attention(q: &Tensor, segments: &[Segment<'_>], shape: &AttentionShape, out: &mut Tensor) {
+    out.reset(q.rows(), shape.heads * shape.head_dim);
     let shared = Shared::new(out.as_mut_slice());
-    let tasks: Vec<(usize, usize, usize)> = (0..segments.len())
-        .flat_map(|s| (0..segments[s].rows).step_by(QUERIES).map(move |first| (s, first)))
-        .flat_map(|(s, first)| (0..shape.heads).map(move |head| (s, first, head)))
-        .collect();
-    tasks.into_par_iter().for_each_init(Block::default, |block, (s, first, head)| {
-        let segment = &segments[s];
-        let queries = QUERIES.min(segment.rows - first);
-        block.attend(q, segment, first, queries, head, shape);
-        let slices = shape.head_dim.div_ceil(PANEL);
-        for i in 0..queries {
-            let at = (segment.row + first + i) * out_cols(shape) + head * shape.head_dim;
-            // SAFETY: `out` outlives the loop; this task alone writes this head's channels of these rows.
-            let row = unsafe { shared.slice(at, shape.head_dim) };
-            for (slice, part) in row.chunks_mut(PANEL).enumerate() {
-                let from = (slice * queries + i) * PANEL;
-                part.copy_from_slice(&block.mixed[from..from + part.len()]);
+    let group = shape.heads / shape.kv_heads;
+    let queries: usize = segments.iter().map(|s| s.rows * group * shape.kv_heads).sum();
+    let widths = kernels().tiles.float_widths;
+    let widest = widths[widths.len() - 1];
+    // Few queries are shared out among the workers; how they are cut does not touch their sums.
+    let width = widest.min(queries.div_ceil(threads::count())).max(1);
+    let tiles = |s: &Segment<'_>| (s.rows * group).div_ceil(width) * shape.kv_heads;
+    let run = |mut i: usize| {
+        for s in segments {
+            if i < tiles(s) {
+                let (head, first) = (i % shape.kv_heads, i / shape.kv_heads * width);
+                let count = width.min(s.rows * group - first);
+                let block = Block { q, segment: s, shape, head, first, count };
+                return SCRATCH.with_borrow_mut(|scratch| block.attend(scratch, shared));
             }
+            i -= tiles(s);
         }
-        debug_assert_eq!(block.mixed.len(), slices * queries * PANEL);
-    });
-    out
+    };
+    threads::each(segments.iter().map(tiles).sum(), &run);
 }
 
-fn out_cols(shape: &AttentionShape) -> usize {
-    shape.heads * shape.head_dim
+/// Queries of one sequence whose heads share keys and values: query `i` is that of row `i / group` and head
+/// `i % group`.
+struct Block<'a> {
+    q: &'a Tensor,
+    segment: &'a Segment<'a>,
+    shape: &'a AttentionShape,
+    head: usize,
+    first: usize,
+    count: usize,
 }
 
-/// Scratch of one worker.
+/// What a worker uses again from block to block.
 #[derive(Default)]
-struct Block {
-    /// `[queries, positions]`.
+struct Scratch {
+    /// Packed queries, then packed probabilities.
+    queries: Vec<u8>,
+    probabilities: Vec<u8>,
+    /// `[CHUNK / LANES][width][LANES]`.
     scores: Vec<f32>,
-    /// `[queries, PANEL]`.
-    part: Vec<f32>,
-    /// Per `PANEL` channels: `[queries, PANEL]`.
+    /// `[slices][width][LANES]`.
     mixed: Vec<f32>,
+    /// Highest score and sum of each query so far.
+    softmax: Vec<(f32, f32)>,
+    widened: Vec<u8>,
 }
 
-impl Block {
-    fn attend(
-        &mut self,
-        q: &Tensor,
-        s: &Segment<'_>,
-        first: usize,
-        queries: usize,
-        head: usize,
-        shape: &AttentionShape,
-    ) {
-        let kv_head = head / (shape.heads / shape.kv_heads);
-        let position = s.memory.len - s.rows + first;
-        let visible = position + queries;
-        let lowest = shape.window.map_or(0, |w| (position + 1).saturating_sub(w)) / PANEL * PANEL;
-        let width = (visible - lowest).next_multiple_of(PANEL);
-        self.scores.clear();
-        self.scores.resize(queries * width, 0.0);
-        self.score(q, s, first, queries, head, kv_head, (lowest, width), shape);
-        for i in 0..queries {
-            let row = &mut self.scores[i * width..(i + 1) * width];
-            let last = position + i;
-            let from = shape.window.map_or(0, |w| (last + 1).saturating_sub(w)).max(lowest) - lowest;
-            softmax_between(row, from, last + 1 - lowest, shape);
-        }
-        let slices = shape.head_dim.div_ceil(PANEL);
-        self.mixed.clear();
-        self.mixed.resize(slices * queries * PANEL, 0.0);
-        for slice in 0..slices {
-            let values = &s.memory.values[kv_head * slices + slice];
-            let product = PanelProduct {
-                x: &self.scores,
-                x_stride: width,
-                tokens: queries,
-                depth: visible - lowest,
-                panel: &values[lowest * PANEL..],
-            };
-            (kernels().panel)(&product, &mut self.mixed[slice * queries * PANEL..(slice + 1) * queries * PANEL]);
-        }
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Writes value `k` of token `t` as the inputs of a tile of `width` tokens.
+fn put(form: Form, out: &mut [u8], width: usize, k: usize, t: usize, v: f32) {
+    if form == Form::F32 {
+        out[4 * (k * width + t)..][..4].copy_from_slice(&v.to_le_bytes());
+    } else {
+        out[4 * (k / 2 * width + t) + 2 * (k % 2)..][..2].copy_from_slice(&brain(v).to_le_bytes());
+    }
+}
+
+impl Block<'_> {
+    /// Row of the batch and query head of query `i`.
+    fn place(&self, i: usize) -> (usize, usize) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let i = self.first + i;
+        (self.segment.row + i / group, self.head * group + i % group)
     }
 
-    /// Raw scores of positions `lowest..lowest + width` for each query.
-    #[expect(clippy::too_many_arguments, reason = "the coordinates of one block of scores")]
-    fn score(
-        &mut self,
-        q: &Tensor,
-        s: &Segment<'_>,
-        first: usize,
-        queries: usize,
-        head: usize,
-        kv_head: usize,
-        (lowest, width): (usize, usize),
-        shape: &AttentionShape,
-    ) {
-        let hd = shape.head_dim;
-        let x = &q.as_slice()[(s.row + first) * q.cols() + head * hd..];
-        for p in 0..width / PANEL {
-            let panel = &s.memory.keys[kv_head][(lowest / PANEL + p) * PANEL * hd..];
-            self.part.clear();
-            self.part.resize(queries * PANEL, 0.0);
-            let product = PanelProduct { x, x_stride: q.cols(), tokens: queries, depth: hd, panel };
-            (kernels().panel)(&product, &mut self.part);
-            for i in 0..queries {
-                let to = i * width + p * PANEL;
-                self.scores[to..to + PANEL].copy_from_slice(&self.part[i * PANEL..(i + 1) * PANEL]);
+    /// Position of query `i` in its text.
+    fn position(&self, i: usize) -> usize {
+        let past = self.segment.memory.len() - self.segment.rows;
+        past + self.place(i).0 - self.segment.row
+    }
+
+    fn attend(&self, s: &mut Scratch, out: Shared<f32>) {
+        let (hd, panels) = (self.shape.head_dim, self.segment.memory.panels());
+        let width = kernels().tiles.float_widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
+        s.queries.clear();
+        s.queries.resize(4 * panels.key_steps() * width, 0);
+        for i in 0..self.count {
+            let (row, head) = self.place(i);
+            for (c, v) in self.q.row(row)[head * hd..(head + 1) * hd].iter().enumerate() {
+                put(panels.form, &mut s.queries, width, c, i, v * self.shape.scale);
+            }
+        }
+        s.mixed.clear();
+        s.mixed.resize(panels.slices() * width * LANES, 0.0);
+        s.softmax.clear();
+        s.softmax.resize(self.count, (f32::NEG_INFINITY, 0.0));
+        s.probabilities.clear();
+        s.probabilities.resize(4 * panels.value_steps() * width, 0);
+        let first = self.shape.first_seen(self.position(0)) / CHUNK;
+        for chunk in first..=self.position(self.count - 1) / CHUNK {
+            self.chunk(s, chunk, width);
+        }
+        for i in 0..self.count {
+            let (row, head) = self.place(i);
+            let factor = 1.0 / s.softmax[i].1;
+            // SAFETY: `out` outlives the section; this task alone writes this head of this row.
+            let out = unsafe { out.slice((row * self.shape.heads + head) * hd, hd) };
+            for (slice, out) in out.chunks_mut(LANES).enumerate() {
+                let mixed = &s.mixed[(slice * width + i) * LANES..];
+                out.iter_mut().zip(mixed).for_each(|(o, v)| *o = v * factor);
             }
         }
     }
-}
 
-/// Softmax of `row[from..to]`; zero elsewhere, so that unseen positions add nothing to the mixture.
-fn softmax_between(row: &mut [f32], from: usize, to: usize, shape: &AttentionShape) {
-    row[..from].fill(0.0);
-    row[to..].fill(0.0);
-    let row = &mut row[from..to];
-    row.iter_mut().for_each(|v| *v *= shape.scale);
-    if let Some(cap) = shape.soft_cap {
-        (kernels().soft_cap)(row, cap);
+    /// Adds what the queries see of one chunk.
+    fn chunk(&self, s: &mut Scratch, chunk: usize, width: usize) {
+        let panels = self.segment.memory.panels();
+        let (keys, values) = self.segment.memory.chunk(chunk, self.head, &mut s.widened);
+        s.scores.clear();
+        s.scores.resize(CHUNK * width, 0.0);
+        let tile = Tile {
+            form: panels.form,
+            weights: keys.as_ptr(),
+            panel_bytes: panels.key_panel(),
+            panels: CHUNK / LANES,
+            length: panels.key_steps(),
+            inputs: s.queries.as_ptr(),
+            width,
+            out: s.scores.as_mut_ptr(),
+        };
+        // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
+        unsafe { (kernels().tiles.run)(&tile) }
+        for i in 0..self.count {
+            self.soften(s.scores.as_slice(), chunk, width, i, &mut s.softmax[i], &mut s.mixed, &mut s.probabilities);
+        }
+        let tile = Tile {
+            weights: values.as_ptr(),
+            panel_bytes: panels.value_panel(),
+            panels: panels.slices(),
+            length: panels.value_steps(),
+            inputs: s.probabilities.as_ptr(),
+            out: s.mixed.as_mut_ptr(),
+            ..tile
+        };
+        // SAFETY: a chunk of values holds so many panels, and the probabilities and mixtures are of this width.
+        unsafe { (kernels().tiles.run)(&tile) }
     }
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-    let sum = (kernels().exp_sum)(row, max);
-    let factor = 1.0 / sum;
-    row.iter_mut().for_each(|v| *v *= factor);
+
+    /// Turns the scores of query `i` into weights of the values, relative to the highest score so far.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one scratch")]
+    fn soften(
+        &self,
+        scores: &[f32],
+        chunk: usize,
+        width: usize,
+        i: usize,
+        (highest, sum): &mut (f32, f32),
+        mixed: &mut [f32],
+        probabilities: &mut [u8],
+    ) {
+        let form = self.segment.memory.panels().form;
+        let (start, position) = (chunk * CHUNK, self.position(i));
+        let from = self.shape.first_seen(position).saturating_sub(start).min(CHUNK);
+        let to = (position + 1).saturating_sub(start).min(CHUNK);
+        let mut row = [0f32; CHUNK];
+        if from < to {
+            for (panel, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                row.copy_from_slice(&scores[(panel * width + i) * LANES..][..LANES]);
+            }
+            row[..from].fill(0.0);
+            row[to..].fill(0.0);
+            let seen = &mut row[from..to];
+            if let Some(cap) = self.shape.soft_cap {
+                (kernels().soft_cap)(seen, cap);
+            }
+            let most = seen.iter().fold(*highest, |m, v| m.max(*v));
+            if most > *highest {
+                let shrink = (*highest - most).exp();
+                *sum *= shrink;
+                for slice in mixed.chunks_exact_mut(width * LANES) {
+                    slice[i * LANES..(i + 1) * LANES].iter_mut().for_each(|v| *v *= shrink);
+                }
+                *highest = most;
+            }
+            *sum += (kernels().exp_sum)(seen, most);
+        }
+        for (k, v) in row.iter().enumerate() {
+            put(form, probabilities, width, k, i, *v);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::KeyValue, *};
 
     fn wave(rows: usize, cols: usize, step: f32) -> Tensor {
         Tensor::from_vec(rows, cols, (0..rows * cols).map(|i| (i as f32 * step).sin()).collect())
@@ -276,25 +271,32 @@ mod tests {
     #[test]
     fn agrees_with_its_definition_and_does_not_depend_on_how_it_is_cut() {
         for (hd, window, soft_cap) in [(8, None, None), (40, Some(7), Some(2.0)), (64, Some(60), None)] {
-            let s = AttentionShape { heads: 4, kv_heads: 2, head_dim: hd, scale: 0.3, window, soft_cap };
-            let n = 101;
-            let (q, k, v) = (wave(n, 4 * hd, 0.7), wave(n, 2 * hd, 0.3), wave(n, 2 * hd, 0.9));
-            let mut memory = Memory::new(2, hd);
-            memory.append(&k, &v, 0, n);
-            let all = attention(&q, &[Segment { row: 0, rows: n, memory: &memory }], &s);
-            for (a, b) in all.as_slice().iter().zip(naive(&q, &k, &v, &s).as_slice()) {
-                assert!((a - b).abs() < 1e-5, "{hd} {window:?}: {a} {b}");
+            for (format, bound) in
+                [(KeyValue::F32, 1e-5), (KeyValue::Bf16, 1e-2), (KeyValue::Int8, 2e-2), (KeyValue::Int4, 0.12)]
+            {
+                let s = AttentionShape { heads: 4, kv_heads: 2, head_dim: hd, scale: 0.3, window, soft_cap };
+                let n = 101;
+                let (q, k, v) = (wave(n, 4 * hd, 0.7), wave(n, 2 * hd, 0.3), wave(n, 2 * hd, 0.9));
+                let attend = |q: &Tensor, rows: usize, memory: &Memory| {
+                    let mut out = Tensor::default();
+                    attention(q, &[Segment { row: 0, rows, memory }], &s, &mut out);
+                    out
+                };
+                let mut memory = Memory::new(format, 2, hd);
+                memory.append(&k, &v, 0, n);
+                let all = attend(&q, n, &memory);
+                for (a, b) in all.as_slice().iter().zip(naive(&q, &k, &v, &s).as_slice()) {
+                    assert!((a - b).abs() < bound, "{format} {hd} {window:?}: {a} {b}");
+                }
+                let mut step = Memory::new(format, 2, hd);
+                for t in 0..n {
+                    step.append(&k, &v, t, t + 1);
+                    assert_eq!(attend(&q.select_rows(&[t]), 1, &step).as_slice(), all.row(t), "{format} position {t}");
+                }
+                step.truncate(50);
+                step.append(&k, &v, 50, 51);
+                assert_eq!(attend(&q.select_rows(&[50]), 1, &step).as_slice(), all.row(50));
             }
-            let mut step = Memory::new(2, hd);
-            for t in 0..n {
-                step.append(&k, &v, t, t + 1);
-                let one = attention(&q.select_rows(&[t]), &[Segment { row: 0, rows: 1, memory: &step }], &s);
-                assert_eq!(one.as_slice(), all.row(t), "position {t}");
-            }
-            step.truncate(50);
-            step.append(&k, &v, 50, 51);
-            let again = attention(&q.select_rows(&[50]), &[Segment { row: 0, rows: 1, memory: &step }], &s);
-            assert_eq!(again.as_slice(), all.row(50));
         }
     }
 }

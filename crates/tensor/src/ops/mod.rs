@@ -6,15 +6,17 @@
 mod activation;
 mod attention;
 mod loss;
-mod matmul;
+mod memory;
 mod norm;
+mod product;
 mod rope;
 mod stats;
 
 pub use activation::{Activation, add_bias, add_to, gate, scale, soft_cap};
-pub use attention::{AttentionShape, Memory, Segment, attention};
+pub use attention::{AttentionShape, Segment, attention};
+pub use memory::{KeyValue, Memory};
 pub use loss::{argmax, divergence, log_prob, top};
-pub use matmul::{matmul, matmul_naive};
 pub use norm::{NormKind, norm, norm_heads};
+pub use product::{Operand, Target, gated, matmul, matmul_naive, products};
 pub use rope::{Rotation, rope};
 pub use stats::{Gram, absolute_maxima, sum};

@@ -1,0 +1,156 @@
+//! The words of [`Lanes`] in AVX2 with FMA and F16C: each is said twice, for the lower and the upper eight lanes.
+
+use super::lanes::Lanes;
+use std::arch::x86_64::*;
+
+/// Sixteen lanes in two registers.
+pub struct Avx2;
+
+/// The bytes of one register, `which` of two.
+#[inline(always)]
+unsafe fn half(p: *const u8, which: usize) -> __m256i {
+    unsafe { _mm256_loadu_si256(p.add(32 * which).cast()) }
+}
+
+#[inline(always)]
+unsafe fn both<A: Copy, B>(a: [A; 2], f: impl Fn(A) -> B) -> [B; 2] {
+    [f(a[0]), f(a[1])]
+}
+
+// SAFETY: every function is a few instructions of AVX2, FMA and F16C on its arguments, and reads or writes what the
+// trait says.
+unsafe impl Lanes for Avx2 {
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Floats = [__m256; 2];
+    // Sums of two products of bytes are kept in 16 bits, which unsigned bytes beyond 127 would overflow.
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    unsafe fn bytes(p: *const u8) -> [__m256i; 2] {
+        unsafe { [half(p, 0), half(p, 1)] }
+    }
+    #[inline(always)]
+    unsafe fn and(b: [__m256i; 2], mask: u8) -> [__m256i; 2] {
+        unsafe { both(b, |v| _mm256_and_si256(v, _mm256_set1_epi8(mask as i8))) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn down<const N: u32>(b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { both(b, |v| _mm256_srl_epi32(v, _mm_cvtsi32_si128(N as i32))) }
+    }
+    #[inline(always)]
+    unsafe fn up<const N: u32>(b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { both(b, |v| _mm256_sll_epi32(v, _mm_cvtsi32_si128(N as i32))) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            both(b, |v| _mm256_shuffle_epi8(table, v))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: [__m256i; 2], w: [__m256i; 2], x: *const u8) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let sum = |w| _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+            [_mm256_add_epi32(acc[0], sum(w[0])), _mm256_add_epi32(acc[1], sum(w[1]))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_wide(acc: [__m256i; 2], w: [__m256i; 2], x: *const u8) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let sum = |w| {
+                let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+            };
+            [_mm256_add_epi32(acc[0], sum(w[0])), _mm256_add_epi32(acc[1], sum(w[1]))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_int(p: *const u8) -> [__m256i; 2] {
+        unsafe { [_mm256_set1_epi32(p.cast::<i32>().read_unaligned()); 2] }
+    }
+    #[inline(always)]
+    unsafe fn ints_up<const N: u32>(a: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { Self::up::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: [__m256i; 2]) -> [__m256; 2] {
+        unsafe { both(a, |v| _mm256_cvtepi32_ps(v)) }
+    }
+    #[inline(always)]
+    unsafe fn to_ints(a: [__m256; 2]) -> [__m256i; 2] {
+        unsafe { both(a, |v| _mm256_cvtps_epi32(v)) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> [__m256; 2] {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u8) -> [__m256; 2] {
+        unsafe { [_mm256_set1_ps(p.cast::<f32>().read_unaligned()); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, a: [__m256; 2]) {
+        unsafe {
+            _mm256_storeu_ps(p, a[0]);
+            _mm256_storeu_ps(p.add(8), a[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> [__m256; 2] {
+        unsafe { [0, 1].map(|i| _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * i).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn unsigned(p: *const u8) -> [__m256; 2] {
+        unsafe { [0, 1].map(|i| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn signed(p: *const u8) -> [__m256; 2] {
+        unsafe { [0, 1].map(|i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> ([__m256; 2], [__m256; 2]) {
+        unsafe {
+            let v = [0, 1].map(|i| _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())));
+            let low = both(v, |v| _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(15))));
+            (low, both(v, |v| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(v))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn negative_mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            [_mm256_fnmadd_ps(a[0], b[0], zero), _mm256_fnmadd_ps(a[1], b[1], zero)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn bf16_dot(acc: [__m256; 2], w: [__m256i; 2], x: *const u8) -> [__m256; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let high = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)));
+            let low = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+            let sum = |a, w| _mm256_fmadd_ps(low(w), low(x), _mm256_fmadd_ps(high(w), high(x), a));
+            [sum(acc[0], w[0]), sum(acc[1], w[1])]
+        }
+    }
+}

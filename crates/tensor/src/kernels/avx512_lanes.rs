@@ -1,0 +1,125 @@
+//! The words of [`Lanes`] in AVX-512 with VNNI; `BF16` says whether the products of brain floats are there too.
+
+use super::lanes::Lanes;
+use std::arch::x86_64::*;
+
+/// Sixteen lanes in one register.
+pub struct Avx512<const BF16: bool>;
+
+// SAFETY: every function is one or a few instructions of AVX-512 F, BW, VL, DQ, VNNI (and BF16 where asked for) on
+// its arguments, and reads or writes what the trait says.
+unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn bytes(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn and(b: __m512i, mask: u8) -> __m512i {
+        unsafe { _mm512_and_si512(b, _mm512_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn down<const N: u32>(b: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi32::<N>(b) }
+    }
+    #[inline(always)]
+    unsafe fn up<const N: u32>(b: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<N>(b) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], b: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), b) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, w: __m512i, x: *const u8) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn dot_wide(acc: __m512i, w: __m512i, x: *const u8) -> __m512i {
+        unsafe { Self::dot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_int(p: *const u8) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn ints_up<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn to_ints(a: __m512) -> __m512i {
+        unsafe { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u8) -> __m512 {
+        unsafe { _mm512_set1_ps(p.cast::<f32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, a: __m512) {
+        unsafe { _mm512_storeu_ps(p, a) }
+    }
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn unsigned(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn signed(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> (__m512, __m512) {
+        unsafe {
+            let v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let low = _mm512_and_si512(v, _mm512_set1_epi32(15));
+            (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn negative_mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_fnmadd_ps(a, b, _mm512_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_dot(acc: __m512, w: __m512i, x: *const u8) -> __m512 {
+        unsafe {
+            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+            if BF16 {
+                return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
+            }
+            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
+            let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
+            _mm512_fmadd_ps(low(w), low(x), _mm512_fmadd_ps(high(w), high(x), acc))
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The words of [`Lanes`] as plain loops: what every instruction set must agree with.
+
+use super::lanes::Lanes;
+use crate::grid::widen;
+
+/// Sixteen lanes as arrays. There is no fused multiply-add without an instruction for it, so floats differ from
+/// the other tables in the last bit.
+pub struct Generic;
+
+unsafe fn array<T: Copy, const N: usize>(p: *const u8) -> [T; N] {
+    // SAFETY: the caller says that so many bytes may be read; the types have no invalid patterns.
+    unsafe { p.cast::<[T; N]>().read_unaligned() }
+}
+
+// SAFETY: plain loops that read and write what the trait says.
+unsafe impl Lanes for Generic {
+    type Bytes = [u8; 64];
+    type Ints = [i32; 16];
+    type Floats = [f32; 16];
+    const SIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn bytes(p: *const u8) -> [u8; 64] {
+        unsafe { array(p) }
+    }
+    #[inline(always)]
+    unsafe fn and(b: [u8; 64], mask: u8) -> [u8; 64] {
+        b.map(|v| v & mask)
+    }
+    #[inline(always)]
+    unsafe fn or(a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn down<const N: u32>(b: [u8; 64]) -> [u8; 64] {
+        b.map(|v| v >> N)
+    }
+    #[inline(always)]
+    unsafe fn up<const N: u32>(b: [u8; 64]) -> [u8; 64] {
+        b.map(|v| v << N)
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], b: [u8; 64]) -> [u8; 64] {
+        b.map(|v| table[usize::from(v & 15)])
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: [i32; 16], w: [u8; 64], x: *const u8) -> [i32; 16] {
+        let x: [i8; 4] = unsafe { array(x) };
+        std::array::from_fn(|l| acc[l] + (0..4).map(|i| i32::from(w[4 * l + i]) * i32::from(x[i])).sum::<i32>())
+    }
+    #[inline(always)]
+    unsafe fn dot_wide(acc: [i32; 16], w: [u8; 64], x: *const u8) -> [i32; 16] {
+        unsafe { Self::dot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_int(p: *const u8) -> [i32; 16] {
+        [unsafe { p.cast::<i32>().read_unaligned() }; 16]
+    }
+    #[inline(always)]
+    unsafe fn ints_up<const N: u32>(a: [i32; 16]) -> [i32; 16] {
+        a.map(|v| v << N)
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: [i32; 16]) -> [f32; 16] {
+        a.map(|v| v as f32)
+    }
+    #[inline(always)]
+    unsafe fn to_ints(a: [f32; 16]) -> [i32; 16] {
+        a.map(|v| v as i32)
+    }
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 16] {
+        [0.0; 16]
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u8) -> [f32; 16] {
+        [unsafe { p.cast::<f32>().read_unaligned() }; 16]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 16] {
+        unsafe { array(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, a: [f32; 16]) {
+        unsafe { p.cast::<[f32; 16]>().write_unaligned(a) }
+    }
+    #[inline(always)]
+    unsafe fn halves(p: *const u8) -> [f32; 16] {
+        let v: [u16; 16] = unsafe { array(p) };
+        v.map(widen)
+    }
+    #[inline(always)]
+    unsafe fn unsigned(p: *const u8) -> [f32; 16] {
+        let v: [u8; 16] = unsafe { array(p) };
+        v.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn signed(p: *const u8) -> [f32; 16] {
+        let v: [i8; 16] = unsafe { array(p) };
+        v.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> ([f32; 16], [f32; 16]) {
+        let v: [u8; 16] = unsafe { array(p) };
+        (v.map(|v| f32::from(v & 15)), v.map(|v| f32::from(v >> 4)))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn negative_mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| -(a[i] * b[i]))
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn bf16_dot(acc: [f32; 16], w: [u8; 64], x: *const u8) -> [f32; 16] {
+        let x: [u8; 4] = unsafe { array(x) };
+        let float = |low: u8, high: u8| f32::from_bits(u32::from(low) << 16 | u32::from(high) << 24);
+        let (even, odd) = (float(x[0], x[1]), float(x[2], x[3]));
+        std::array::from_fn(|l| {
+            let second = float(w[4 * l + 2], w[4 * l + 3]) * odd + acc[l];
+            float(w[4 * l], w[4 * l + 1]) * even + second
+        })
+    }
+}

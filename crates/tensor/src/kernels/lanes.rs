@@ -1,0 +1,69 @@
+//! The vocabulary of an instruction set: sixteen lanes of floats and whole numbers, four bytes to a lane.
+//!
+//! Kernels over packed weights are written once in these words ([`super::tile`]); each instruction set says them in
+//! its own registers.
+
+/// Sixteen lanes.
+///
+/// # Safety
+/// Every function needs the processor's instructions that the implementing table was chosen for, and pointers that
+/// may be read (or written) for as many bytes as it says. None needs alignment beyond its element.
+pub(crate) unsafe trait Lanes {
+    /// 64 bytes, four to a lane.
+    type Bytes: Copy;
+    /// Sixteen whole numbers.
+    type Ints: Copy;
+    /// Sixteen floats.
+    type Floats: Copy;
+    /// Does [`Lanes::dot_wide`] take 128 from each weight?
+    const SIGNED: bool;
+
+    /// Reads 64 bytes.
+    unsafe fn bytes(p: *const u8) -> Self::Bytes;
+    /// The bits of every byte that `mask` keeps.
+    unsafe fn and(b: Self::Bytes, mask: u8) -> Self::Bytes;
+    /// The bits of both.
+    unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Every byte moved down by `N` bits; what comes from the neighbour is the caller's to mask.
+    unsafe fn down<const N: u32>(b: Self::Bytes) -> Self::Bytes;
+    /// Every byte moved up by `N` bits; what comes from the neighbour is the caller's to mask.
+    unsafe fn up<const N: u32>(b: Self::Bytes) -> Self::Bytes;
+    /// Looks every byte (0 to 15) up in a table.
+    unsafe fn lookup(table: &[u8; 16], b: Self::Bytes) -> Self::Bytes;
+    /// Adds to each lane the product of its four unsigned bytes of at most 127 with four signed bytes at `x`.
+    unsafe fn dot(acc: Self::Ints, w: Self::Bytes, x: *const u8) -> Self::Ints;
+    /// The same for bytes up to 255, or for those bytes less 128 where [`Lanes::SIGNED`].
+    unsafe fn dot_wide(acc: Self::Ints, w: Self::Bytes, x: *const u8) -> Self::Ints;
+    /// The four-byte number at `p` in every lane.
+    unsafe fn splat_int(p: *const u8) -> Self::Ints;
+    /// Moves every number up by `N` bits.
+    unsafe fn ints_up<const N: u32>(a: Self::Ints) -> Self::Ints;
+    /// To floats.
+    unsafe fn to_floats(a: Self::Ints) -> Self::Floats;
+    /// To whole numbers; the floats are whole.
+    unsafe fn to_ints(a: Self::Floats) -> Self::Ints;
+    /// Zeros.
+    unsafe fn zero() -> Self::Floats;
+    /// The float at `p` in every lane.
+    unsafe fn splat(p: *const u8) -> Self::Floats;
+    /// Reads sixteen floats.
+    unsafe fn load(p: *const f32) -> Self::Floats;
+    /// Writes sixteen floats.
+    unsafe fn store(p: *mut f32, a: Self::Floats);
+    /// Reads sixteen 16-bit floats.
+    unsafe fn halves(p: *const u8) -> Self::Floats;
+    /// Reads sixteen unsigned bytes.
+    unsafe fn unsigned(p: *const u8) -> Self::Floats;
+    /// Reads sixteen signed bytes.
+    unsafe fn signed(p: *const u8) -> Self::Floats;
+    /// Reads the low and the high halves of sixteen bytes.
+    unsafe fn nibbles(p: *const u8) -> (Self::Floats, Self::Floats);
+    /// `a * b`.
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `-(a * b)`.
+    unsafe fn negative_mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`, rounded once where the instruction set can.
+    unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// Adds to each lane the product of its two brain floats with the two at `x`: the second pair first.
+    unsafe fn bf16_dot(acc: Self::Floats, w: Self::Bytes, x: *const u8) -> Self::Floats;
+}

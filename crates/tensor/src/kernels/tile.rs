@@ -1,0 +1,443 @@
+//! Products of packed weights with packed inputs, written once in the words of [`Lanes`].
+//!
+//! A tile is `T` tokens against panels of [`LANES`] rows. Sums run over chunks in rising order and inside a chunk
+//! over its sub-blocks, whatever `T` is: a token's result does not depend on its neighbours.
+
+use super::lanes::Lanes;
+use crate::packed::form::{CHUNK, Codes, Form, LANES, Scales};
+
+/// The operands of a tile product.
+///
+/// For [`Form::Codes`] the inputs of a chunk are `[16][T][4]` signed bytes, `[CHUNK / sub][T]` four-byte offsets (whole
+/// numbers to start a sum from, or the sums of the inputs as floats where the form has minima) and `[T]` scales.
+/// For floats they are `[cols][T]` floats, or `[cols / 2][T][2]` brain floats.
+pub struct Tile {
+    /// How the weights lie.
+    pub form: Form,
+    /// First panel.
+    pub weights: *const u8,
+    /// Bytes from one panel to the next.
+    pub panel_bytes: usize,
+    /// Panels.
+    pub panels: usize,
+    /// Chunks of a panel; for floats, steps (columns, or pairs of them).
+    pub length: usize,
+    /// The packed inputs of the tile.
+    pub inputs: *const u8,
+    /// Tokens: one of the widths that the table lists.
+    pub width: usize,
+    /// `[panels][width][LANES]`; the product is added to it.
+    pub out: *mut f32,
+}
+
+/// The levels of IQ4_NL plus 128.
+const LEVELS: [u8; 16] = {
+    let mut levels = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        levels[i] = (crate::grid::IQ4_NL[i] as i16 + 128) as u8;
+        i += 1;
+    }
+    levels
+};
+
+/// Bytes of the inputs of one chunk for `T` tokens.
+pub const fn input_chunk(width: usize, sub: usize) -> usize {
+    width * (CHUNK + 4 * (CHUNK / sub) + 4)
+}
+
+/// Runs a tile whose form is floats.
+///
+/// # Safety
+/// The pointers hold what [`Tile`] says for `T` tokens.
+#[inline(always)]
+pub(crate) unsafe fn floats<V: Lanes, const T: usize>(tile: &Tile) {
+    for panel in 0..tile.panels {
+        // SAFETY: the caller's tile holds so many panels and sums.
+        unsafe {
+            let w = tile.weights.add(panel * tile.panel_bytes);
+            let out = tile.out.add(panel * T * LANES);
+            let mut acc = [V::zero(); T];
+            for t in 0..T {
+                acc[t] = V::load(out.add(t * LANES));
+            }
+            let x = tile.inputs;
+            match tile.form {
+                Form::Bf16 => {
+                    for k in 0..tile.length {
+                        let w = V::bytes(w.add(k * 64));
+                        for t in 0..T {
+                            acc[t] = V::bf16_dot(acc[t], w, x.add((k * T + t) * 4));
+                        }
+                    }
+                }
+                Form::F16 => {
+                    for k in 0..tile.length {
+                        let w = V::halves(w.add(k * 32));
+                        for t in 0..T {
+                            acc[t] = V::fma(V::splat(x.add((k * T + t) * 4)), w, acc[t]);
+                        }
+                    }
+                }
+                _ => {
+                    for k in 0..tile.length {
+                        let w = V::load(w.add(k * 64).cast());
+                        for t in 0..T {
+                            acc[t] = V::fma(V::splat(x.add((k * T + t) * 4)), w, acc[t]);
+                        }
+                    }
+                }
+            }
+            for t in 0..T {
+                V::store(out.add(t * LANES), acc[t]);
+            }
+        }
+    }
+}
+
+/// Scales and minima of the sub-blocks of a chunk.
+struct ChunkScales<V: Lanes> {
+    scale: [V::Floats; 4],
+    minimum: [V::Floats; 4],
+}
+
+/// Reads the scales of a chunk from its header and its span's.
+#[inline(always)]
+unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
+    codes: Codes,
+    span: *const u8,
+    chunk: *const u8,
+) -> ChunkScales<V> {
+    // SAFETY: the headers are as long as `Form` says.
+    unsafe {
+        let mut s = ChunkScales::<V> { scale: [V::zero(); 4], minimum: [V::zero(); 4] };
+        match codes.scales {
+            Scales::Halves => {
+                for i in 0..SUBS {
+                    s.scale[i] = V::halves(chunk.add(i * 32));
+                    if MIN {
+                        s.minimum[i] = V::halves(chunk.add((SUBS + i) * 32));
+                    }
+                }
+            }
+            Scales::Group(_) => {
+                s.scale = [V::halves(span); 4];
+                if MIN {
+                    s.minimum = [V::halves(span.add(32)); 4];
+                }
+            }
+            Scales::Steps => {
+                let d = V::halves(span);
+                for i in 0..SUBS {
+                    let p = chunk.add(i * 16);
+                    s.scale[i] = V::mul(d, if MIN { V::unsigned(p) } else { V::signed(p) });
+                }
+                if MIN {
+                    let m = V::halves(span.add(32));
+                    for i in 0..SUBS {
+                        s.minimum[i] = V::negative_mul(m, V::unsigned(chunk.add((SUBS + i) * 16)));
+                    }
+                }
+            }
+            Scales::Pairs => {
+                let (d, m) = (V::halves(span), V::halves(span.add(32)));
+                for i in 0..SUBS {
+                    let (step, minimum) = V::nibbles(chunk.add(i * 16));
+                    s.scale[i] = V::mul(d, step);
+                    s.minimum[i] = V::negative_mul(m, minimum);
+                }
+            }
+        }
+        s
+    }
+}
+
+/// The codes of step `STEP` (0 to 7) of a half chunk whose planes start at `p`.
+#[inline(always)]
+unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP: usize>(p: *const u8) -> V::Bytes {
+    // SAFETY: a half chunk holds `BITS * 64` bytes of planes.
+    unsafe {
+        let low = match BITS {
+            2 => two::<V, STEP, 0>(p),
+            3 => V::or(two::<V, STEP, 0>(p), one::<V, STEP, 2>(p.add(128))),
+            4 => four::<V, STEP>(p),
+            5 => V::or(four::<V, STEP>(p), one::<V, STEP, 4>(p.add(256))),
+            6 => V::or(four::<V, STEP>(p), two::<V, STEP, 4>(p.add(256))),
+            7 => V::or(V::or(four::<V, STEP>(p), two::<V, STEP, 4>(p.add(256))), one::<V, STEP, 6>(p.add(384))),
+            _ => V::bytes(p.add(64 * STEP)),
+        };
+        if TABLE { V::lookup(&LEVELS, low) } else { low }
+    }
+}
+
+/// The low four bits of a step.
+#[inline(always)]
+unsafe fn four<V: Lanes, const STEP: usize>(p: *const u8) -> V::Bytes {
+    // SAFETY: as in `step_codes`.
+    unsafe {
+        let v = V::bytes(p.add(64 * (STEP / 2)));
+        V::and(if STEP.is_multiple_of(2) { v } else { V::down::<4>(v) }, 15)
+    }
+}
+
+/// Two bits of a step, moved to the bits from `AT` (0 or 4) on.
+#[inline(always)]
+unsafe fn two<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::Bytes {
+    // SAFETY: as in `step_codes`.
+    unsafe {
+        let v = V::bytes(p.add(64 * (STEP / 4)));
+        let v = match (AT, STEP % 4) {
+            (0, 0) | (4, 2) => v,
+            (0, 1) | (4, 3) => V::down::<2>(v),
+            (0, 2) => V::down::<4>(v),
+            (0, _) => V::down::<6>(v),
+            (_, 0) => V::up::<4>(v),
+            _ => V::up::<2>(v),
+        };
+        V::and(v, 3 << AT)
+    }
+}
+
+/// One bit of a step, moved to bit `AT`.
+#[inline(always)]
+unsafe fn one<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::Bytes {
+    // SAFETY: as in `step_codes`.
+    unsafe {
+        let v = V::bytes(p);
+        let v = match STEP as isize - AT as isize {
+            -6 => V::up::<6>(v),
+            -5 => V::up::<5>(v),
+            -4 => V::up::<4>(v),
+            -3 => V::up::<3>(v),
+            -2 => V::up::<2>(v),
+            -1 => V::up::<1>(v),
+            0 => v,
+            1 => V::down::<1>(v),
+            2 => V::down::<2>(v),
+            3 => V::down::<3>(v),
+            4 => V::down::<4>(v),
+            _ => V::down::<5>(v),
+        };
+        V::and(v, 1 << AT)
+    }
+}
+
+/// Runs a tile whose form is codes of `BITS` bits in sub-blocks of `SUB` columns.
+///
+/// # Safety
+/// The pointers hold what [`Tile`] says for `T` tokens, and `tile.form` is the form that the constants tell.
+#[inline(always)]
+pub(crate) unsafe fn codes<
+    V: Lanes,
+    const T: usize,
+    const BITS: usize,
+    const TABLE: bool,
+    const SUB: usize,
+    const MIN: bool,
+>(
+    tile: &Tile,
+) {
+    let Form::Codes(form) = tile.form else { return };
+    let (span, span_header) = (tile.form.span(), tile.form.span_header());
+    let header = tile.form.chunk_header();
+    for panel in 0..tile.panels {
+        // SAFETY: the caller's tile holds so many panels, chunks and sums.
+        unsafe {
+            let out = tile.out.add(panel * T * LANES);
+            let mut acc = [V::zero(); T];
+            for t in 0..T {
+                acc[t] = V::load(out.add(t * LANES));
+            }
+            let mut w = tile.weights.add(panel * tile.panel_bytes);
+            let mut x = tile.inputs;
+            let mut left = tile.length;
+            while left > 0 {
+                let shared = w;
+                w = w.add(span_header);
+                for _ in 0..span.min(left) {
+                    chunk::<V, T, BITS, TABLE, SUB, MIN>(form, shared, w, header, x, &mut acc);
+                    w = w.add(header + BITS * 128);
+                    x = x.add(input_chunk(T, SUB));
+                }
+                left -= span.min(left);
+            }
+            for t in 0..T {
+                V::store(out.add(t * LANES), acc[t]);
+            }
+        }
+    }
+}
+
+/// One chunk of one panel.
+#[inline(always)]
+unsafe fn chunk<
+    V: Lanes,
+    const T: usize,
+    const BITS: usize,
+    const TABLE: bool,
+    const SUB: usize,
+    const MIN: bool,
+>(
+    form: Codes,
+    span: *const u8,
+    w: *const u8,
+    header: usize,
+    x: *const u8,
+    acc: &mut [V::Floats; T],
+) {
+    let wide = BITS == 8 || TABLE;
+    // SAFETY: offsets stay inside the chunk and its inputs.
+    unsafe {
+        let s = if SUB == 16 { scales::<V, 4, MIN>(form, span, w) } else { scales::<V, 2, MIN>(form, span, w) };
+        let planes = w.add(header);
+        let offsets = x.add(CHUNK * T);
+        let mut part = [V::zero(); T];
+        // Steps are constants, so that every shift is one.
+        macro_rules! sub_block {
+            ($sub:expr, $half:expr, $($step:literal)*) => {{
+                let offsets = offsets.add($sub * T * 4);
+                let mut dots = start::<V, T, MIN>(offsets, wide);
+                let planes = planes.add($half * BITS * 64);
+                $(
+                    let codes = step_codes::<V, BITS, TABLE, $step>(planes);
+                    let x = x.add(($half * 8 + $step) * T * 4);
+                    for t in 0..T {
+                        let x = x.add(t * 4);
+                        dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
+                    }
+                )*
+                for t in 0..T {
+                    part[t] = V::fma(V::to_floats(dots[t]), s.scale[$sub], part[t]);
+                }
+                if MIN {
+                    for t in 0..T {
+                        part[t] = V::fma(V::splat(offsets.add(t * 4)), s.minimum[$sub], part[t]);
+                    }
+                }
+            }};
+        }
+        if SUB == 32 {
+            sub_block!(0, 0, 0 1 2 3 4 5 6 7);
+            sub_block!(1, 1, 0 1 2 3 4 5 6 7);
+        } else {
+            sub_block!(0, 0, 0 1 2 3);
+            sub_block!(1, 0, 4 5 6 7);
+            sub_block!(2, 1, 0 1 2 3);
+            sub_block!(3, 1, 4 5 6 7);
+        }
+        let factors = offsets.add(CHUNK / SUB * T * 4);
+        for t in 0..T {
+            acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
+        }
+    }
+}
+
+/// What the whole-number sums of a sub-block start from.
+#[inline(always)]
+unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, wide: bool) -> [V::Ints; T] {
+    // SAFETY: `T` offsets of four bytes.
+    unsafe {
+        let mut dots = [V::to_ints(V::zero()); T];
+        for t in 0..T {
+            let at = offsets.add(t * 4);
+            if !MIN {
+                dots[t] = V::splat_int(at);
+            } else if wide && V::SIGNED {
+                dots[t] = V::ints_up::<7>(V::to_ints(V::splat(at)));
+            }
+        }
+        dots
+    }
+}
+
+/// Compiles every tile for an instruction set: `run(&Tile)` picks form and width.
+macro_rules! tiles {
+    ($lanes:ty, $($features:literal,)? floats [$($f:literal)*], codes [$($c:literal)*]) => {
+        /// Runs a tile.
+        ///
+        /// # Safety
+        /// The pointers hold what [`crate::kernels::Tile`] says, and the width is one that the table lists.
+        unsafe fn tile(tile: &crate::kernels::Tile) {
+            use crate::{kernels::tile as once, packed::form::{Codes, Form}};
+            $(#[target_feature(enable = $features)])?
+            unsafe fn floats<const T: usize>(tile: &crate::kernels::Tile) {
+                // SAFETY: the caller's.
+                unsafe { once::floats::<$lanes, T>(tile) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn codes<const T: usize, const BITS: usize, const TABLE: bool, const SUB: usize, const MIN: bool>(
+                tile: &crate::kernels::Tile,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { once::codes::<$lanes, T, BITS, TABLE, SUB, MIN>(tile) }
+            }
+            unsafe fn coded<const T: usize>(tile: &crate::kernels::Tile, form: Codes) {
+                // SAFETY: the constants are those of the form.
+                unsafe {
+                    match (form.bits, form.table, form.sub, form.minimum) {
+                        (4, true, ..) => codes::<T, 4, true, 32, false>(tile),
+                        (2, _, 16, _) => codes::<T, 2, false, 16, true>(tile),
+                        (3, _, 16, _) => codes::<T, 3, false, 16, false>(tile),
+                        (6, _, 16, _) => codes::<T, 6, false, 16, false>(tile),
+                        (2, _, _, false) => codes::<T, 2, false, 32, false>(tile),
+                        (3, _, _, false) => codes::<T, 3, false, 32, false>(tile),
+                        (4, _, _, false) => codes::<T, 4, false, 32, false>(tile),
+                        (5, _, _, false) => codes::<T, 5, false, 32, false>(tile),
+                        (6, _, _, false) => codes::<T, 6, false, 32, false>(tile),
+                        (7, _, _, false) => codes::<T, 7, false, 32, false>(tile),
+                        (8, _, _, false) => codes::<T, 8, false, 32, false>(tile),
+                        (2, _, _, true) => codes::<T, 2, false, 32, true>(tile),
+                        (3, _, _, true) => codes::<T, 3, false, 32, true>(tile),
+                        (4, _, _, true) => codes::<T, 4, false, 32, true>(tile),
+                        (5, _, _, true) => codes::<T, 5, false, 32, true>(tile),
+                        (6, _, _, true) => codes::<T, 6, false, 32, true>(tile),
+                        (7, _, _, true) => codes::<T, 7, false, 32, true>(tile),
+                        _ => codes::<T, 8, false, 32, true>(tile),
+                    }
+                }
+            }
+            // SAFETY: the caller's tile has the width that the constant tells.
+            unsafe {
+                match tile.form {
+                    Form::Codes(form) => match tile.width {
+                        $($c => coded::<$c>(tile, form),)*
+                        width => unreachable!("a tile of {width} tokens"),
+                    },
+                    _ => match tile.width {
+                        $($f => floats::<$f>(tile),)*
+                        width => unreachable!("a tile of {width} tokens"),
+                    },
+                }
+            }
+        }
+        fn spin(what: crate::kernels::Arithmetic, turns: usize) -> f32 {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(what: crate::kernels::Arithmetic, turns: usize) -> f32 {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::kernels::peak::spin::<$lanes>(what, turns) }
+            }
+            // SAFETY: as above.
+            unsafe { inner(what, turns) }
+        }
+        fn read(bytes: &[u8]) -> f32 {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(p: *const u8, len: usize) -> f32 {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::kernels::peak::read::<$lanes>(p, len) }
+            }
+            // SAFETY: as above; the length is rounded down to whole turns.
+            unsafe { inner(bytes.as_ptr(), bytes.len() / 512 * 512) }
+        }
+        pub(super) const TILES: crate::kernels::Tiles = crate::kernels::Tiles {
+            run: tile,
+            float_widths: FLOAT_WIDTHS,
+            code_widths: CODE_WIDTHS,
+            signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
+            spin,
+            read,
+        };
+        const FLOAT_WIDTHS: &[usize] = &[$($f),*];
+        const CODE_WIDTHS: &[usize] = &[$($c),*];
+    };
+}
+pub(crate) use tiles;

@@ -1,0 +1,304 @@
+//! Keys and values of past positions, in the layout that attention multiplies.
+//!
+//! Positions are kept in chunks of [`CHUNK`]. Per chunk and head, float formats hold the keys as panels of positions
+//! (`[CHUNK / LANES][head_dim][LANES]`, pairs of channels together for brain floats) and the values as panels of
+//! channels (`[head_dim / LANES][CHUNK][LANES]`, pairs of positions together). Rounded formats hold position after
+//! position in groups of [`GROUP`] channels, and are widened to brain floats chunk by chunk when they are read.
+
+use crate::{
+    Tensor,
+    grid::widen,
+    packed::{Form, brain, form::LANES},
+    threads::{self, Shared},
+};
+use half::f16;
+use std::fmt;
+
+/// Positions that are attended together, counted from the first of the text.
+pub(super) const CHUNK: usize = 64;
+/// Channels that share a scale in the rounded formats.
+const GROUP: usize = 32;
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum KeyValue {
+    /// 32-bit floats: attention is exact.
+    #[default]
+    F32,
+    /// Brain floats.
+    Bf16,
+    /// 8 bits in groups of 32 channels.
+    Int8,
+    /// 4 bits in groups of 32 channels with a minimum.
+    Int4,
+}
+
+impl KeyValue {
+    /// All, by falling size.
+    pub const ALL: [KeyValue; 4] = [KeyValue::F32, KeyValue::Bf16, KeyValue::Int8, KeyValue::Int4];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KeyValue::F32 => "f32",
+            KeyValue::Bf16 => "bf16",
+            KeyValue::Int8 => "int8",
+            KeyValue::Int4 => "int4",
+        }
+    }
+
+    /// The format in which products with it run.
+    pub(super) fn form(self) -> Form {
+        if self == KeyValue::F32 { Form::F32 } else { Form::Bf16 }
+    }
+
+    /// Bytes of one position of one head, keys or values.
+    fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            KeyValue::F32 | KeyValue::Bf16 => 0,
+            KeyValue::Int8 => head_dim + 2 * head_dim.div_ceil(GROUP),
+            KeyValue::Int4 => head_dim.div_ceil(2) + 4 * head_dim.div_ceil(GROUP),
+        }
+    }
+}
+
+impl fmt::Display for KeyValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Sizes of the panels of one head and chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Panels {
+    /// How they are multiplied.
+    pub form: Form,
+    head_dim: usize,
+}
+
+impl Panels {
+    /// Bytes of a panel of keys.
+    pub fn key_panel(self) -> usize {
+        self.key_steps() * 64
+    }
+
+    /// Steps of a product with keys: channels, or pairs of them.
+    pub fn key_steps(self) -> usize {
+        if self.form == Form::F32 { self.head_dim } else { self.head_dim.div_ceil(2) }
+    }
+
+    /// Bytes of a panel of values.
+    pub fn value_panel(self) -> usize {
+        self.value_steps() * 64
+    }
+
+    /// Steps of a product with values: positions, or pairs of them.
+    pub fn value_steps(self) -> usize {
+        if self.form == Form::F32 { CHUNK } else { CHUNK / 2 }
+    }
+
+    /// Panels of values.
+    pub fn slices(self) -> usize {
+        self.head_dim.div_ceil(LANES)
+    }
+
+    fn keys(self) -> usize {
+        CHUNK / LANES * self.key_panel()
+    }
+
+    fn bytes(self) -> usize {
+        self.keys() + self.slices() * self.value_panel()
+    }
+
+    /// Where in the panels channel `c` of the key at `position` of the chunk lies.
+    fn key_at(self, position: usize, c: usize) -> usize {
+        let panel = position / LANES * self.key_panel();
+        let lane = position % LANES;
+        panel + if self.form == Form::F32 { 4 * (c * LANES + lane) } else { 4 * (c / 2 * LANES + lane) + 2 * (c % 2) }
+    }
+
+    /// Where in the panels channel `c` of the value at `position` of the chunk lies.
+    fn value_at(self, position: usize, c: usize) -> usize {
+        let panel = self.keys() + c / LANES * self.value_panel();
+        let (lane, p) = (c % LANES, position);
+        panel + if self.form == Form::F32 { 4 * (p * LANES + lane) } else { 4 * (p / 2 * LANES + lane) + 2 * (p % 2) }
+    }
+
+    fn put(self, out: &mut [u8], at: usize, v: f32) {
+        if self.form == Form::F32 {
+            out[at..at + 4].copy_from_slice(&v.to_le_bytes());
+        } else {
+            out[at..at + 2].copy_from_slice(&brain(v).to_le_bytes());
+        }
+    }
+
+    /// Writes the key and the value of a position.
+    fn write(self, out: &mut [u8], position: usize, key: &[f32], value: &[f32]) {
+        for (c, v) in key.iter().enumerate() {
+            self.put(out, self.key_at(position, c), *v);
+        }
+        for (c, v) in value.iter().enumerate() {
+            self.put(out, self.value_at(position, c), *v);
+        }
+    }
+}
+
+/// Keys and values of one sequence in one block.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    format: KeyValue,
+    kv_heads: usize,
+    head_dim: usize,
+    len: usize,
+    /// `[chunks][kv_heads]` blocks of [`Memory::block_bytes`].
+    data: Vec<u8>,
+}
+
+impl Memory {
+    /// An empty memory.
+    pub fn new(format: KeyValue, kv_heads: usize, head_dim: usize) -> Memory {
+        Memory { format, kv_heads, head_dim, len: 0, data: Vec::new() }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Does it hold nothing?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Makes room for so many positions in all, so that none is made while they come.
+    pub fn reserve(&mut self, positions: usize) {
+        let bytes = positions.div_ceil(CHUNK) * self.kv_heads * self.block_bytes();
+        self.data.reserve_exact(bytes.saturating_sub(self.data.len()));
+    }
+
+    /// Forgets every position from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        self.len = len;
+        self.data.truncate(len.div_ceil(CHUNK) * self.kv_heads * self.block_bytes());
+    }
+
+    /// Bytes held.
+    pub fn size_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    pub(super) fn panels(&self) -> Panels {
+        Panels { form: self.format.form(), head_dim: self.head_dim }
+    }
+
+    /// Bytes of one head in one chunk.
+    fn block_bytes(&self) -> usize {
+        match self.format {
+            KeyValue::F32 | KeyValue::Bf16 => self.panels().bytes(),
+            rounded => 2 * CHUNK * rounded.row_bytes(self.head_dim),
+        }
+    }
+
+    /// Appends rows `from..to` of keys and values, both `[tokens, kv_heads * head_dim]`.
+    pub fn append(&mut self, keys: &Tensor, values: &Tensor, from: usize, to: usize) {
+        let (hd, block, heads) = (self.head_dim, self.block_bytes(), self.kv_heads);
+        let end = self.len + to - from;
+        self.data.resize(end.div_ceil(CHUNK) * heads * block, 0);
+        let (format, panels, len) = (self.format, self.panels(), self.len);
+        let shared = Shared::new(&mut self.data);
+        let head = |head: usize| {
+            for row in from..to {
+                let position = len + row - from;
+                // SAFETY: `data` holds every chunk up to `end`; this task alone writes this head's blocks.
+                let out = unsafe { shared.slice((position / CHUNK * heads + head) * block, block) };
+                let (key, value) = (&keys.row(row)[head * hd..][..hd], &values.row(row)[head * hd..][..hd]);
+                let p = position % CHUNK;
+                let width = format.row_bytes(hd);
+                match format {
+                    KeyValue::F32 | KeyValue::Bf16 => panels.write(out, p, key, value),
+                    KeyValue::Int8 | KeyValue::Int4 => {
+                        round_row(format, key, &mut out[p * width..(p + 1) * width]);
+                        round_row(format, value, &mut out[(CHUNK + p) * width..(CHUNK + p + 1) * width]);
+                    }
+                }
+            }
+        };
+        if to - from < 8 { (0..heads).for_each(head) } else { threads::each(heads, &head) }
+        self.len = end;
+    }
+
+    /// The panels of one head in one chunk: keys, then values. `scratch` holds them where they must be widened.
+    pub(super) fn chunk<'a>(&'a self, chunk: usize, head: usize, scratch: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
+        let block = self.block_bytes();
+        let data = &self.data[(chunk * self.kv_heads + head) * block..][..block];
+        let panels = self.panels();
+        if matches!(self.format, KeyValue::F32 | KeyValue::Bf16) {
+            return data.split_at(panels.keys());
+        }
+        let width = self.format.row_bytes(self.head_dim);
+        scratch.clear();
+        scratch.resize(panels.bytes(), 0);
+        let (mut key, mut value) = ([0f32; 1024], [0f32; 1024]);
+        for p in 0..CHUNK.min(self.len - chunk * CHUNK) {
+            let (key, value) = (&mut key[..self.head_dim], &mut value[..self.head_dim]);
+            widen_row(self.format, &data[p * width..(p + 1) * width], key);
+            widen_row(self.format, &data[(CHUNK + p) * width..(CHUNK + p + 1) * width], value);
+            panels.write(scratch, p, key, value);
+        }
+        scratch.split_at(panels.keys())
+    }
+}
+
+/// Rounds a row to groups: the scale (and the minimum) as 16-bit floats, then the codes.
+fn round_row(format: KeyValue, x: &[f32], out: &mut [u8]) {
+    let wide = format == KeyValue::Int8;
+    let mut at = 0;
+    for x in x.chunks(GROUP) {
+        let low = x.iter().fold(f32::INFINITY, |a, b| a.min(*b));
+        let high = x.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let (scale, base) = if wide { (high.max(-low) / 127.0, 0.0) } else { ((high - low) / 15.0, low) };
+        let (scale, base) = (f16::from_f32(scale), f16::from_f32(base));
+        out[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        at += 2;
+        let scale = scale.to_f32();
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        if wide {
+            for (o, v) in out[at..].iter_mut().zip(x) {
+                *o = (v * inverse).round_ties_even() as i8 as u8;
+            }
+            at += x.len();
+        } else {
+            out[at..at + 2].copy_from_slice(&base.to_le_bytes());
+            at += 2;
+            let code = |v: f32| ((v - base.to_f32()) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
+            for (o, pair) in out[at..].iter_mut().zip(x.chunks(2)) {
+                *o = code(pair[0]) | pair.get(1).map_or(0, |v| code(*v)) << 4;
+            }
+            at += x.len().div_ceil(2);
+        }
+    }
+}
+
+/// Reads a row back.
+fn widen_row(format: KeyValue, bytes: &[u8], out: &mut [f32]) {
+    let half = |at: usize| widen(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let mut at = 0;
+    for out in out.chunks_mut(GROUP) {
+        let scale = half(at);
+        if format == KeyValue::Int8 {
+            for (o, b) in out.iter_mut().zip(&bytes[at + 2..]) {
+                *o = scale * f32::from(*b as i8);
+            }
+            at += 2 + out.len();
+        } else {
+            let base = half(at + 2);
+            for (i, o) in out.iter_mut().enumerate() {
+                *o = scale * f32::from(bytes[at + 4 + i / 2] >> (4 * (i % 2)) & 15) + base;
+            }
+            at += 4 + out.len().div_ceil(2);
+        }
+    }
+}

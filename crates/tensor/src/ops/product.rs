@@ -1,0 +1,374 @@
+//! Products of activations with weights, packed or as they are stored.
+//!
+//! A weight that is not packed is decoded to floats panel by panel and multiplied in `f32`: what its storage says,
+//! exactly. A packed one is multiplied as its form says, its inputs rounded to match.
+
+use super::Activation;
+use crate::{
+    Linear, Tensor, Weight,
+    kernels::{Tile, kernels},
+    packed::{Form, InputKind, Inputs, Span, form::LANES},
+    threads::{self, Shared},
+};
+use std::cell::RefCell;
+
+/// The input of products: its values, and what the products' kernels read, made once for all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Operand {
+    x: Tensor,
+    packed: Vec<Inputs>,
+    fresh: usize,
+}
+
+impl Operand {
+    /// An input with these values.
+    pub fn new(x: Tensor) -> Operand {
+        Operand { x, packed: Vec::new(), fresh: 0 }
+    }
+
+    /// The values, `[tokens, inputs]`.
+    pub fn values(&self) -> &Tensor {
+        &self.x
+    }
+
+    /// The values, to be written anew.
+    pub fn values_mut(&mut self) -> &mut Tensor {
+        self.fresh = 0;
+        &mut self.x
+    }
+
+    /// Makes what kernels of that kind read, unless it is there.
+    fn prepare(&mut self, kind: InputKind) {
+        if self.packed[..self.fresh].iter().any(|p| p.kind() == Some(kind)) {
+            return;
+        }
+        // Memory that held this kind before fits best.
+        let at = self.packed[self.fresh..].iter().position(|p| p.kind() == Some(kind)).map(|i| i + self.fresh);
+        let at = at.unwrap_or(self.fresh);
+        if at == self.packed.len() {
+            self.packed.push(Inputs::default());
+        }
+        self.packed.swap(at, self.fresh);
+        self.packed[self.fresh].pack(&self.x, kind, kernels());
+        self.fresh += 1;
+    }
+
+    fn inputs(&self, kind: InputKind) -> Option<&Inputs> {
+        self.packed[..self.fresh].iter().find(|p| p.kind() == Some(kind))
+    }
+}
+
+/// Where a product goes.
+pub struct Target<'a> {
+    /// The map.
+    pub linear: &'a Linear,
+    /// Its output, `[tokens, outputs]`.
+    pub out: &'a mut Tensor,
+    /// Is the product added to what `out` holds?
+    pub add: bool,
+}
+
+/// Applies linear maps to one input.
+///
+/// # Panics
+/// If the inner sizes differ, or `out` to be added to has another shape, which is the caller's fault.
+pub fn products(x: &mut Operand, targets: &mut [Target<'_>]) {
+    let tokens = x.x.rows();
+    let mut jobs = Vec::with_capacity(targets.len());
+    for target in targets.iter_mut() {
+        let linear = target.linear;
+        assert_eq!(x.x.cols(), linear.weight.cols(), "inner sizes of a product");
+        if target.add {
+            assert_eq!((tokens, linear.weight.rows()), (target.out.rows(), target.out.cols()), "shape of a sum");
+        } else {
+            target.out.reset(tokens, linear.weight.rows());
+        }
+        let source = Source::of(&linear.weight);
+        x.prepare(source.kind());
+        jobs.push((source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()), target.add));
+    }
+    let x = &*x;
+    let cut = Cut::new(tokens, jobs.iter().map(|j| &j.0));
+    cut.each(&|job, first, panels| {
+        let (source, bias, out, add) = &jobs[job];
+        let Some(inputs) = x.inputs(source.kind()) else { return };
+        SCRATCH.with_borrow_mut(|s| {
+            source.decode(first, panels, &mut s.decode);
+            for span in inputs.spans() {
+                source.run(inputs, span, first, panels, &s.decode.panels, &mut s.first);
+                for p in 0..panels {
+                    let row = (first + p) * LANES;
+                    let rows = LANES.min(source.rows() - row);
+                    for t in 0..span.tokens {
+                        let y = &s.first[(p * span.width + t) * LANES..][..rows];
+                        // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
+                        let out = unsafe { out.slice((span.first + t) * source.rows() + row, rows) };
+                        let bias = bias.map(|b| &b[row..row + rows]);
+                        emit(y, bias, *add, out);
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// Writes sums with their bias.
+fn emit(y: &[f32], bias: Option<&[f32]>, add: bool, out: &mut [f32]) {
+    for (i, (o, y)) in out.iter_mut().zip(y).enumerate() {
+        let y = y + bias.map_or(0.0, |b| b[i]);
+        *o = if add { *o + y } else { y };
+    }
+}
+
+/// `out = activation(gate(x)) * up(x)`, without either product in memory.
+///
+/// # Panics
+/// If sizes differ, which is the caller's fault.
+pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear, out: &mut Tensor) {
+    assert!(x.x.cols() == gate.weight.cols() && x.x.cols() == up.weight.cols(), "inner sizes of a product");
+    assert_eq!(gate.weight.rows(), up.weight.rows(), "outputs of gate and up");
+    let rows = gate.weight.rows();
+    out.reset(x.x.rows(), rows);
+    let sources = [Source::of(&gate.weight), Source::of(&up.weight)];
+    sources.iter().for_each(|s| x.prepare(s.kind()));
+    let shared = Shared::new(out.as_mut_slice());
+    let x = &*x;
+    Cut::new(x.x.rows(), sources[..1].iter()).each(&|_, first, panels| {
+        let inputs = sources.each_ref().map(|s| x.inputs(s.kind()));
+        let [Some(left), Some(right)] = inputs else { return };
+        SCRATCH.with_borrow_mut(|s| {
+            let Scratch { decode, decode_second, first: a, second: b } = s;
+            sources[0].decode(first, panels, decode);
+            sources[1].decode(first, panels, decode_second);
+            for (span, other) in left.spans().iter().zip(right.spans()) {
+                sources[0].run(left, span, first, panels, &decode.panels, a);
+                sources[1].run(right, other, first, panels, &decode_second.panels, b);
+                for p in 0..panels {
+                    let row = (first + p) * LANES;
+                    let len = LANES.min(rows - row);
+                    for t in 0..span.tokens {
+                        let g = &mut a[(p * span.width + t) * LANES..][..len];
+                        let u = &mut b[(p * other.width + t) * LANES..][..len];
+                        add_slice(g, gate.bias.as_ref().map(|b| &b[row..row + len]));
+                        add_slice(u, up.bias.as_ref().map(|b| &b[row..row + len]));
+                        activation.apply_slice(g);
+                        // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
+                        let out = unsafe { shared.slice((span.first + t) * rows + row, len) };
+                        out.iter_mut().zip(g.iter().zip(&*u)).for_each(|(o, (g, u))| *o = g * u);
+                    }
+                }
+            }
+        });
+    });
+}
+
+fn add_slice(x: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
+}
+
+/// `y = x W^T`: `[tokens, inputs]` and `[outputs, inputs]` give `[tokens, outputs]`.
+///
+/// Each output is one sum in rising input order with `f32` accumulation, whatever the batch.
+///
+/// # Panics
+/// If the inner sizes differ, which is the caller's fault.
+pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
+    let linear = Linear::new(w.clone());
+    let mut y = Tensor::default();
+    products(&mut Operand::new(x.clone()), &mut [Target { linear: &linear, out: &mut y, add: false }]);
+    y
+}
+
+/// The rows of a weight as panels.
+enum Source<'a> {
+    Packed(&'a crate::packed::Packed),
+    Stored(&'a Weight),
+}
+
+impl<'a> Source<'a> {
+    fn of(weight: &'a Weight) -> Source<'a> {
+        match weight {
+            Weight::Packed(packed) => Source::Packed(packed),
+            other => Source::Stored(other),
+        }
+    }
+
+    fn form(&self) -> Form {
+        match self {
+            Source::Packed(p) => p.form(),
+            Source::Stored(_) => Form::F32,
+        }
+    }
+
+    fn kind(&self) -> InputKind {
+        InputKind::of(self.form(), kernels())
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Source::Packed(p) => p.rows(),
+            Source::Stored(w) => w.rows(),
+        }
+    }
+
+    fn panel_bytes(&self) -> usize {
+        match self {
+            Source::Packed(p) => p.panel_bytes(),
+            Source::Stored(w) => 4 * LANES * w.cols(),
+        }
+    }
+
+    /// Decodes the panels of a weight that is not packed.
+    fn decode(&self, first: usize, panels: usize, scratch: &mut Decode) {
+        let Source::Stored(w) = self else { return };
+        let cols = w.cols();
+        scratch.rows.resize(LANES * cols, 0.0);
+        scratch.panels.resize(panels * LANES * cols, 0.0);
+        for p in 0..panels {
+            let row = (first + p) * LANES;
+            let rows = LANES.min(w.rows() - row);
+            for r in 0..rows {
+                w.decode_row(row + r, &mut scratch.rows[r * cols..(r + 1) * cols]);
+            }
+            let panel = &mut scratch.panels[p * LANES * cols..(p + 1) * LANES * cols];
+            let rows = bytemuck::cast_slice(&scratch.rows[..rows * cols]);
+            (kernels().pack_panel)(crate::Storage::F32, cols, rows, bytemuck::cast_slice_mut(panel));
+        }
+    }
+
+    /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out`.
+    fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        out.resize(panels * span.width * LANES, 0.0);
+        let (weights, length) = match self {
+            Source::Packed(p) => (p.panel(first), p.length()),
+            Source::Stored(w) => (decoded.as_ptr().cast(), w.cols()),
+        };
+        let tile = Tile {
+            form: self.form(),
+            weights,
+            panel_bytes: self.panel_bytes(),
+            panels,
+            length,
+            inputs: inputs.tile(span),
+            width: span.width,
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the weight holds `panels` panels from `first` on, the inputs a tile of this width and kind, and
+        // `out` a sum for every token and lane.
+        unsafe { (kernels().tiles.run)(&tile) }
+    }
+}
+
+/// What a worker uses again from task to task.
+#[derive(Default)]
+struct Scratch {
+    decode: Decode,
+    decode_second: Decode,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Decode {
+    rows: Vec<f32>,
+    panels: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Products cut into tasks of neighbouring panels.
+struct Cut {
+    /// Panels of each product, and of each of its tasks.
+    jobs: Vec<(usize, usize)>,
+    /// Are there so few multiplications that no other worker should hear of them?
+    small: bool,
+}
+
+/// Bytes of weights that stay in the second-level cache while all tokens pass over them.
+const RESIDENT: usize = 256 << 10;
+/// Products of fewer multiplications are done before another worker has heard of them.
+const SMALL: usize = 1 << 15;
+/// Tasks per worker: so many that the last ones end together.
+const TASKS: usize = 6;
+
+impl Cut {
+    fn new<'a>(tokens: usize, sources: impl Iterator<Item = &'a Source<'a>>) -> Cut {
+        let mut work = 0;
+        let jobs = sources.map(|s| {
+            let panels = s.rows().div_ceil(LANES);
+            work += tokens * panels * s.panel_bytes();
+            let fair = panels.div_ceil(threads::count() * TASKS);
+            (panels, (RESIDENT / s.panel_bytes().max(1)).clamp(1, 16).min(fair.max(1)))
+        });
+        let jobs = jobs.collect();
+        Cut { jobs, small: work < SMALL }
+    }
+
+    /// Runs `task(job, first panel, panels)` for every task.
+    fn each(&self, task: &(dyn Fn(usize, usize, usize) + Sync)) {
+        let tasks: usize = self.jobs.iter().map(|(panels, group)| panels.div_ceil(*group)).sum();
+        let run = |mut i: usize| {
+            for (job, (panels, group)) in self.jobs.iter().enumerate() {
+                let own = panels.div_ceil(*group);
+                if i < own {
+                    return task(job, i * group, (*group).min(panels - i * group));
+                }
+                i -= own;
+            }
+        };
+        if self.small { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
+    }
+}
+
+/// The same product as plain loops: the twin that tests hold [`matmul`] to.
+pub fn matmul_naive(x: &Tensor, w: &Weight) -> Tensor {
+    let dense = w.to_tensor();
+    let mut y = Tensor::zeros(x.rows(), w.rows());
+    for t in 0..x.rows() {
+        for o in 0..w.rows() {
+            y.row_mut(t)[o] = x.row(t).iter().zip(dense.row(o)).map(|(a, b)| a * b).sum();
+        }
+    }
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Storage, grid::Grid};
+
+    fn wave(rows: usize, cols: usize, step: f32) -> Tensor {
+        Tensor::from_vec(rows, cols, (0..rows * cols).map(|i| (i as f32 * step).sin()).collect())
+    }
+
+    #[test]
+    fn agrees_with_plain_loops_in_every_storage() {
+        let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
+        storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
+        storages.push(Storage::Grid(Grid::Int { bits: 3, group: 32, asymmetric: false }));
+        for storage in storages {
+            for (tokens, outputs) in [(1, 1), (3, 70), (40, 33)] {
+                let (x, w) = (wave(tokens, 768, 0.13), wave(outputs, 768, 0.71));
+                let w = Weight::encode(&w, storage, None).unwrap();
+                let (got, want) = (matmul(&x, &w), matmul_naive(&x, &w));
+                for (a, b) in got.as_slice().iter().zip(want.as_slice()) {
+                    assert!((a - b).abs() < 2e-4 * (1.0 + b.abs()), "{storage} {a} {b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        let (x, w) = (wave(37, 600, 0.13), Weight::from_tensor(wave(50, 600, 0.7)));
+        let all = matmul(&x, &w);
+        for t in [0, 11, 36] {
+            assert_eq!(matmul(&x.select_rows(&[t]), &w).as_slice(), all.row(t));
+        }
+    }
+}

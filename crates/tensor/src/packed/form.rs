@@ -1,0 +1,158 @@
+//! The packed forms: how a matrix lies in memory while it is multiplied.
+//!
+//! A packed matrix is cut into panels of [`LANES`] rows, one row per lane, and a panel into chunks of [`CHUNK`]
+//! columns. Float forms hold the values of one step (one column, or two of bf16) of all lanes side by side. Code
+//! forms hold, per chunk, the scales of its sub-blocks and then the codes as bit planes: byte `4 lane + i` of a
+//! plane holds the bits of column `4 step + i` for `8 / width` steps in a row, the first in the lowest bits.
+
+use crate::{Storage, grid::Grid};
+
+/// Rows of a panel.
+pub const LANES: usize = 16;
+/// Columns of a chunk, which share the scale of their rounded inputs.
+pub const CHUNK: usize = 64;
+
+/// How the values of a packed matrix lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `[cols][LANES]` 32-bit floats; inputs stay 32-bit.
+    F32,
+    /// `[cols][LANES]` 16-bit floats; inputs stay 32-bit.
+    F16,
+    /// `[cols / 2][LANES][2]` brain floats; inputs are rounded to brain floats.
+    Bf16,
+    /// Codes; inputs are rounded to 8 bits, 64 of a token at a time.
+    Codes(Codes),
+}
+
+/// A form of whole-number codes. A code stands for `scale * (code - zero)`, or `scale * code + minimum`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Codes {
+    /// Bits of a code, 2 to 8.
+    pub bits: u8,
+    /// Does the uneven table of IQ4_NL stand between code and level?
+    pub table: bool,
+    /// Columns that share a scale inside a chunk: 16 or 32.
+    pub sub: u8,
+    /// Has each sub-block a minimum?
+    pub minimum: bool,
+    /// The code (or level of the table, plus 128) that stands for zero; 0 where there are minima.
+    pub zero: u8,
+    /// Where scales and minima come from.
+    pub scales: Scales,
+}
+
+/// How the scales of a code form are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scales {
+    /// One 16-bit float per sub-block; then the minima.
+    Halves,
+    /// One 16-bit float per so many chunks; then the minimum.
+    Group(u8),
+    /// One 16-bit float per 256 columns, times one signed (or, with minima, unsigned) byte per sub-block.
+    Steps,
+    /// As `Steps` with unsigned 4-bit steps in the low half of a byte and the minimum's in the high half.
+    Pairs,
+}
+
+impl Form {
+    /// The form of a storage; `None` where none is made for it (groups that 32 does not divide).
+    pub fn of(storage: Storage) -> Option<Form> {
+        Some(match storage {
+            Storage::F32 => Form::F32,
+            Storage::F16 => Form::F16,
+            Storage::Bf16 => Form::Bf16,
+            Storage::Grid(grid) => Form::Codes(Codes::of(grid)?),
+        })
+    }
+
+    /// Chunks that a header of the panel serves.
+    pub fn span(self) -> usize {
+        match self {
+            Form::Codes(Codes { scales: Scales::Group(chunks), .. }) => chunks.into(),
+            Form::Codes(Codes { scales: Scales::Steps | Scales::Pairs, .. }) => 4,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of the header before each span.
+    pub fn span_header(self) -> usize {
+        match self {
+            Form::Codes(Codes { scales: Scales::Group(_) | Scales::Steps | Scales::Pairs, minimum, .. }) => {
+                2 * LANES * (1 + usize::from(minimum))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Bytes of the scales before the codes of each chunk.
+    pub fn chunk_header(self) -> usize {
+        let Form::Codes(c) = self else { return 0 };
+        let subs = CHUNK / usize::from(c.sub);
+        match c.scales {
+            Scales::Halves => 2 * LANES * subs * (1 + usize::from(c.minimum)),
+            Scales::Group(_) => 0,
+            Scales::Steps => LANES * subs * (1 + usize::from(c.minimum)),
+            Scales::Pairs => LANES * subs,
+        }
+    }
+
+    /// Bytes of a chunk without its header.
+    pub fn chunk_body(self) -> usize {
+        match self {
+            Form::F32 => 4 * LANES * CHUNK,
+            Form::F16 | Form::Bf16 => 2 * LANES * CHUNK,
+            Form::Codes(c) => LANES * CHUNK * usize::from(c.bits) / 8,
+        }
+    }
+
+    /// Bytes of a panel of `cols` columns.
+    pub fn panel_bytes(self, cols: usize) -> usize {
+        let chunks = cols.div_ceil(CHUNK);
+        chunks.div_ceil(self.span()) * self.span_header() + chunks * (self.chunk_header() + self.chunk_body())
+    }
+
+    /// Bytes of a packed matrix.
+    pub fn bytes(self, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(LANES) * self.panel_bytes(cols)
+    }
+}
+
+impl Codes {
+    fn of(grid: Grid) -> Option<Codes> {
+        let plain = |bits: u8, zero: u8, minimum: bool| Codes {
+            bits,
+            table: false,
+            sub: 32,
+            minimum,
+            zero,
+            scales: Scales::Halves,
+        };
+        let steps = |bits: u8, zero: u8, sub: u8, minimum: bool| Codes {
+            sub,
+            scales: Scales::Steps,
+            ..plain(bits, zero, minimum)
+        };
+        Some(match grid {
+            Grid::Int { bits, group, asymmetric } => {
+                let zero = if asymmetric { 0 } else { 1 << (bits - 1) };
+                let scales = if group % 64 == 0 { Scales::Group((group / 64) as u8) } else { Scales::Halves };
+                if group % 32 != 0 {
+                    return None;
+                }
+                Codes { scales, ..plain(bits, zero, asymmetric) }
+            }
+            Grid::Q4_0 => plain(4, 8, false),
+            Grid::Q4_1 => plain(4, 0, true),
+            Grid::Q5_0 => plain(5, 16, false),
+            Grid::Q5_1 => plain(5, 0, true),
+            Grid::Q8_0 => plain(8, 128, false),
+            Grid::Iq4Nl => Codes { table: true, ..plain(4, 128, false) },
+            Grid::Q2K => Codes { scales: Scales::Pairs, ..steps(2, 0, 16, true) },
+            Grid::Q3K => steps(3, 4, 16, false),
+            Grid::Q4K => steps(4, 0, 32, true),
+            Grid::Q5K => steps(5, 0, 32, true),
+            Grid::Q6K => steps(6, 32, 16, false),
+        })
+    }
+}

@@ -1,0 +1,210 @@
+//! Packed inputs: the activations of a product, rounded and laid out as a tile kernel reads them.
+
+use super::form::{CHUNK, Codes, Form};
+use crate::{
+    Tensor,
+    kernels::{Kernels, input_chunk},
+    threads::{self, Shared},
+};
+use half::bf16;
+
+/// How inputs are rounded and laid out: forms of one kind read the same inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// `[cols][tokens]` floats.
+    F32,
+    /// `[cols / 2][tokens][2]` brain floats.
+    Bf16,
+    /// Signed bytes that share a scale over [`CHUNK`] columns.
+    Bytes {
+        /// Columns of a sub-block: 16 or 32.
+        sub: usize,
+        /// Sums start from so many times the sum of a sub-block's inputs; `None` where those sums are multiplied by
+        /// the minima.
+        start: Option<i32>,
+    },
+}
+
+impl InputKind {
+    /// What `kernels` reads beside weights of `form`.
+    pub fn of(form: Form, kernels: &Kernels) -> InputKind {
+        match form {
+            Form::F32 | Form::F16 => InputKind::F32,
+            Form::Bf16 => InputKind::Bf16,
+            Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },
+            Form::Codes(Codes { sub, bits, table, zero, .. }) => {
+                let signed = kernels.tiles.signed && (bits == 8 || table);
+                InputKind::Bytes { sub: sub.into(), start: Some(if signed { 128 } else { 0 } - i32::from(zero)) }
+            }
+        }
+    }
+
+    /// Bytes of the inputs of a tile of `width` tokens.
+    fn tile_bytes(self, width: usize, cols: usize) -> usize {
+        match self {
+            InputKind::F32 => 4 * width * cols,
+            InputKind::Bf16 => 4 * width * cols.div_ceil(2),
+            InputKind::Bytes { sub, .. } => input_chunk(width, sub) * cols.div_ceil(CHUNK),
+        }
+    }
+
+    /// Widths of the tiles of this kind, rising.
+    fn widths(self, kernels: &Kernels) -> &'static [usize] {
+        match self {
+            InputKind::Bytes { .. } => kernels.tiles.code_widths,
+            _ => kernels.tiles.float_widths,
+        }
+    }
+}
+
+/// Tokens that run side by side.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// First token.
+    pub first: usize,
+    /// Tokens, at most `width`.
+    pub tokens: usize,
+    /// Tokens of the kernel; those beyond `tokens` are zeros.
+    pub width: usize,
+    /// Where the tile's inputs start.
+    pub at: usize,
+}
+
+/// The packed inputs of a product; its memory is used again from product to product.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    kind: Option<InputKind>,
+    cols: usize,
+    data: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+impl Inputs {
+    /// Rounds and packs every row of `x`.
+    pub fn pack(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
+        self.kind = Some(kind);
+        self.cols = x.cols();
+        self.spans.clear();
+        let widths = kind.widths(kernels);
+        let widest = widths[widths.len() - 1];
+        let (mut first, mut at) = (0, 0);
+        while first < x.rows() {
+            let tokens = widest.min(x.rows() - first);
+            let width = widths.iter().copied().find(|w| *w >= tokens).unwrap_or(widest);
+            self.spans.push(Span { first, tokens, width, at });
+            at += kind.tile_bytes(width, x.cols());
+            first += tokens;
+        }
+        self.data.resize(at, 0);
+        let shared = Shared::new(&mut self.data);
+        let spans = &self.spans;
+        threads::each(spans.len(), &|i| {
+            let span = spans[i];
+            // SAFETY: spans lie one after the other inside `data`; this task alone writes this one.
+            let out = unsafe { shared.slice(span.at, kind.tile_bytes(span.width, x.cols())) };
+            (kernels.pack_inputs)(x, span, kind, out);
+        });
+    }
+
+    /// The kind that was packed last.
+    pub fn kind(&self) -> Option<InputKind> {
+        self.kind
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The tiles.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// The inputs of a tile, for a kernel.
+    pub(crate) fn tile(&self, span: &Span) -> *const u8 {
+        self.data[span.at..].as_ptr()
+    }
+}
+
+/// Packs the tokens of one tile: see [`crate::kernels::Tile`] for the layout.
+#[inline(always)]
+pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8]) {
+    let width = span.width;
+    if span.tokens < width {
+        out.fill(0);
+    }
+    for t in 0..span.tokens {
+        let row = x.row(span.first + t);
+        match kind {
+            InputKind::F32 => {
+                for (k, v) in row.iter().enumerate() {
+                    out[(k * width + t) * 4..][..4].copy_from_slice(&v.to_le_bytes());
+                }
+            }
+            InputKind::Bf16 => {
+                for (k, pair) in row.chunks(2).enumerate() {
+                    let pair = [brain(pair[0]), if pair.len() > 1 { brain(pair[1]) } else { 0 }];
+                    out[(k * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(&pair));
+                }
+            }
+            InputKind::Bytes { sub, start } => {
+                let size = input_chunk(width, sub);
+                for (row, out) in row.chunks(CHUNK).zip(out.chunks_exact_mut(size)) {
+                    let mut values = [0f32; CHUNK];
+                    values[..row.len()].copy_from_slice(row);
+                    let (codes, factor) = round(&values);
+                    for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+                        out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
+                    }
+                    let out = &mut out[CHUNK * width..];
+                    let subs = CHUNK / sub;
+                    for (i, codes) in codes.chunks_exact(sub).enumerate() {
+                        let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
+                        let offset = match start {
+                            Some(times) => (times * sum).to_le_bytes(),
+                            None => (sum as f32).to_le_bytes(),
+                        };
+                        out[(i * width + t) * 4..][..4].copy_from_slice(&offset);
+                    }
+                    out[(subs * width + t) * 4..][..4].copy_from_slice(&factor.to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// A brain float, rounded to nearest even.
+#[inline(always)]
+pub(crate) fn brain(v: f32) -> u16 {
+    if v.is_nan() {
+        return bf16::NAN.to_bits();
+    }
+    let bits = v.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// Rounds a chunk to signed bytes of one scale; where a value is not finite the scale is not a number, so that
+/// the product is not one either.
+#[inline(always)]
+pub(crate) fn round(values: &[f32; CHUNK]) -> ([i8; CHUNK], f32) {
+    let mut most = [0f32; 16];
+    let mut odd = [0f32; 16];
+    for v in values.as_chunks::<16>().0 {
+        for i in 0..16 {
+            most[i] = most[i].max(v[i].abs());
+            odd[i] += v[i] * 0.0;
+        }
+    }
+    let most = most.iter().fold(0f32, |a, b| a.max(*b));
+    let odd: f32 = odd.iter().sum();
+    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+    // A scale below the normal floats has no inverse; such inputs count as zero.
+    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+    let mut codes = [0i8; CHUNK];
+    for i in 0..CHUNK {
+        const MAGIC: f32 = 12_582_912.0;
+        codes[i] = ((values[i] * inverse + MAGIC) - MAGIC) as i32 as i8;
+    }
+    (codes, most / 127.0 + odd)
+}
