@@ -25,7 +25,7 @@ def decode(model, tokens):
     cache = DynamicCache(config=model.config)
     begin = time.perf_counter()
     for at in range(tokens):
-        model(torch.tensor([[at * 31 % 1000]]), past_key_values=cache, use_cache=True)
+        model(torch.tensor([[at * 31 % 1000]]), cache=cache, use_cache=True)
     return tokens / (time.perf_counter() - begin)
 
 

@@ -1,0 +1,374 @@
+#!/usr/bin/env python3
+"""How fast is planish beside the other engines? Every program on the same two shapes (TinyLlama 1.1B and
+GPT-2 124M, random weights), on the same cores, in one run.
+
+    benches/peers/speed.py                          planish, llama.cpp and candle
+    benches/peers/speed.py --torch                  transformers on PyTorch bf16 as well (a large download)
+    IK_LLAMA_BENCH=PROGRAM benches/peers/speed.py   ik_llama.cpp as well, by its own llama-bench
+    benches/peers/speed.py --only planish,llama.cpp --models gpt2 --types q4_k --rounds 7
+
+A round runs each program once on each of its files, every other round in the opposite order, so that a
+machine that slows down slows all of them. What is printed is the median over the rounds, with the range;
+a ratio is the median of the ratios within the rounds. Prefill is a prompt of 512 tokens read at once,
+decode 64 tokens one by one. The peers decode from an empty cache; planish decodes after its prompt, which
+is the harder case.
+
+Then come the bars. Exit 0: each was measured and passed. 1: one failed. 3: none failed, but some were not
+measured, because a program or a type was left out. A peer that is 20 % slower than it was when the bars
+were set was not set up right, or the machine is busy: that is printed as a warning.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engines import CACHE, HERE, PROJECT, EngineError, LlamaCpp, run, table
+from shapes import SHAPES, gguf, model_directory
+
+ROOT = CACHE.parent
+PROMPT, TOKENS = 512, 64
+LONG_PROMPT, SHORT_PROMPT = 4096, 64
+TORCH_PACKAGES = ("torch==2.15.0", "transformers==5.24.0")
+
+# What the peers are timed on where planish has this storage; a storage that is not here has bars on
+# planish's own share of the machine only.
+PEER_STORAGE = {"q4_k": "q4_k_m", "q8_0": "q8_0", "bf16": "bf16"}
+TYPES = ("q4_k", "q8_0", "bf16", "q2_k", "q3_k", "q5_k", "q6_k")
+
+# Measured on 2 cores of a Zen 4, tokens/s: (prefill, decode), 512 and 64 tokens except candle's, which
+# are of 128 and 32, and PyTorch's decode, of 32.
+ZEN4_TWO_CORES = {
+    "tinyllama": {
+        "llama.cpp q4_k_m": (127, 51.1), "llama.cpp q8_0": (98, 24.4), "llama.cpp bf16": (130, 15.4),
+        "candle q4_k_m": (190, 24.7), "candle q8_0": (140, 19), "PyTorch bf16": (171, 9.6),
+        "ik_llama.cpp q4_k_m": (181, 46),
+    },
+    "gpt2": {
+        "llama.cpp q4_k_m": (1089, 234), "llama.cpp q8_0": (902, 159), "llama.cpp bf16": (938, 132),
+        "PyTorch bf16": (1443, 48),
+    },
+}
+
+
+@dataclass
+class Cell:
+    """One program on one file, and what it said in each round."""
+    program: str
+    storage: str
+    file: Path
+    command: list
+    read: object  # standard output to {"prefill", "decode", ...}
+    environment: dict = field(default_factory=dict)
+    runs: list = field(default_factory=list)
+
+    @property
+    def name(self):
+        return f"{self.program} {self.storage}"
+
+    def column(self, key):
+        return [run[key] for run in self.runs]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What `ours` must reach in `key`: `floor` times the best of `peers`, round by round, or `floor`
+    itself where there are none."""
+    model: str
+    key: str
+    ours: str
+    floor: float
+    peers: tuple = ()
+    what: str = ""
+
+    def value(self, cells):
+        """None where a part of it was not measured."""
+        if not all(name in cells for name in (self.ours, *self.peers)):
+            return None
+        ours = cells[self.ours].column(self.key)
+        if not self.peers:
+            return statistics.median(ours)
+        best = [max(rates) for rates in zip(*(cells[name].column(self.key) for name in self.peers))]
+        return statistics.median(mine / theirs for mine, theirs in zip(ours, best))
+
+
+ALL_PEERS = ("candle q4_k_m", "candle q8_0", "PyTorch bf16", "llama.cpp q4_k_m", "llama.cpp q8_0", "llama.cpp bf16")
+BARS = (
+    Bar("tinyllama", "prefill", "planish q4_k", 2.2, ("llama.cpp q4_k_m",)),
+    Bar("tinyllama", "prefill", "planish q4_k", 1.4, ALL_PEERS, "the best peer of any format"),
+    Bar("tinyllama", "prefill", "planish q8_0", 2.5, ("llama.cpp q8_0",)),
+    Bar("tinyllama", "prefill", "planish bf16", 1.1, ("PyTorch bf16",)),
+    Bar("tinyllama", "prefill", "planish q4_k", 1.5, ("ik_llama.cpp q4_k_m",)),
+    Bar("tinyllama", "decode", "planish q4_k", 1.4, ("llama.cpp q4_k_m",)),
+    Bar("tinyllama", "decode", "planish q8_0", 1.7, ("llama.cpp q8_0",)),
+    Bar("tinyllama", "decode", "planish bf16", 1.4, ("llama.cpp bf16",)),
+    Bar("tinyllama", "decode", "planish q4_k", 1.1, ("ik_llama.cpp q4_k_m",)),
+    Bar("gpt2", "decode", "planish q4_k", 2.0, ("llama.cpp q4_k_m",)),
+    Bar("tinyllama", "share_of_peak", "planish q4_k", 0.55),
+    Bar("tinyllama", "share_of_peak", "planish bf16", 0.80),
+    *(Bar("tinyllama", "share_of_bandwidth", f"planish {storage}", 0.80) for storage in ("q4_k", "q8_0", "bf16")),
+    *(Bar("tinyllama", "share_of_bandwidth", f"planish {storage}", 0.70)
+      for storage in ("q2_k", "q3_k", "q5_k", "q6_k")),
+)
+LONG_BAR = Bar("tinyllama", "decode", f"planish q4_k after {LONG_PROMPT}", 0.8, (f"planish q4_k after {SHORT_PROMPT}",))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=words(SHAPES), default=list(SHAPES))
+    parser.add_argument("--types", type=words(TYPES), default=list(TYPES), help="of planish's files")
+    parser.add_argument("--only", type=words(PROGRAMS), default=list(PROGRAMS), help="these programs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--torch", action="store_true", help="time PyTorch too; $PLANISH_TORCH_PYTHON may "
+                        "name a Python that has torch and transformers, otherwise one is made")
+    parser.add_argument("--long", action="store_true", help="time planish's decode at 4,096 tokens of context too")
+    parser.add_argument("--planish", type=Path, default=PROJECT / "target" / "release" / "planish")
+    parser.add_argument("--work", type=Path, default=ROOT / "speed", help="the models are made and kept here (13 GB)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    options = parser.parse_args()
+    if options.rounds < 1 or options.threads < 1:
+        parser.error("--rounds and --threads start at 1")
+    return options
+
+
+def words(known):
+    def parse(text):
+        chosen = text.split(",")
+        strangers = [word for word in chosen if word not in known]
+        if strangers:
+            raise argparse.ArgumentTypeError(f"no such thing as {', '.join(strangers)}; there are {', '.join(known)}")
+        return chosen
+    return parse
+
+
+def read_planish(printed):
+    said = json.loads(printed)
+    return {"prefill": said["prefill"]["tokens_per_second"], "decode": said["decode"]["tokens_per_second"],
+            "share_of_peak": said["prefill"]["share_of_peak"],
+            "share_of_bandwidth": said["decode"]["share_of_bandwidth"], "limits": said["limits"]}
+
+
+def read_llama_bench(printed):
+    """One object per test; the one with a prompt is the prefill."""
+    rates = {"prefill" if test["n_prompt"] else "decode": test["avg_ts"] for test in json.loads(printed)}
+    return {"prefill": rates["prefill"], "decode": rates["decode"]}
+
+
+def pinned(threads):
+    """For programs whose threads are OpenMP's and that have no option for it: one thread per core."""
+    places = ",".join(f"{{{core}}}" for core in range(threads))
+    return {"OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "true", "OMP_PLACES": places}
+
+
+class Bench:
+    """The programs, found or built where they are asked for, and the files that they read."""
+
+    def __init__(self, options):
+        self.options, self.threads = options, options.threads
+        # A build of the project meanwhile must not replace the program that is timed.
+        self.planish = options.work / "planish"
+        shutil.copy2(options.planish, self.planish)
+        self.llama_cpp = LlamaCpp("native", options.threads).bin
+
+    def file(self, shape, storage):
+        return gguf(shape, storage, self.options.work, self.planish, self.llama_cpp / "llama-quantize")
+
+    def planish_cells(self, shape, storage):
+        """On its own file, and on llama.cpp's mixture where that is what the peers get."""
+        for kind in dict.fromkeys((storage, PEER_STORAGE.get(storage, storage))):
+            yield self.planish_cell(shape, kind, PROMPT)
+        if self.options.long and (shape.name, storage) == ("tinyllama", "q4_k"):
+            for prompt in (SHORT_PROMPT, LONG_PROMPT):
+                yield self.planish_cell(shape, storage, prompt, f"{storage} after {prompt}")
+
+    def planish_cell(self, shape, storage, prompt, label=None):
+        file = self.file(shape, storage)
+        command = [self.planish, "bench", file, "--prefill", prompt, "--decode", TOKENS,
+                   "--threads", self.threads, "--json"]
+        return Cell("planish", label or storage, file, command, read_planish)
+
+    def llama_cpp_cells(self, shape, storage):
+        if storage in PEER_STORAGE:
+            file = self.file(shape, PEER_STORAGE[storage])
+            command = [self.llama_cpp / "llama-bench", "-m", file, "-t", self.threads, "-C",
+                       hex((1 << self.threads) - 1), "--cpu-strict", 1, "-p", PROMPT, "-n", TOKENS, "-r", 1, "-o", "json"]
+            yield Cell("llama.cpp", PEER_STORAGE[storage], file, command, read_llama_bench)
+
+    def candle_cells(self, shape, storage):
+        """candle has no quantized GPT-2, and widens bf16 to f32."""
+        if shape.name == "tinyllama" and storage in ("q4_k", "q8_0"):
+            program = run([HERE / "candle.sh"]).strip()
+            file = self.file(shape, PEER_STORAGE[storage])
+            count = str(self.threads)
+            yield Cell("candle", PEER_STORAGE[storage], file, [program, file, PROMPT, TOKENS], json.loads,
+                       {"RAYON_NUM_THREADS": count, "CANDLE_NUM_THREADS": count})
+
+    def torch_cells(self, shape, storage):
+        if self.options.torch and storage == "bf16":
+            folder = model_directory(shape, self.options.work)
+            command = [torch_python(), HERE / "pytorch.py", folder, PROMPT, TOKENS, self.threads]
+            yield Cell("PyTorch", "bf16", folder / "model.safetensors", command, json.loads, pinned(self.threads))
+
+    def ik_cells(self, shape, storage):
+        """ik_llama.cpp reads no GPT-2. Weights are repacked at load, which is its fastest way."""
+        program = os.environ.get("IK_LLAMA_BENCH")
+        if program and shape.name == "tinyllama" and storage == "q4_k":
+            file = self.file(shape, PEER_STORAGE[storage])
+            command = [program, "-m", file, "-t", self.threads, "-rtr", 1, "-p", PROMPT, "-n", TOKENS, "-r", 1, "-o", "json"]
+            yield Cell("ik_llama.cpp", PEER_STORAGE[storage], file, command, read_llama_bench, pinned(self.threads))
+
+    def cells(self, shape):
+        """In the order of a round: what is compared stands side by side."""
+        programs = [PROGRAMS[name] for name in PROGRAMS if name in self.options.only]
+        return [cell for storage in self.options.types for make in programs for cell in make(self, shape, storage)]
+
+
+PROGRAMS = {"planish": Bench.planish_cells, "llama.cpp": Bench.llama_cpp_cells, "candle": Bench.candle_cells,
+            "PyTorch": Bench.torch_cells, "ik_llama.cpp": Bench.ik_cells}
+
+
+def torch_python():
+    """A Python with PyTorch: the one that is named, or one that is made in the cache, once."""
+    if named := os.environ.get("PLANISH_TORCH_PYTHON"):
+        return named
+    folder = ROOT / "pytorch" / "venv"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print("installing PyTorch and transformers", file=sys.stderr)
+        run([sys.executable, "-m", "venv", folder])
+    run([python, "-m", "pip", "install", "-q", *TORCH_PACKAGES])
+    return python
+
+
+def take(cell):
+    """Runs a cell and notes what it said and the most memory that it held."""
+    words = [str(word) for word in cell.command]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, **cell.environment})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0), err.seek(0)
+        printed, said = out.read().decode(), err.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise EngineError(f"exit {process.returncode}: {' '.join(words)}\n{(printed + said)[-800:]}")
+    try:
+        measured = cell.read(printed)
+    except (ValueError, KeyError) as error:
+        raise EngineError(f"{' '.join(words)} printed something else: {error!r}\n{printed[-400:]}")
+    cell.runs.append({**measured, "peak_rss_bytes": usage.ru_maxrss * 1024})
+
+
+def take_rounds(cells, options):
+    """Every cell once per round, all models, every other round backwards, on the first cores only."""
+    os.sched_setaffinity(0, range(options.threads))
+    for turn in range(options.rounds):
+        begin = time.monotonic()
+        for cell in cells if turn % 2 == 0 else reversed(cells):
+            take(cell)
+        print(f"round {turn + 1} of {options.rounds}: {time.monotonic() - begin:.0f} s, "
+              f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+
+
+def spread(values):
+    middle = statistics.median(values)
+    digits = 0 if middle >= 200 else 1
+    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def counterpart(cell, cells):
+    """planish's cell that a peer's is held against."""
+    ours = next((kind for kind, theirs in PEER_STORAGE.items() if theirs == cell.storage), None)
+    return cells.get(f"planish {ours}") if cell.program != "planish" else None
+
+
+def show(name, cells):
+    rows = []
+    for cell in cells.values():
+        ours = counterpart(cell, cells)
+        ratios = [f"{statistics.median(a / b for a, b in zip(ours.column(key), cell.column(key))):.2f}" if ours else ""
+                  for key in ("prefill", "decode")]
+        shares = [f"{100 * statistics.median(cell.column(key)):.0f} %" if cell.program == "planish" else ""
+                  for key in ("share_of_peak", "share_of_bandwidth")]
+        rss = statistics.median(cell.column("peak_rss_bytes")) / 2**20
+        rows.append((cell.program, cell.storage, cell.file.name, f"{cell.file.stat().st_size / 1e6:.0f}",
+                     spread(cell.column("prefill")), shares[0], spread(cell.column("decode")), shares[1],
+                     f"{rss:.0f}", *ratios))
+    print(f"\n{name}, tokens/s: median (range); the last two columns are planish / peer")
+    table(["program", "format", "file", "MB", f"prefill {PROMPT}", "of peak", f"decode {TOKENS}", "of bandwidth",
+           "peak RSS MiB", "prefill", "decode"], rows)
+
+
+def warn_of_slow_peers(name, cells):
+    for peer, expected in ZEN4_TWO_CORES[name].items():
+        for key, figure in zip(("prefill", "decode"), expected):
+            got = statistics.median(cells[peer].column(key)) if peer in cells else figure
+            if got < 0.8 * figure:
+                print(f"warning: {name}, {peer}: {key} {got:.1f} tokens/s, and {figure} were measured on 2 cores of "
+                      "a Zen 4: on such a machine it was not set up right, or the machine is busy")
+
+
+def judge(bars, models):
+    """Prints the bars; returns the verdicts: True, False, or None where nothing was measured."""
+    rows, verdicts = [], []
+    for bar in bars:
+        value = bar.value(models.get(bar.model, {}))
+        verdict = None if value is None else value >= bar.floor
+        unit = " x" if bar.peers else ""
+        measured = "-" if value is None else f"{value:.2f}{unit}"
+        against = bar.what or ", ".join(bar.peers)
+        rows.append((bar.model, bar.key.replace("_", " "), bar.ours, against, f"{bar.floor:.2f}{unit}", measured,
+                     {True: "pass", False: "FAIL", None: "not measured"}[verdict]))
+        verdicts.append(verdict)
+    print()
+    table(["model", "of", "ours", "against", "at least", "measured", "bar"], rows)
+    return verdicts
+
+
+def processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_json(path, options, models, bars, verdicts):
+    said = {
+        "machine": processor(), "threads": options.threads, "rounds": options.rounds,
+        "models": {name: [{"program": cell.program, "format": cell.storage, "file": cell.file.name,
+                           "file_bytes": cell.file.stat().st_size, "command": [str(word) for word in cell.command],
+                           "runs": cell.runs} for cell in cells.values()] for name, cells in models.items()},
+        "bars": [{"model": bar.model, "of": bar.key, "ours": bar.ours, "peers": bar.peers, "at_least": bar.floor,
+                  "measured": bar.value(models.get(bar.model, {})), "passed": verdict}
+                 for bar, verdict in zip(bars, verdicts)],
+    }
+    path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def main():
+    options = arguments()
+    options.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options)
+    models = {name: {cell.name: cell for cell in bench.cells(SHAPES[name]())} for name in options.models}
+    take_rounds([cell for cells in models.values() for cell in cells.values()], options)
+    for name, cells in models.items():
+        show(name, cells)
+        warn_of_slow_peers(name, cells)
+    bars = [*BARS, LONG_BAR] if options.long else BARS
+    verdicts = judge(bars, models)
+    if options.json:
+        write_json(options.json, options, models, bars, verdicts)
+    return 1 if False in verdicts else 3 if None in verdicts else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EngineError as error:
+        sys.exit(f"speed.py: {error}")
