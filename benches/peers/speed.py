@@ -11,7 +11,8 @@ A round runs each program once on each of its files, every other round in the op
 machine that slows down slows all of them. What is printed is the median over the rounds, with the range;
 a ratio is the median of the ratios within the rounds. Prefill is a prompt of 512 tokens read at once,
 decode 64 tokens one by one. The peers decode from an empty cache; planish decodes after its prompt, which
-is the harder case.
+is the harder case. For planish the time from its start to its first token is taken too, the file being in the
+system's cache.
 
 Then come the bars. Exit 0: each was measured and passed. 1: one failed. 3: none failed, but some were not
 measured, because a program or a type was left out. A peer that is 20 % slower than it was when the bars
@@ -37,6 +38,7 @@ from shapes import SHAPES, gguf, model_directory
 ROOT = CACHE.parent
 PROMPT, TOKENS = 512, 64
 LONG_PROMPT, SHORT_PROMPT = 4096, 64
+START = "to first token"
 TORCH_PACKAGES = ("torch==2.15.0", "transformers==5.24.0")
 
 # What the peers are timed on where planish has this storage; a storage that is not here has bars on
@@ -80,14 +82,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bar:
-    """What `ours` must reach in `key`: `floor` times the best of `peers`, round by round, or `floor`
-    itself where there are none."""
+    """What `ours` must reach in `key`: `limit` times the best of `peers`, round by round, or `limit`
+    itself where there are none; with `at_most`, what it must not pass."""
     model: str
     key: str
     ours: str
-    floor: float
+    limit: float
     peers: tuple = ()
     what: str = ""
+    at_most: bool = False
 
     def value(self, cells):
         """None where a part of it was not measured."""
@@ -98,6 +101,12 @@ class Bar:
             return statistics.median(ours)
         best = [max(rates) for rates in zip(*(cells[name].column(self.key) for name in self.peers))]
         return statistics.median(mine / theirs for mine, theirs in zip(ours, best))
+
+    def verdict(self, cells):
+        value = self.value(cells)
+        if value is None:
+            return None
+        return value <= self.limit if self.at_most else value >= self.limit
 
 
 ALL_PEERS = ("candle q4_k_m", "candle q8_0", "PyTorch bf16", "llama.cpp q4_k_m", "llama.cpp q8_0", "llama.cpp bf16")
@@ -117,6 +126,10 @@ BARS = (
     *(Bar("tinyllama", "share_of_bandwidth", f"planish {storage}", 0.80) for storage in ("q4_k", "q8_0", "bf16")),
     *(Bar("tinyllama", "share_of_bandwidth", f"planish {storage}", 0.70)
       for storage in ("q2_k", "q3_k", "q5_k", "q6_k")),
+    *(Bar("tinyllama", "seconds", f"planish {storage} {START}", seconds, at_most=True)
+      for storage, seconds in (("q4_k", 0.3), ("q8_0", 0.45), ("bf16", 0.7))),
+    *(Bar("tinyllama", "share_of_allowed_memory", f"planish {storage} {START}", 1.0, at_most=True)
+      for storage in ("q4_k", "q8_0", "bf16")),
 )
 LONG_BAR = Bar("tinyllama", "decode", f"planish q4_k after {LONG_PROMPT}", 0.8, (f"planish q4_k after {SHORT_PROMPT}",))
 
@@ -157,6 +170,12 @@ def read_planish(printed):
             "share_of_bandwidth": said["decode"]["share_of_bandwidth"], "limits": said["limits"]}
 
 
+def read_start(printed):
+    """Nothing but that it wrote its object: the time and the memory are the system's count."""
+    json.loads(printed)
+    return {}
+
+
 def read_llama_bench(printed):
     """One object per test; the one with a prompt is the prefill."""
     rates = {"prefill" if test["n_prompt"] else "decode": test["avg_ts"] for test in json.loads(printed)}
@@ -186,6 +205,9 @@ class Bench:
         """On its own file, and on llama.cpp's mixture where that is what the peers get."""
         for kind in dict.fromkeys((storage, PEER_STORAGE.get(storage, storage))):
             yield self.planish_cell(shape, kind, PROMPT)
+        file = self.file(shape, storage)
+        yield Cell("planish", f"{storage} {START}", file, [
+            self.planish, "generate", file, "--prompt", "a", "--tokens", 1, "--threads", self.threads, "--json"], read_start)
         if self.options.long and (shape.name, storage) == ("tinyllama", "q4_k"):
             for prompt in (SHORT_PROMPT, LONG_PROMPT):
                 yield self.planish_cell(shape, storage, prompt, f"{storage} after {prompt}")
@@ -219,7 +241,7 @@ class Bench:
             yield Cell("PyTorch", "bf16", folder / "model.safetensors", command, json.loads, pinned(self.threads))
 
     def ik_cells(self, shape, storage):
-        """ik_llama.cpp reads no GPT-2. Weights are repacked at load, which is its fastest way."""
+        """ik_llama.cpp reads no GPT-2 with a tied head. Weights are repacked at load, which is its fastest way."""
         program = os.environ.get("IK_LLAMA_BENCH")
         if program and shape.name == "tinyllama" and storage == "q4_k":
             file = self.file(shape, PEER_STORAGE[storage])
@@ -249,12 +271,28 @@ def torch_python():
     return python
 
 
+def warm(file):
+    """Brings a file into the system's cache, so that no program waits for the disk."""
+    with open(file, "rb", buffering=0) as source:
+        chunk = bytearray(1 << 20)
+        while source.readinto(chunk):
+            pass
+
+
+def allowed_memory(file):
+    """The file, 5 % and 48 MiB; the cache of a few tokens is far below a MiB."""
+    return 1.05 * file.stat().st_size + 48 * 2**20
+
+
 def take(cell):
-    """Runs a cell and notes what it said and the most memory that it held."""
+    """Runs a cell and notes what it said, how long it ran, and the most memory that it held."""
     words = [str(word) for word in cell.command]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        warm(cell.file)
+        begin = time.perf_counter()
         process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, **cell.environment})
         _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0), err.seek(0)
         printed, said = out.read().decode(), err.read().decode(errors="replace")
@@ -264,7 +302,9 @@ def take(cell):
         measured = cell.read(printed)
     except (ValueError, KeyError) as error:
         raise EngineError(f"{' '.join(words)} printed something else: {error!r}\n{printed[-400:]}")
-    cell.runs.append({**measured, "peak_rss_bytes": usage.ru_maxrss * 1024})
+    rss = usage.ru_maxrss * 1024
+    cell.runs.append({**measured, "seconds": seconds, "peak_rss_bytes": rss,
+                      "share_of_allowed_memory": rss / allowed_memory(cell.file)})
 
 
 def take_rounds(cells, options):
@@ -291,6 +331,20 @@ def counterpart(cell, cells):
 
 
 def show(name, cells):
+    show_speeds(name, {key: cell for key, cell in cells.items() if cell.read is not read_start})
+    starts = [cell for cell in cells.values() if cell.read is read_start]
+    if starts:
+        print(f"\n{name}, from the start of the program to the first token")
+        table(["program", "file", "MB", "ms: median (range)", "peak RSS MiB"],
+              [(cell.program, cell.file.name, f"{cell.file.stat().st_size / 1e6:.0f}",
+                spread([1000 * seconds for seconds in cell.column("seconds")]), mebibytes(cell)) for cell in starts])
+
+
+def mebibytes(cell):
+    return f"{statistics.median(cell.column('peak_rss_bytes')) / 2**20:.0f}"
+
+
+def show_speeds(name, cells):
     rows = []
     for cell in cells.values():
         ours = counterpart(cell, cells)
@@ -298,38 +352,38 @@ def show(name, cells):
                   for key in ("prefill", "decode")]
         shares = [f"{100 * statistics.median(cell.column(key)):.0f} %" if cell.program == "planish" else ""
                   for key in ("share_of_peak", "share_of_bandwidth")]
-        rss = statistics.median(cell.column("peak_rss_bytes")) / 2**20
         rows.append((cell.program, cell.storage, cell.file.name, f"{cell.file.stat().st_size / 1e6:.0f}",
                      spread(cell.column("prefill")), shares[0], spread(cell.column("decode")), shares[1],
-                     f"{rss:.0f}", *ratios))
+                     mebibytes(cell), *ratios))
     print(f"\n{name}, tokens/s: median (range); the last two columns are planish / peer")
     table(["program", "format", "file", "MB", f"prefill {PROMPT}", "of peak", f"decode {TOKENS}", "of bandwidth",
            "peak RSS MiB", "prefill", "decode"], rows)
 
 
 def warn_of_slow_peers(name, cells):
+    """Zen 4 with two cores is what the figures are of; elsewhere they are no measure."""
     for peer, expected in ZEN4_TWO_CORES[name].items():
         for key, figure in zip(("prefill", "decode"), expected):
             got = statistics.median(cells[peer].column(key)) if peer in cells else figure
             if got < 0.8 * figure:
-                print(f"warning: {name}, {peer}: {key} {got:.1f} tokens/s, and {figure} were measured on 2 cores of "
-                      "a Zen 4: on such a machine it was not set up right, or the machine is busy")
+                print(f"warning: {name}, {peer}, {key}: {got:.1f} tokens/s, {figure} were measured on 2 cores of a Zen 4; "
+                      "on such a machine, it was not set up right or the machine is busy", file=sys.stderr)
 
 
 def judge(bars, models):
     """Prints the bars; returns the verdicts: True, False, or None where nothing was measured."""
     rows, verdicts = [], []
     for bar in bars:
-        value = bar.value(models.get(bar.model, {}))
-        verdict = None if value is None else value >= bar.floor
-        unit = " x" if bar.peers else ""
-        measured = "-" if value is None else f"{value:.2f}{unit}"
-        against = bar.what or ", ".join(bar.peers)
-        rows.append((bar.model, bar.key.replace("_", " "), bar.ours, against, f"{bar.floor:.2f}{unit}", measured,
+        cells = models.get(bar.model, {})
+        value, verdict = bar.value(cells), bar.verdict(cells)
+        unit = {True: " x", False: " s" if bar.key == "seconds" else ""}[bool(bar.peers)]
+        rows.append((bar.model, bar.key.replace("_", " "), bar.ours, bar.what or ", ".join(bar.peers),
+                     f"{'at most' if bar.at_most else 'at least'} {bar.limit:.2f}{unit}",
+                     "-" if value is None else f"{value:.2f}{unit}",
                      {True: "pass", False: "FAIL", None: "not measured"}[verdict]))
         verdicts.append(verdict)
     print()
-    table(["model", "of", "ours", "against", "at least", "measured", "bar"], rows)
+    table(["model", "of", "ours", "against", "bar", "measured", "verdict"], rows)
     return verdicts
 
 
@@ -344,7 +398,8 @@ def write_json(path, options, models, bars, verdicts):
         "models": {name: [{"program": cell.program, "format": cell.storage, "file": cell.file.name,
                            "file_bytes": cell.file.stat().st_size, "command": [str(word) for word in cell.command],
                            "runs": cell.runs} for cell in cells.values()] for name, cells in models.items()},
-        "bars": [{"model": bar.model, "of": bar.key, "ours": bar.ours, "peers": bar.peers, "at_least": bar.floor,
+        "bars": [{"model": bar.model, "of": bar.key, "ours": bar.ours, "peers": bar.peers,
+                  "at_most" if bar.at_most else "at_least": bar.limit,
                   "measured": bar.value(models.get(bar.model, {})), "passed": verdict}
                  for bar, verdict in zip(bars, verdicts)],
     }
@@ -359,9 +414,10 @@ def main():
     take_rounds([cell for cells in models.values() for cell in cells.values()], options)
     for name, cells in models.items():
         show(name, cells)
-        warn_of_slow_peers(name, cells)
     bars = [*BARS, LONG_BAR] if options.long else BARS
     verdicts = judge(bars, models)
+    for name, cells in models.items():
+        warn_of_slow_peers(name, cells)
     if options.json:
         write_json(options.json, options, models, bars, verdicts)
     return 1 if False in verdicts else 3 if None in verdicts else 0
