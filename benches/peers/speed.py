@@ -47,7 +47,7 @@ PEER_STORAGE = {"q4_k": "q4_k_m", "q8_0": "q8_0", "bf16": "bf16"}
 TYPES = ("q4_k", "q8_0", "bf16", "q2_k", "q3_k", "q5_k", "q6_k")
 
 # Measured on 2 cores of a Zen 4, tokens/s: (prefill, decode), 512 and 64 tokens except candle's, which
-# are of 128 and 32, and PyTorch's decode, of 32.
+# are of 128 and 32 (its attention makes it slower on longer ones), and PyTorch's decode, of 32.
 ZEN4_TWO_CORES = {
     "tinyllama": {
         "llama.cpp q4_k_m": (127, 51.1), "llama.cpp q8_0": (98, 24.4), "llama.cpp bf16": (130, 15.4),
