@@ -14,7 +14,7 @@ decode 64 tokens one by one. The peers decode from an empty cache; planish decod
 is the harder case. For planish the time from its start to its first token is taken too, the file being in the
 system's cache.
 
-Then come the bars. Exit 0: each was measured and passed. 1: one failed. 3: none failed, but some were not
+Then come the bars. Exit 0: each was measured and passed. 1: one failed, or a program did. 3: none failed, but some were not
 measured, because a program or a type was left out. A peer that is 20 % slower than it was when the bars
 were set was not set up right, or the machine is busy: that is printed as a warning.
 """
@@ -71,6 +71,7 @@ class Cell:
     read: object  # standard output to {"prefill", "decode", ...}
     environment: dict = field(default_factory=dict)
     runs: list = field(default_factory=list)
+    failed: bool = False
 
     @property
     def name(self):
@@ -195,6 +196,8 @@ class Bench:
         self.options, self.threads = options, options.threads
         # A build of the project meanwhile must not replace the program that is timed.
         self.planish = options.work / "planish"
+        if not options.planish.exists():
+            raise EngineError(f"{options.planish} is not there; run cargo build --release")
         shutil.copy2(options.planish, self.planish)
         self.llama_cpp = LlamaCpp("native", options.threads).bin
 
@@ -279,6 +282,11 @@ def warm(file):
             pass
 
 
+def whole_text(file):
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
 def allowed_memory(file):
     """The file, 5 % and 48 MiB; the cache of a few tokens is far below a MiB."""
     return 1.05 * file.stat().st_size + 48 * 2**20
@@ -294,8 +302,7 @@ def take(cell):
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0), err.seek(0)
-        printed, said = out.read().decode(), err.read().decode(errors="replace")
+        printed, said = whole_text(out), whole_text(err)
     if process.returncode != 0:
         raise EngineError(f"exit {process.returncode}: {' '.join(words)}\n{(printed + said)[-800:]}")
     try:
@@ -308,12 +315,18 @@ def take(cell):
 
 
 def take_rounds(cells, options):
-    """Every cell once per round, all models, every other round backwards, on the first cores only."""
+    """Every cell once per round, all models, every other round backwards, on the first cores only. One that
+    fails is left out from then on: it must not cost what the others have shown."""
     os.sched_setaffinity(0, range(options.threads))
     for turn in range(options.rounds):
         begin = time.monotonic()
         for cell in cells if turn % 2 == 0 else reversed(cells):
-            take(cell)
+            try:
+                if not cell.failed:
+                    take(cell)
+            except EngineError as error:
+                cell.failed = True
+                print(f"{cell.name} is left out: {error}", file=sys.stderr, flush=True)
         print(f"round {turn + 1} of {options.rounds}: {time.monotonic() - begin:.0f} s, "
               f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
 
@@ -411,7 +424,9 @@ def main():
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options)
     models = {name: {cell.name: cell for cell in bench.cells(SHAPES[name]())} for name in options.models}
-    take_rounds([cell for cells in models.values() for cell in cells.values()], options)
+    everything = [cell for cells in models.values() for cell in cells.values()]
+    take_rounds(everything, options)
+    models = {name: {key: cell for key, cell in cells.items() if not cell.failed} for name, cells in models.items()}
     for name, cells in models.items():
         show(name, cells)
     bars = [*BARS, LONG_BAR] if options.long else BARS
@@ -420,7 +435,7 @@ def main():
         warn_of_slow_peers(name, cells)
     if options.json:
         write_json(options.json, options, models, bars, verdicts)
-    return 1 if False in verdicts else 3 if None in verdicts else 0
+    return 1 if False in verdicts or any(cell.failed for cell in everything) else 3 if None in verdicts else 0
 
 
 if __name__ == "__main__":
