@@ -69,6 +69,9 @@ pub enum Command {
     /// Talk with a model that has a chat template
     Chat(Chat),
     /// Measure prefill and decode speed, memory, and the share of this machine's limits
+    #[command(
+        after_help = "Examples:\n  planish bench model.gguf --prefill 512 --decode 64 --profile\n  planish bench --shape config.json --storage q4_k\n  planish bench ./model --storage q4_k --context 4096 --sequences 8"
+    )]
     Bench(Bench),
     /// Check an artefact against its manifest
     Verify(Artefact),
@@ -252,6 +255,13 @@ pub struct Evaluate {
     /// Write raw logits as little-endian f32 [tokens, vocab] to FILE, and token ids as u32 to FILE.ids
     #[arg(long, value_name = "FILE")]
     pub logits: Option<PathBuf>,
+    /// Measure the model as `generate` runs it, inputs of products rounded, and not exactly what its file says; the
+    /// original that it is compared with stays exact
+    #[arg(long)]
+    pub fast: bool,
+    /// How keys and values are kept: f32, bf16, int8 or int4 (default: f32; bf16 with --fast)
+    #[arg(long, value_name = "FORMAT")]
+    pub kv: Option<String>,
 }
 
 #[derive(Args)]
@@ -313,6 +323,8 @@ pub struct Generate {
     pub prompt: String,
     #[command(flatten)]
     pub choosing: Choosing,
+    #[command(flatten)]
+    pub running: Running,
 }
 
 #[derive(Args)]
@@ -330,16 +342,50 @@ pub struct Chat {
     pub template: Option<PathBuf>,
     #[command(flatten)]
     pub choosing: Choosing,
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// How numbers are kept while a model runs.
+#[derive(Args, Clone)]
+pub struct Running {
+    /// Multiply what the file says in 32-bit floats, instead of rounding the inputs of products to 8 bits (weights of
+    /// codes) or brain floats (weights of brain floats)
+    #[arg(long)]
+    pub exact: bool,
+    /// How keys and values are kept: f32, bf16, int8 or int4 (default: bf16; f32 with --exact)
+    #[arg(long, value_name = "FORMAT")]
+    pub kv: Option<String>,
 }
 
 #[derive(Args)]
 pub struct Bench {
     #[command(flatten)]
     pub model: Model,
+    /// A config.json in place of a model: random weights of its shape
+    #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
+    pub shape: Option<PathBuf>,
+    /// Storage of the matrices: q4_k, q8_0, bf16, int4g64 ... (default: as they are; bf16 with --shape)
+    #[arg(long, value_name = "NAME")]
+    pub storage: Option<String>,
     /// Tokens that are read at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub prefill: usize,
     /// Tokens that are generated one by one
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub decode: usize,
+    /// Decode after N earlier tokens as well; may be repeated
+    #[arg(long = "context", value_name = "N")]
+    pub contexts: Vec<usize>,
+    /// Decode of N texts at once as well; may be repeated
+    #[arg(long = "sequences", value_name = "N")]
+    pub sequences: Vec<usize>,
+    /// Runs; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub runs: usize,
+    /// Time every operation
+    #[arg(long)]
+    pub profile: bool,
+    #[command(flatten)]
+    pub running: Running,
 }

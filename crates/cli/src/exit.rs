@@ -22,7 +22,7 @@ pub fn code(e: &anyhow::Error) -> u8 {
             match job {
                 Job::Gate(_) => return GATE,
                 Job::Interrupted => return INTERRUPTED,
-                Job::Memory { .. } => return RESOURCE,
+                Job::Memory { .. } | Job::Model(model::Error::NoRoom { .. }) => return RESOURCE,
                 Job::File(f) | Job::Model(model::Error::Format(f)) => return of_file(f),
                 _ => return USAGE,
             }
@@ -31,7 +31,11 @@ pub fn code(e: &anyhow::Error) -> u8 {
             return of_file(f);
         }
         if let Some(m) = cause.downcast_ref::<model::Error>() {
-            return if let model::Error::Format(f) = m { of_file(f) } else { USAGE };
+            return match m {
+                model::Error::Format(f) => of_file(f),
+                model::Error::NoRoom { .. } => RESOURCE,
+                _ => USAGE,
+            };
         }
         if cause.downcast_ref::<std::io::Error>().is_some() {
             return FAULT;

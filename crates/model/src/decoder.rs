@@ -3,10 +3,10 @@
 //! A block runs in four stages, each a set of products that read the same input; the walker rewrites the
 //! weights of a stage between seeing its input and running it.
 
-use crate::{Error, Model, Point, Result, Role, Site, Spec, Tap};
+use crate::{Error, Model, Operation, Point, Profile, Result, Role, Site, Tap};
 use tensor::{
-    Tensor,
-    ops::{self, AttentionShape, Memory, Rotation, Segment},
+    Linear, Tensor,
+    ops::{self, AttentionShape, Memory, Operand, Rotation, Target},
 };
 
 /// The stages of a block, in the order of execution.
@@ -37,75 +37,44 @@ impl Stage {
     }
 }
 
-/// Keys and values of one sequence in every block.
-#[derive(Clone, Debug)]
-pub struct Cache {
-    blocks: Vec<Memory>,
-    /// The tokens held.
-    tokens: Vec<u32>,
-    /// The length of the sequence when its keys were last turned.
-    turned_for: usize,
-}
-
-impl Cache {
-    /// An empty cache for `model`.
-    pub fn new(model: &Model) -> Cache {
-        let blocks = model.spec.blocks.iter().map(|b| Memory::new(b.kv_heads, b.head_dim)).collect();
-        Cache { blocks, tokens: Vec::new(), turned_for: 0 }
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Does it hold nothing?
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Forgets every position from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.blocks.iter_mut().for_each(|m| m.truncate(len));
-        self.tokens.truncate(len);
-    }
-
-    /// Takes in `new` tokens; returns what has to run, which is all of them where longer sequences turn their keys
-    /// otherwise (dynamic scaling, LongRoPE).
-    fn feed(&mut self, spec: &Spec, new: &[u32]) -> Vec<u32> {
-        let length = self.len() + new.len();
-        let anew = !self.is_empty() && spec.ropes.iter().any(|r| r.changes(self.turned_for, length));
-        let run = if anew { [&self.tokens[..], new].concat() } else { new.to_vec() };
-        if anew {
-            self.truncate(0);
-        }
-        self.turned_for = length;
-        run
-    }
-
-    /// Bytes held.
-    pub fn size_bytes(&self) -> usize {
-        self.blocks.iter().map(Memory::size_bytes).sum()
-    }
-}
-
 /// A batch of sequences on its way through the blocks.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Flow {
     /// The residual stream `[tokens, dim]`.
     x: Tensor,
     /// The input of the stage that comes next.
-    input: Tensor,
-    /// What attention added, kept back where the block is parallel.
-    held: Option<Tensor>,
+    input: Operand,
+    /// Did a parallel block keep back what attention added?
+    held: bool,
     rows: Vec<usize>,
+    positions: Vec<usize>,
+    lengths: Vec<usize>,
     rotations: Vec<Rotation>,
+    scratch: Scratch,
+    profile: Option<Profile>,
+}
+
+/// What a stage writes and the next one does not need; a copy of a flow starts without.
+#[derive(Default)]
+struct Scratch {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    y: Tensor,
+    normed: Tensor,
+    held: Tensor,
+}
+
+impl Clone for Scratch {
+    fn clone(&self) -> Self {
+        Scratch { held: self.held.clone(), ..Scratch::default() }
+    }
 }
 
 impl Flow {
     /// The input of the products of the next stage, `[tokens, inputs]`.
     pub fn input(&self) -> &Tensor {
-        &self.input
+        self.input.values()
     }
 
     /// The residual stream, `[tokens, dim]`.
@@ -117,6 +86,17 @@ impl Flow {
     pub fn tokens(&self) -> usize {
         self.x.rows()
     }
+
+    /// Times every operation from here on; returns what was timed before.
+    pub fn profile(&mut self) -> Option<Profile> {
+        self.profile.replace(Profile::default())
+    }
+
+    pub(crate) fn lap(&mut self, operation: Operation) {
+        if let Some(profile) = &mut self.profile {
+            profile.lap(operation);
+        }
+    }
 }
 
 impl Model {
@@ -125,44 +105,69 @@ impl Model {
     /// # Errors
     /// If a token is not in the vocabulary or a sequence is longer than a table of learned positions.
     pub fn start(&self, sequences: &[&[u32]], past: &[usize]) -> Result<Flow> {
+        let mut flow = Flow::default();
+        self.restart(&mut flow, sequences.iter().copied(), past)?;
+        Ok(flow)
+    }
+
+    /// The same in the memory of a flow that is done.
+    ///
+    /// # Errors
+    /// As [`Model::start`].
+    pub fn restart<'a>(
+        &self,
+        flow: &mut Flow,
+        sequences: impl Iterator<Item = &'a [u32]> + Clone,
+        past: &[usize],
+    ) -> Result<()> {
         let spec = &self.spec;
+        if let Some(profile) = &mut flow.profile {
+            profile.begin();
+        }
         let embed = &self.linear(Site::EMBED)?.weight;
-        let total = sequences.iter().map(|s| s.len()).sum();
-        let mut x = Tensor::zeros(total, spec.dim);
-        let mut positions = Vec::with_capacity(total);
-        let mut lengths = Vec::with_capacity(total);
-        for (sequence, past) in sequences.iter().zip(past) {
+        flow.held = false;
+        flow.rows.clear();
+        flow.rows.extend(sequences.clone().map(<[u32]>::len));
+        flow.positions.clear();
+        flow.lengths.clear();
+        flow.x.reset(flow.rows.iter().sum(), spec.dim);
+        for (sequence, past) in sequences.zip(past) {
             for (i, &token) in sequence.iter().enumerate() {
                 if token as usize >= spec.vocab {
                     return Err(Error::Asked(format!("token {token} is not in the vocabulary of {}", spec.vocab)));
                 }
-                embed.decode_row(token as usize, x.row_mut(positions.len()));
-                positions.push(past + i);
-                lengths.push(past + sequence.len());
+                embed.decode_row(token as usize, flow.x.row_mut(flow.positions.len()));
+                flow.positions.push(past + i);
+                flow.lengths.push(past + sequence.len());
             }
         }
         if let Some(scale) = spec.embed_scale {
-            ops::scale(&mut x, scale);
+            ops::scale(&mut flow.x, scale);
         }
         if let Some(rows) = spec.learned_positions {
             let table = &self.linear(Site::POSITION)?.weight;
-            let mut row = vec![0.0; spec.dim];
-            for (t, &position) in positions.iter().enumerate() {
+            let row = &mut flow.scratch.y;
+            row.reset(1, spec.dim);
+            for (t, &position) in flow.positions.iter().enumerate() {
                 if position >= rows {
                     return Err(Error::Asked(format!("position {position} is beyond the model's context of {rows}")));
                 }
-                table.decode_row(position, &mut row);
-                x.row_mut(t).iter_mut().zip(&row).for_each(|(x, p)| *x += p);
+                table.decode_row(position, row.row_mut(0));
+                flow.x.row_mut(t).iter_mut().zip(row.row(0)).for_each(|(x, p)| *x += p);
             }
         }
-        let rotations = spec.ropes.iter().map(|r| r.rotation(&positions, &lengths)).collect();
-        let rows = sequences.iter().map(|s| s.len()).collect();
-        Ok(Flow { x, input: Tensor::default(), held: None, rows, rotations })
+        flow.rotations.resize_with(spec.ropes.len(), Rotation::default);
+        for (rope, rotation) in spec.ropes.iter().zip(&mut flow.rotations) {
+            rope.rotate(&flow.positions, &flow.lengths, rotation);
+        }
+        flow.lap(Operation::Embed);
+        Ok(())
     }
 
     /// Prepares the input of a block's first stage.
     pub fn enter(&self, layer: u16, flow: &mut Flow) -> Result<()> {
-        flow.input = self.normed(Site::of(layer, Role::AttnNorm), &flow.x)?;
+        self.normed(Site::of(layer, Role::AttnNorm), &flow.x, flow.input.values_mut())?;
+        flow.lap(Operation::Norm);
         Ok(())
     }
 
@@ -180,37 +185,16 @@ impl Model {
         match stage {
             Stage::Qkv => self.attend(layer, flow, memory, tap),
             Stage::O => {
-                let y = self.product(layer, Role::O, flow, tap)?;
-                let y = self.post_norm(layer, Role::PostAttnNorm, y)?;
-                if self.spec.parallel {
-                    flow.input = self.normed(Site::of(layer, Role::MlpNorm), &flow.x)?;
-                    flow.held = Some(y);
-                } else {
-                    ops::add_to(&mut flow.x, &y);
-                    flow.input = self.normed(Site::of(layer, Role::MlpNorm), &flow.x)?;
-                }
+                self.into_residual(layer, [Role::O, Role::PostAttnNorm], flow, self.spec.parallel, tap)?;
+                self.normed(Site::of(layer, Role::MlpNorm), &flow.x, flow.input.values_mut())?;
+                flow.lap(Operation::Norm);
                 Ok(())
             }
-            Stage::GateUp => {
-                let mut up = self.product(layer, Role::Up, flow, tap)?;
-                if self.spec.gated {
-                    let mut gate = self.product(layer, Role::Gate, flow, tap)?;
-                    ops::gate(self.spec.activation, &mut gate, &up);
-                    up = gate;
-                } else {
-                    self.spec.activation.apply(&mut up);
-                }
-                flow.input = up;
-                Ok(())
-            }
+            Stage::GateUp => self.feed_forward(layer, flow, tap),
             Stage::Down => {
-                let y = self.product(layer, Role::Down, flow, tap)?;
-                let y = self.post_norm(layer, Role::PostMlpNorm, y)?;
-                if let Some(held) = flow.held.take() {
-                    ops::add_to(&mut flow.x, &held);
-                }
-                ops::add_to(&mut flow.x, &y);
+                self.into_residual(layer, [Role::Down, Role::PostMlpNorm], flow, false, tap)?;
                 tap.at(Point::Residual(layer), &flow.x);
+                flow.lap(Operation::Norm);
                 Ok(())
             }
         }
@@ -231,25 +215,39 @@ impl Model {
     /// An empty memory of a block for every sequence of a batch.
     pub fn memory(&self, layer: u16, flow: &Flow) -> Vec<Memory> {
         let b = &self.spec.blocks[usize::from(layer)];
-        flow.rows.iter().map(|_| Memory::new(b.kv_heads, b.head_dim)).collect()
+        flow.rows.iter().map(|_| Memory::new(self.key_value, b.kv_heads, b.head_dim)).collect()
     }
 
     /// Norm before the head of the residual rows that are listed, `[rows, dim]`.
     pub fn final_rows(&self, flow: &Flow, rows: &[usize]) -> Result<Tensor> {
-        self.normed(Site::FINAL_NORM, &flow.x.select_rows(rows))
+        let mut out = Tensor::default();
+        self.final_into(flow, rows, &mut out)?;
+        Ok(out)
+    }
+
+    /// The same into a tensor that is there.
+    pub fn final_into(&self, flow: &Flow, rows: &[usize], out: &mut Tensor) -> Result<()> {
+        let norm = self.norm(Site::FINAL_NORM)?;
+        ops::norm_rows(self.spec.norm, &flow.x, rows, &norm.scale, norm.shift.as_deref(), self.spec.norm_eps, out);
+        Ok(())
     }
 
     /// Logits `[rows, vocab]` of what [`Model::final_rows`] returns.
     pub fn head(&self, normed: &Tensor, tap: &mut dyn Tap) -> Result<Tensor> {
-        tap.at(Point::Input(Site::HEAD), normed);
-        let mut logits = match self.linears.get(&Site::HEAD) {
-            Some(head) => head.apply(normed),
-            None => ops::matmul(normed, &self.linear(Site::HEAD)?.weight),
-        };
-        if let Some(cap) = self.spec.logit_cap {
-            ops::soft_cap(&mut logits, cap);
-        }
+        let mut logits = Tensor::default();
+        self.head_into(&mut Operand::new(normed.clone()), &mut logits, tap)?;
         Ok(logits)
+    }
+
+    /// The same into a tensor that is there.
+    pub fn head_into(&self, normed: &mut Operand, logits: &mut Tensor, tap: &mut dyn Tap) -> Result<()> {
+        tap.at(Point::Input(Site::HEAD), normed.values());
+        let linear = self.linear(Site::HEAD)?;
+        ops::products(normed, [Target { linear, out: logits, add: false }]);
+        if let Some(cap) = self.spec.logit_cap {
+            ops::soft_cap(logits, cap);
+        }
+        Ok(())
     }
 
     /// Logits of every position of every sequence, without a cache, `[tokens, vocab]`.
@@ -262,58 +260,39 @@ impl Model {
         self.head(&self.final_rows(&flow, &rows)?, tap)
     }
 
-    /// Feeds each sequence's next tokens to its cache; logits after the last token of each, `[sequences, vocab]`.
-    pub fn decode(&self, sequences: &[&[u32]], caches: &mut [Cache]) -> Result<Tensor> {
-        let fed: Vec<Vec<u32>> = sequences.iter().zip(caches.iter_mut()).map(|(s, c)| c.feed(&self.spec, s)).collect();
-        let sequences: Vec<&[u32]> = fed.iter().map(Vec::as_slice).collect();
-        let past: Vec<usize> = caches.iter().map(Cache::len).collect();
-        let mut flow = self.start(&sequences, &past)?;
-        for layer in 0..self.spec.layers() {
-            let take = |c: &mut Cache| std::mem::replace(&mut c.blocks[usize::from(layer)], Memory::new(0, 0));
-            let mut memory: Vec<Memory> = caches.iter_mut().map(take).collect();
-            let run = self.block(layer, &mut flow, &mut memory, &mut ());
-            for (cache, memory) in caches.iter_mut().zip(memory) {
-                cache.blocks[usize::from(layer)] = memory;
-            }
-            run?;
-        }
-        caches.iter_mut().zip(&fed).for_each(|(cache, run)| cache.tokens.extend(run));
-        let mut end = 0;
-        let last: Vec<usize> = flow
-            .rows
-            .iter()
-            .map(|n| {
-                end += n;
-                end - 1
-            })
-            .collect();
-        self.head(&self.final_rows(&flow, &last)?, &mut ())
-    }
-
     fn attend(&self, layer: u16, flow: &mut Flow, memory: &mut [Memory], tap: &mut dyn Tap) -> Result<()> {
         let b = &self.spec.blocks[usize::from(layer)];
-        let mut q = self.product(layer, Role::Q, flow, tap)?;
-        let mut k = self.product(layer, Role::K, flow, tap)?;
-        let v = self.product(layer, Role::V, flow, tap)?;
+        let Scratch { q, k, v, .. } = &mut flow.scratch;
+        let roles = [Role::Q, Role::K, Role::V];
+        roles.iter().for_each(|r| tap.at(Point::Input(Site::of(layer, *r)), flow.input.values()));
+        ops::products(
+            &mut flow.input,
+            [
+                Target { linear: self.linear(Site::of(layer, Role::Q))?, out: q, add: false },
+                Target { linear: self.linear(Site::of(layer, Role::K))?, out: k, add: false },
+                Target { linear: self.linear(Site::of(layer, Role::V))?, out: v, add: false },
+            ],
+        );
+        if let Some(profile) = &mut flow.profile {
+            profile.lap(Operation::Qkv);
+        }
+        roles.iter().zip([&*q, k, v]).for_each(|(r, y)| tap.at(Point::Output(Site::of(layer, *r)), y));
         if self.spec.qk_norm {
-            for (role, x) in [(Role::QNorm, &mut q), (Role::KNorm, &mut k)] {
+            for (role, x) in [(Role::QNorm, &mut *q), (Role::KNorm, k)] {
                 ops::norm_heads(self.spec.norm, x, &self.norm(Site::of(layer, role))?.scale, self.spec.norm_eps);
             }
         }
         if let Some(rotation) = b.rope.and_then(|r| flow.rotations.get(r)) {
-            ops::rope(&mut q, b.head_dim, rotation);
-            ops::rope(&mut k, b.head_dim, rotation);
+            ops::rope(q, b.head_dim, rotation);
+            ops::rope(k, b.head_dim, rotation);
         }
         let mut row = 0;
         for (memory, rows) in memory.iter_mut().zip(&flow.rows) {
-            memory.append(&k, &v, row, row + rows);
+            memory.append(k, v, row, row + rows);
             row += rows;
         }
-        let mut row = 0;
-        let mut segments = Vec::with_capacity(memory.len());
-        for (memory, rows) in memory.iter().zip(&flow.rows) {
-            segments.push(Segment { row, rows: *rows, memory });
-            row += rows;
+        if let Some(profile) = &mut flow.profile {
+            profile.lap(Operation::Rope);
         }
         let shape = AttentionShape {
             heads: b.heads,
@@ -323,24 +302,83 @@ impl Model {
             window: b.window,
             soft_cap: b.score_cap,
         };
-        flow.input = ops::attention(&q, &segments, &shape);
+        ops::attention(q, &flow.rows, memory, &shape, flow.input.values_mut());
+        flow.lap(Operation::Attention);
         Ok(())
     }
 
-    fn product(&self, layer: u16, role: Role, flow: &Flow, tap: &mut dyn Tap) -> Result<Tensor> {
+    /// Runs gate and up with the nonlinearity, or up alone: the input of the last stage.
+    fn feed_forward(&self, layer: u16, flow: &mut Flow, tap: &mut dyn Tap) -> Result<()> {
+        let (activation, up) = (self.spec.activation, self.linear(Site::of(layer, Role::Up))?);
+        let Scratch { q: first, k: second, .. } = &mut flow.scratch;
+        let site = |role| Site::of(layer, role);
+        tap.at(Point::Input(site(Role::Up)), flow.input.values());
+        if self.spec.gated {
+            let gate = self.linear(site(Role::Gate))?;
+            tap.at(Point::Input(site(Role::Gate)), flow.input.values());
+            if is_packed(gate) && is_packed(up) {
+                // What is laid out for speed is not watched: both products stay in the caches.
+                ops::gated(&mut flow.input, activation, gate, up, first);
+            } else {
+                let targets =
+                    [Target { linear: gate, out: first, add: false }, Target { linear: up, out: second, add: false }];
+                ops::products(&mut flow.input, targets);
+                tap.at(Point::Output(site(Role::Gate)), first);
+                tap.at(Point::Output(site(Role::Up)), second);
+                ops::gate(activation, first, second);
+            }
+        } else {
+            ops::products(&mut flow.input, [Target { linear: up, out: first, add: false }]);
+            tap.at(Point::Output(site(Role::Up)), first);
+            activation.apply(first);
+        }
+        std::mem::swap(first, flow.input.values_mut());
+        flow.lap(Operation::GateUp);
+        Ok(())
+    }
+
+    /// Runs the product of `role` and adds it, normed where `post` has a norm, to the residual stream; or holds it
+    /// back until the block's other half is done.
+    fn into_residual(
+        &self,
+        layer: u16,
+        [role, post]: [Role; 2],
+        flow: &mut Flow,
+        hold: bool,
+        tap: &mut dyn Tap,
+    ) -> Result<()> {
         let site = Site::of(layer, role);
-        tap.at(Point::Input(site), &flow.input);
-        let y = self.linear(site)?.apply(&flow.input);
-        tap.at(Point::Output(site), &y);
-        Ok(y)
+        let linear = self.linear(site)?;
+        let Scratch { y, normed, held, .. } = &mut flow.scratch;
+        tap.at(Point::Input(site), flow.input.values());
+        ops::products(&mut flow.input, [Target { linear, out: y, add: false }]);
+        if let Some(profile) = &mut flow.profile {
+            profile.lap(if role == Role::O { Operation::O } else { Operation::Down });
+        }
+        tap.at(Point::Output(site), y);
+        if self.spec.post_norms {
+            self.normed(Site::of(layer, post), y, normed)?;
+            std::mem::swap(y, normed);
+        }
+        if hold {
+            std::mem::swap(y, held);
+            flow.held = true;
+            return Ok(());
+        }
+        if std::mem::take(&mut flow.held) {
+            ops::add_to(&mut flow.x, held);
+        }
+        ops::add_to(&mut flow.x, y);
+        Ok(())
     }
 
-    fn normed(&self, site: Site, x: &Tensor) -> Result<Tensor> {
+    fn normed(&self, site: Site, x: &Tensor, out: &mut Tensor) -> Result<()> {
         let norm = self.norm(site)?;
-        Ok(ops::norm(self.spec.norm, x, &norm.scale, norm.shift.as_deref(), self.spec.norm_eps))
+        ops::norm(self.spec.norm, x, &norm.scale, norm.shift.as_deref(), self.spec.norm_eps, out);
+        Ok(())
     }
+}
 
-    fn post_norm(&self, layer: u16, role: Role, y: Tensor) -> Result<Tensor> {
-        if self.spec.post_norms { self.normed(Site::of(layer, role), &y) } else { Ok(y) }
-    }
+fn is_packed(linear: &Linear) -> bool {
+    matches!(linear.weight, tensor::Weight::Packed(_))
 }

@@ -62,6 +62,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// There is no memory to lay the weights out in.
+    #[error("no memory for {bytes} bytes of weights laid out for speed: {source}. Use --exact, which keeps them in their file, or a smaller model")]
+    NoRoom {
+        /// Bytes that they take.
+        bytes: usize,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// What was asked of the model does not fit it.
     #[error("{0}")]
     Asked(String),

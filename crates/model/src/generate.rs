@@ -1,6 +1,6 @@
 //! Prompt in, tokens out, one at a time.
 
-use crate::{Cache, Error, Gpt, Result, Sampling};
+use crate::{Cache, Error, Gpt, Result, Runner, Sampling, Wanted};
 
 /// When to stop.
 #[derive(Clone, Debug, Default)]
@@ -57,11 +57,12 @@ pub fn generate(
     if prompt.len() >= context {
         return Err(Error::Asked(format!("the prompt has {} tokens; the model's context is {context}", prompt.len())));
     }
-    let mut cache = [Cache::new(&gpt.model)];
+    let mut cache = [Cache::with_room(&gpt.model, context.min(prompt.len() + limits.tokens))];
+    let mut runner = Runner::new(&gpt.model);
     let mut seen = prompt.to_vec();
     let mut text = Text::new(&limits.stops);
     let mut stream = gpt.tokenizer.decode_stream(true);
-    let mut logits = gpt.model.decode(&[prompt], &mut cache)?;
+    let mut logits = runner.read(prompt, &mut cache[0])?;
     let mut ended = Ended::Tokens;
     for step in 0..limits.tokens {
         let next = sampling.choose(logits.row(0), &seen, step as u64);
@@ -86,7 +87,7 @@ pub fn generate(
             break;
         }
         if step + 1 < limits.tokens {
-            logits = gpt.model.decode(&[&[next]], &mut cache)?;
+            logits = runner.step(&[[next]], &mut cache, Wanted::Last)?;
         }
     }
     if let Some(piece) = stream.finish()?.filter(|_| ended != Ended::Stop) {

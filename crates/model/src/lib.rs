@@ -3,6 +3,7 @@
 //! Only `families/` holds the tensor names of Hugging Face and GGUF files.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod config;
 mod decoder;
 mod error;
@@ -12,20 +13,26 @@ mod gpt;
 mod layout;
 pub mod load;
 mod model;
+mod profile;
+mod runner;
 mod sample;
 pub mod save;
+mod shape;
 mod site;
 mod source;
 pub mod spec;
 mod tap;
 
+pub use cache::Cache;
 pub use config::Config;
-pub use decoder::{Cache, Flow, Stage};
+pub use decoder::{Flow, Stage};
 pub use error::{Error, Result};
 pub use families::Family;
 pub use gpt::Gpt;
 pub use model::{Model, NormWeights};
+pub use profile::{Operation, Profile};
+pub use runner::{Runner, Wanted};
 pub use sample::{Sampling, uniform};
 pub use site::{NoSite, ROLES, Role, Site};
-pub use spec::Spec;
+pub use spec::{BlockSpec, Spec};
 pub use tap::{Point, Tap};

@@ -75,7 +75,7 @@ fn open_source(path: &Path) -> Result<(Source, Config)> {
 }
 
 /// Bounds the claims of a configuration before anything is allocated for them.
-fn check_size(config: &Config, spec: &Spec) -> Result<()> {
+pub(crate) fn check_size(config: &Config, spec: &Spec) -> Result<()> {
     let sites = spec.matrices().into_iter().chain(spec.norms());
     let total = sites.filter_map(|s| spec.shape(s)).try_fold(0usize, |n, [r, c]| n.checked_add(r.checked_mul(c)?));
     match total {
@@ -97,7 +97,7 @@ fn finish(
     spec.biases.o |= has(Role::O);
     spec.biases.mlp |= has(Role::Up) || has(Role::Down);
     spec.biases.head |= has(Role::Head);
-    Model { spec, config, family, linears, norms }
+    Model { spec, config, family, linears, norms, key_value: Default::default() }
 }
 
 struct Loader<'a> {

@@ -1,8 +1,8 @@
 //! `Model`: the weights of a GPT by site, with the spec that says how they act.
 
-use crate::{Config, Error, Family, Result, Site, Spec};
+use crate::{Config, Error, Family, Result, Role, Site, Spec};
 use std::collections::BTreeMap;
-use tensor::{Linear, Weight};
+use tensor::{Linear, Weight, ops::KeyValue, packed::Packed};
 
 /// The parameters of a normalisation.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Model {
     pub linears: BTreeMap<Site, Linear>,
     /// Norms by site.
     pub norms: BTreeMap<Site, NormWeights>,
+    /// How caches keep keys and values.
+    pub key_value: KeyValue,
 }
 
 impl Model {
@@ -60,6 +62,31 @@ impl Model {
         Ok(())
     }
 
+    /// Lays every product's weight out for speed and keeps keys and values as brain floats; inputs of products are
+    /// then rounded to match the weights (see `tensor::packed`), so logits are no longer exact. Returns the sites
+    /// whose storage has no such form; they run as before.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn pack(&mut self) -> Result<Vec<Site>> {
+        let bytes = self.matrix_bytes();
+        let head = self.spec.resolve(Site::HEAD);
+        let looked_up = |site: &Site| *site != head && matches!(site.role, Role::Embed | Role::Position);
+        let sites: Vec<Site> = self.linears.keys().filter(|s| !looked_up(s)).copied().collect();
+        let taken = sites.iter().filter_map(|site| self.linears.remove(site)).collect::<Vec<Linear>>();
+        let (weights, biases): (Vec<_>, Vec<_>) = taken.into_iter().map(|l| (l.weight, l.bias)).unzip();
+        let packed = Packed::all(weights).map_err(|source| Error::NoRoom { bytes, source })?;
+        let mut left = Vec::new();
+        for ((site, weight), bias) in sites.into_iter().zip(packed).zip(biases) {
+            if !matches!(weight, Weight::Packed(_)) {
+                left.push(site);
+            }
+            self.linears.insert(site, Linear { weight, bias });
+        }
+        self.key_value = KeyValue::Bf16;
+        Ok(left)
+    }
+
     /// Tensor payload with scales, tied tensors once.
     pub fn size_bytes(&self) -> usize {
         let norms: usize =
@@ -86,6 +113,6 @@ impl Model {
 
     /// Does any weight lie on a grid?
     pub fn is_quantized(&self) -> bool {
-        self.linears.values().any(|l| matches!(l.weight, Weight::Quant(_)))
+        self.linears.values().any(|l| l.weight.grid().is_some())
     }
 }

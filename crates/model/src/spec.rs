@@ -1,7 +1,7 @@
 //! `Spec`: everything that tells one GPT from another, as data.
 
 use crate::{Role, Site};
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 use tensor::ops::{Activation, NormKind, Rotation};
 
 /// The shape and the switches of a model.
@@ -232,10 +232,18 @@ impl RopeSpec {
         self.longer.is_some() && self.frequencies(old) != self.frequencies(new)
     }
 
-    /// Cosines and sines for positions, given the whole length of the sequence that each belongs to.
-    pub fn rotation(&self, positions: &[usize], lengths: &[usize]) -> Rotation {
-        let tables: BTreeMap<usize, Cow<'_, [f32]>> = lengths.iter().map(|n| (*n, self.frequencies(*n))).collect();
-        Rotation::new(positions, |row| &tables[&lengths[row]], self.rotated / 2, self.scale)
+    /// Sets cosines and sines for positions, given the whole length of the sequence that each belongs to.
+    pub fn rotate(&self, positions: &[usize], lengths: &[usize], out: &mut Rotation) {
+        out.reset(positions.len(), self.rotated / 2);
+        let mut known: Option<(usize, Cow<'_, [f32]>)> = None;
+        for (t, (position, length)) in positions.iter().zip(lengths).enumerate() {
+            let table = match known.take() {
+                Some((of, table)) if of == *length => table,
+                _ => self.frequencies(*length),
+            };
+            out.turn(t, *position, &table, self.scale);
+            known = Some((*length, table));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! With PLANISH_KEEP_GGUF=DIR the GGUF files stay in DIR, to be held against llama.cpp.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{Cache, Model, load, save};
+use model::{Cache, Model, Runner, Wanted, load, save};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -64,12 +64,13 @@ fn largest_error(model: &Model, sequences: &[Sequence]) -> f32 {
 
 fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut cache = [Cache::new(model)];
-    let mut logits = model.decode(&[prompt], &mut cache).unwrap();
+    let mut runner = Runner::new(model);
+    let mut logits = runner.step(&[prompt], &mut cache, Wanted::Last).unwrap();
     let mut out = Vec::new();
     for _ in 0..count {
         let next = ops::argmax(logits.row(0)) as u32;
         out.push(next);
-        logits = model.decode(&[&[next]], &mut cache).unwrap();
+        logits = runner.step(&[[next]], &mut cache, Wanted::Last).unwrap();
     }
     out
 }

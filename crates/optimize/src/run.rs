@@ -146,19 +146,32 @@ pub fn run(
     artefact::finish(gpt, &after, recipe, data, &proof, &differences, &report, &staged, &key)?;
     artefact::publish(&staged, &settings.out, settings.overwrite)?;
     journal.discard()?;
-    Ok(Outcome { out: settings.out.clone(), proof, already: false, speed: Some(speed) })
+    Ok(Outcome { out: settings.out.clone(), proof, already: false, speed })
 }
 
 /// Decode speed over the original's, and whether it is enough.
-fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
-    let ratios = speed::decode_ratios(&after.model, &gpt.model, settings.min_speed.is_some())?;
+fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<Option<[f64; 3]>> {
+    let both = (gpt.model.size_bytes() + after.model.size_bytes()) as u64;
+    let allowed = settings.max_ram.unwrap_or_else(|| speed::free_memory_bytes() / 5 * 4);
+    if both > allowed {
+        // Nobody asked: a model that memory does not hold beside its original is not timed.
+        return if settings.min_speed.is_some() { Err(Error::Memory { needed: both, allowed }) } else { Ok(None) };
+    }
+    // Both as users run them: packed, which takes the memory of both.
+    let pack = |model: &Model| -> Result<Model> {
+        let mut fast = model.clone();
+        fast.pack()?;
+        Ok(fast)
+    };
+    let (fast, base) = (pack(&after.model)?, pack(&gpt.model)?);
+    let ratios = speed::decode_ratios(&fast, &base, settings.min_speed.is_some())?;
     let [low, median, high] = [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]];
     let (got, wanted, unit) = match settings.min_speed {
-        None => return Ok([low, median, high]),
+        None => return Ok(Some([low, median, high])),
         Some(Speed::Ratio(x)) => (low, x, "x the original's"),
         Some(Speed::TokensPerSecond(x)) => {
             let room = after.model.spec.context.saturating_sub(2);
-            let s = speed::measure(&after.model, 128.min(room / 2), 64.min(room / 2))?;
+            let s = speed::measure(&fast, &speed::Ask::plain(128.min(room / 2), 64.min(room / 2)))?;
             (s.decode.range[0], x, "tokens/s")
         }
     };
@@ -167,7 +180,7 @@ fn speed(gpt: &Gpt, after: &Gpt, settings: &Settings) -> Result<[f64; 3]> {
             "the speed binds: decode runs at {got:.2} {unit} at the lower end of what was measured, {wanted} was asked. Nothing was written"
         )));
     }
-    Ok([low, median, high])
+    Ok(Some([low, median, high]))
 }
 
 /// Refuses a job that would take more memory than it may, before it begins.

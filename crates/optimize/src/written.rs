@@ -6,7 +6,7 @@ use crate::{
     progress::{self, Progress},
 };
 use formats::tokenizer::Tokenizer;
-use model::{Cache, Gpt, Sampling, uniform};
+use model::{Cache, Gpt, Runner, Sampling, Wanted, uniform};
 
 /// Sequences that are written at once.
 const TOGETHER: usize = 32;
@@ -51,10 +51,11 @@ fn batch(gpt: &Gpt, length: usize, seed: u64, first: u64) -> Result<Vec<Vec<u32>
     let mut texts: Vec<Vec<u32>> = (0..TOGETHER).map(|i| vec![begin(i)]).collect();
     let mut open: Vec<usize> = (0..TOGETHER).collect();
     let mut caches: Vec<Cache> = open.iter().map(|_| Cache::new(&gpt.model)).collect();
+    let mut runner = Runner::new(&gpt.model);
     for step in 1..length as u64 {
         progress::check()?;
         let last: Vec<&[u32]> = open.iter().map(|i| &texts[*i][texts[*i].len() - 1..]).collect();
-        let logits = gpt.model.decode(&last, &mut caches)?;
+        let logits = runner.step(&last, &mut caches, Wanted::Last)?;
         let mut still = Vec::new();
         let mut kept = Vec::new();
         for ((row, i), cache) in open.iter().enumerate().zip(caches) {

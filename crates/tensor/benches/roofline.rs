@@ -68,7 +68,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
             let linears = if tokens > 8 { &linears[..1] } else { &linears[..] };
             let begin = Instant::now();
             for linear in linears {
-                products(&mut x, &mut [Target { linear, out: &mut out, add: false }]);
+                products(&mut x, [Target { linear, out: &mut out, add: false }]);
             }
             times.push(begin.elapsed().as_secs_f64() / linears.len() as f64);
         }

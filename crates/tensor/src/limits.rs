@@ -28,7 +28,7 @@ pub fn read_bandwidth(bytes: usize) -> io::Result<f64> {
         let runs = threads::count() * 4;
         threads::each(runs, &|i| {
             let (from, to) = (pieces * i / runs, pieces * (i + 1) / runs);
-            black_box((kernels().tiles.read)(&pages[from * PIECE..to * PIECE]));
+            black_box((kernels().codes.read)(&pages[from * PIECE..to * PIECE]));
         });
     });
     Ok((pieces * PIECE) as f64 / best)
@@ -40,7 +40,7 @@ pub fn peak(what: Arithmetic) -> f64 {
     let tasks = threads::count();
     let best = best_of_five(|| {
         threads::each(tasks, &|_| {
-            black_box((kernels().tiles.spin)(what, black_box(TURNS)));
+            black_box((kernels().floats.spin)(what, black_box(TURNS)));
         });
     });
     (tasks * TURNS * what.operations()) as f64 / best

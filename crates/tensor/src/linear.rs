@@ -1,6 +1,6 @@
 //! A linear map: a weight and an optional bias. It is what a method returns.
 
-use crate::{Tensor, Weight};
+use crate::Weight;
 
 /// `y = x W^T + b` with `W` `[outputs, inputs]`.
 #[derive(Clone, Debug)]
@@ -15,15 +15,6 @@ impl Linear {
     /// A map without bias.
     pub fn new(weight: Weight) -> Linear {
         Linear { weight, bias: None }
-    }
-
-    /// Applies the map to every row of `x` (`[tokens, inputs]` to `[tokens, outputs]`).
-    pub fn apply(&self, x: &Tensor) -> Tensor {
-        let mut y = crate::ops::matmul(x, &self.weight);
-        if let Some(bias) = &self.bias {
-            crate::ops::add_bias(&mut y, bias);
-        }
-        y
     }
 
     /// Payload of weight and bias.

@@ -259,11 +259,12 @@ mod tests {
     #[test]
     fn every_task_runs_once_however_sections_nest_and_meet() {
         let total = AtomicUsize::new(0);
+        let add = |i| _ = total.fetch_add(i, Ordering::Relaxed);
         thread::scope(|s| {
             for _ in 0..3 {
                 s.spawn(|| {
                     for tasks in 0..200 {
-                        each(tasks, &|_| each(3, &|i| drop(total.fetch_add(i, Ordering::Relaxed))));
+                        each(tasks, &|_| each(3, &add));
                     }
                 });
             }
@@ -276,8 +277,9 @@ mod tests {
         let run = || each(8, &|i| assert!(i != 5, "five"));
         assert!(catch_unwind(run).is_err());
         let total = AtomicUsize::new(0);
-        limited(1, || each(8, &|i| drop(total.fetch_add(i, Ordering::Relaxed))));
-        each(8, &|i| drop(total.fetch_add(i, Ordering::Relaxed)));
+        let add = |i| _ = total.fetch_add(i, Ordering::Relaxed);
+        limited(1, || each(8, &add));
+        each(8, &add);
         assert_eq!(total.into_inner(), 56);
     }
 }

@@ -1,6 +1,6 @@
 //! `planish generate`.
 
-use super::{open, print_json};
+use super::{open, prepare_model, print_json};
 use crate::args::{Choosing, Common, Generate};
 use anyhow::Result;
 use model::{
@@ -12,7 +12,8 @@ use std::io::Write;
 
 /// Continues a prompt.
 pub fn run(args: &Generate, common: &Common) -> Result<u8> {
-    let gpt = open(&args.model)?;
+    let mut gpt = open(&args.model)?;
+    prepare_model(&mut gpt.model, args.running.exact, args.running.kv.as_deref())?;
     let prompt = gpt.tokenizer.encode(&args.prompt, true)?;
     if !common.json {
         print!("{}", args.prompt);

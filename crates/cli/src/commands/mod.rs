@@ -18,6 +18,7 @@ use ::optimize::builtin;
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use serde::Serialize;
+use tensor::ops::KeyValue;
 
 /// Runs a command; returns the exit code.
 ///
@@ -71,6 +72,16 @@ fn open(model: &Model) -> Result<Gpt> {
         Some(path) => Ok(Gpt::open(path)?),
         None => Ok(builtin::open()?),
     }
+}
+
+/// Makes a model run as asked: fast unless `exact`; returns the sites that have no fast form.
+fn prepare_model(model: &mut ::model::Model, exact: bool, kv: Option<&str>) -> Result<Vec<::model::Site>> {
+    let slow = if exact { Vec::new() } else { model.pack()? };
+    if let Some(name) = kv {
+        let known = KeyValue::ALL.iter().find(|f| f.name() == name);
+        model.key_value = *known.with_context(|| format!("--kv takes f32, bf16, int8 or int4, not {name:?}"))?;
+    }
+    Ok(slow)
 }
 
 /// Prints a value as one line of JSON.

@@ -1,6 +1,6 @@
 //! AVX2 kernels.
 
-use super::{Kernels, avx2_lanes::Avx2, once::instantiate, tile::tiles};
+use super::{Kernels, avx2_lanes::Avx2, once::instantiate, tile::{code_tiles, float_tiles}};
 
 /// The table, where this machine has the instructions.
 pub fn kernels() -> Option<&'static Kernels> {
@@ -10,7 +10,8 @@ pub fn kernels() -> Option<&'static Kernels> {
 
 static KERNELS: Kernels = Kernels {
     isa: "avx2",
-    tiles: TILES,
+    floats: FLOATS,
+    codes: CODES,
     pack_panel,
     pack_inputs,
     decode_row,
@@ -26,4 +27,5 @@ static KERNELS: Kernels = Kernels {
 };
 
 instantiate!("avx2,fma,f16c");
-tiles!(Avx2, "avx2,fma,f16c", floats [1 2 3 6], codes [1 2]);
+float_tiles!(Avx2, "avx2,fma,f16c", [1 2 3 6]);
+code_tiles!(Avx2, "avx2,fma,f16c", [1 2]);

@@ -1,6 +1,6 @@
 //! AVX-512 kernels.
 
-use super::{Kernels, avx512_lanes::Avx512, once::instantiate, tile::tiles};
+use super::{Kernels, avx512_lanes::Avx512, once::instantiate, tile::{code_tiles, float_tiles}};
 use crate::grid::{Grid, widen};
 use std::arch::x86_64::*;
 
@@ -18,7 +18,8 @@ pub fn kernels() -> Option<&'static Kernels> {
 
 const TABLE: Kernels = Kernels {
     isa: "avx512",
-    tiles: plain::TILES,
+    floats: FLOATS,
+    codes: CODES,
     pack_panel,
     pack_inputs,
     decode_row: decode_row_by_bytes,
@@ -35,27 +36,27 @@ const TABLE: Kernels = Kernels {
 
 static KERNELS: Kernels = TABLE;
 /// The same with products of brain floats.
-static WITH_BF16: Kernels = Kernels { tiles: with_bf16::TILES, ..TABLE };
+static WITH_BF16: Kernels = Kernels { floats: with_bf16::FLOATS, ..TABLE };
 
 instantiate!("avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c");
 
-mod plain {
-    use super::{Avx512, tiles};
-    tiles!(
-        Avx512<false>,
-        "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
-        floats [1 2 4 8 12 24],
-        codes [1 2 4 8 12]
-    );
-}
+float_tiles!(
+    Avx512<false>,
+    "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
+    [1 2 4 8 12 24]
+);
+code_tiles!(
+    Avx512<false>,
+    "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
+    [1 2 4 8 12]
+);
 
 mod with_bf16 {
-    use super::{Avx512, tiles};
-    tiles!(
+    use super::{Avx512, float_tiles};
+    float_tiles!(
         Avx512<true>,
         "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx512bf16,avx2,fma,f16c",
-        floats [1 2 4 8 12 24],
-        codes [1 2 4 8 12]
+        [1 2 4 8 12 24]
     );
 }
 

@@ -1,12 +1,13 @@
 //! Portable kernels, and the meaning of each.
 
-use super::{Kernels, generic_lanes::Generic, once, tile::tiles};
+use super::{Kernels, generic_lanes::Generic, once, tile::{code_tiles, float_tiles}};
 use crate::packed;
 
 /// The table that every machine runs.
 pub static KERNELS: Kernels = Kernels {
     isa: "generic",
-    tiles: TILES,
+    floats: FLOATS,
+    codes: CODES,
     pack_panel: packed::pack_panel,
     pack_inputs: packed::pack_inputs,
     decode_row: once::decode_row,
@@ -21,4 +22,5 @@ pub static KERNELS: Kernels = Kernels {
     soft_cap: once::soft_cap,
 };
 
-tiles!(Generic, floats [1 4], codes [1 4]);
+float_tiles!(Generic, [1 4]);
+code_tiles!(Generic, [1 4]);

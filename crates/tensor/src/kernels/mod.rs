@@ -27,25 +27,34 @@ pub(crate) use tile::input_chunk;
 use crate::{
     Storage, Tensor,
     grid::{Block, Grid},
-    packed::{InputKind, Span},
+    packed::{Form, InputKind, Span},
 };
 use std::sync::OnceLock;
 
-/// The kernels over packed weights of one instruction set, and its limits.
-pub struct Tiles {
-    /// Products of packed weights with packed inputs.
+/// Products of packed floats.
+pub struct FloatTiles {
+    /// Runs a tile.
     ///
     /// # Safety
-    /// The pointers hold what [`Tile`] says.
+    /// The pointers hold what [`Tile`] says, and its width is one of `widths`.
     pub run: unsafe fn(&Tile),
-    /// Tokens of the tiles of floats that there are, rising from 1.
-    pub float_widths: &'static [usize],
-    /// Tokens of the tiles of codes that there are, rising from 1.
-    pub code_widths: &'static [usize],
-    /// Are products of 8-bit codes those of the codes less 128?
-    pub signed: bool,
+    /// Tokens of the tiles that there are, rising from 1.
+    pub widths: &'static [usize],
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
+}
+
+/// Products of packed codes.
+pub struct CodeTiles {
+    /// Runs a tile.
+    ///
+    /// # Safety
+    /// The pointers hold what [`Tile`] says, and its width is one of `widths`.
+    pub run: unsafe fn(&Tile),
+    /// Tokens of the tiles that there are, rising from 1.
+    pub widths: &'static [usize],
+    /// Are products of 8-bit codes those of the codes less 128?
+    pub signed: bool,
     /// Reads bytes.
     pub read: fn(&[u8]) -> f32,
 }
@@ -54,8 +63,10 @@ pub struct Tiles {
 pub struct Kernels {
     /// Its name, as `PLANISH_ISA` spells it.
     pub isa: &'static str,
-    /// Everything over packed weights.
-    pub tiles: Tiles,
+    /// Products of packed floats.
+    pub floats: FloatTiles,
+    /// Products of packed codes.
+    pub codes: CodeTiles,
     /// Packs the stored rows of a panel.
     pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
     /// Packs the inputs of a tile.
@@ -80,6 +91,17 @@ pub struct Kernels {
     pub gelu_tanh: fn(&mut [f32]),
     /// `x = cap * tanh(x / cap)`.
     pub soft_cap: fn(&mut [f32], f32),
+}
+
+impl Kernels {
+    /// Runs a tile of any form.
+    ///
+    /// # Safety
+    /// The pointers hold what [`Tile`] says, and its width is one that its form has.
+    pub unsafe fn tile(&self, tile: &Tile) {
+        // SAFETY: the caller's.
+        unsafe { if matches!(tile.form, Form::Codes(_)) { (self.codes.run)(tile) } else { (self.floats.run)(tile) } }
+    }
 }
 
 /// The fastest table that this machine runs, or the one that `PLANISH_ISA` names.

@@ -300,9 +300,8 @@ unsafe fn chunk<
                 let planes = planes.add($half * BITS * 64);
                 $(
                     let codes = step_codes::<V, BITS, TABLE, $step>(planes);
-                    let x = x.add(($half * 8 + $step) * T * 4);
                     for t in 0..T {
-                        let x = x.add(t * 4);
+                        let x = x.add((($half * 8 + $step) * T + t) * 4);
                         dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
                     }
                 )*
@@ -350,63 +349,20 @@ unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, w
     }
 }
 
-/// Compiles every tile for an instruction set: `run(&Tile)` picks form and width.
-macro_rules! tiles {
-    ($lanes:ty, $($features:literal,)? floats [$($f:literal)*], codes [$($c:literal)*]) => {
-        /// Runs a tile.
-        ///
-        /// # Safety
-        /// The pointers hold what [`crate::kernels::Tile`] says, and the width is one that the table lists.
-        unsafe fn tile(tile: &crate::kernels::Tile) {
-            use crate::{kernels::tile as once, packed::form::{Codes, Form}};
+/// Compiles the tiles of floats, and the limits, for an instruction set.
+macro_rules! float_tiles {
+    ($lanes:ty, $($features:literal,)? [$($width:literal)*]) => {
+        unsafe fn floats(tile: &crate::kernels::Tile) {
             $(#[target_feature(enable = $features)])?
-            unsafe fn floats<const T: usize>(tile: &crate::kernels::Tile) {
+            unsafe fn inner<const T: usize>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { once::floats::<$lanes, T>(tile) }
-            }
-            $(#[target_feature(enable = $features)])?
-            unsafe fn codes<const T: usize, const BITS: usize, const TABLE: bool, const SUB: usize, const MIN: bool>(
-                tile: &crate::kernels::Tile,
-            ) {
-                // SAFETY: the caller's.
-                unsafe { once::codes::<$lanes, T, BITS, TABLE, SUB, MIN>(tile) }
-            }
-            unsafe fn coded<const T: usize>(tile: &crate::kernels::Tile, form: Codes) {
-                // SAFETY: the constants are those of the form.
-                unsafe {
-                    match (form.bits, form.table, form.sub, form.minimum) {
-                        (4, true, ..) => codes::<T, 4, true, 32, false>(tile),
-                        (2, _, 16, _) => codes::<T, 2, false, 16, true>(tile),
-                        (3, _, 16, _) => codes::<T, 3, false, 16, false>(tile),
-                        (6, _, 16, _) => codes::<T, 6, false, 16, false>(tile),
-                        (2, _, _, false) => codes::<T, 2, false, 32, false>(tile),
-                        (3, _, _, false) => codes::<T, 3, false, 32, false>(tile),
-                        (4, _, _, false) => codes::<T, 4, false, 32, false>(tile),
-                        (5, _, _, false) => codes::<T, 5, false, 32, false>(tile),
-                        (6, _, _, false) => codes::<T, 6, false, 32, false>(tile),
-                        (7, _, _, false) => codes::<T, 7, false, 32, false>(tile),
-                        (8, _, _, false) => codes::<T, 8, false, 32, false>(tile),
-                        (2, _, _, true) => codes::<T, 2, false, 32, true>(tile),
-                        (3, _, _, true) => codes::<T, 3, false, 32, true>(tile),
-                        (4, _, _, true) => codes::<T, 4, false, 32, true>(tile),
-                        (5, _, _, true) => codes::<T, 5, false, 32, true>(tile),
-                        (6, _, _, true) => codes::<T, 6, false, 32, true>(tile),
-                        (7, _, _, true) => codes::<T, 7, false, 32, true>(tile),
-                        _ => codes::<T, 8, false, 32, true>(tile),
-                    }
-                }
+                unsafe { crate::kernels::tile::floats::<$lanes, T>(tile) }
             }
             // SAFETY: the caller's tile has the width that the constant tells.
             unsafe {
-                match tile.form {
-                    Form::Codes(form) => match tile.width {
-                        $($c => coded::<$c>(tile, form),)*
-                        width => unreachable!("a tile of {width} tokens"),
-                    },
-                    _ => match tile.width {
-                        $($f => floats::<$f>(tile),)*
-                        width => unreachable!("a tile of {width} tokens"),
-                    },
+                match tile.width {
+                    $($width => inner::<$width>(tile),)*
+                    width => unreachable!("a tile of {width} tokens"),
                 }
             }
         }
@@ -419,6 +375,57 @@ macro_rules! tiles {
             // SAFETY: as above.
             unsafe { inner(what, turns) }
         }
+        pub(super) const FLOATS: crate::kernels::FloatTiles =
+            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin };
+    };
+}
+pub(crate) use float_tiles;
+
+/// Compiles the tiles of codes, and reading, for an instruction set.
+macro_rules! code_tiles {
+    ($lanes:ty, $($features:literal,)? [$($width:literal)*]) => {
+        unsafe fn codes(tile: &crate::kernels::Tile) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner<const T: usize, const BITS: usize, const TABLE: bool, const SUB: usize, const MIN: bool>(
+                tile: &crate::kernels::Tile,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { crate::kernels::tile::codes::<$lanes, T, BITS, TABLE, SUB, MIN>(tile) }
+            }
+            unsafe fn of_form<const T: usize>(tile: &crate::kernels::Tile) {
+                let crate::packed::Form::Codes(form) = tile.form else { return };
+                // SAFETY: the constants are those of the form.
+                unsafe {
+                    match (form.bits, form.table, form.sub, form.minimum) {
+                        (4, true, ..) => inner::<T, 4, true, 32, false>(tile),
+                        (2, _, 16, _) => inner::<T, 2, false, 16, true>(tile),
+                        (3, _, 16, _) => inner::<T, 3, false, 16, false>(tile),
+                        (6, _, 16, _) => inner::<T, 6, false, 16, false>(tile),
+                        (2, _, _, false) => inner::<T, 2, false, 32, false>(tile),
+                        (3, _, _, false) => inner::<T, 3, false, 32, false>(tile),
+                        (4, _, _, false) => inner::<T, 4, false, 32, false>(tile),
+                        (5, _, _, false) => inner::<T, 5, false, 32, false>(tile),
+                        (6, _, _, false) => inner::<T, 6, false, 32, false>(tile),
+                        (7, _, _, false) => inner::<T, 7, false, 32, false>(tile),
+                        (8, _, _, false) => inner::<T, 8, false, 32, false>(tile),
+                        (2, _, _, true) => inner::<T, 2, false, 32, true>(tile),
+                        (3, _, _, true) => inner::<T, 3, false, 32, true>(tile),
+                        (4, _, _, true) => inner::<T, 4, false, 32, true>(tile),
+                        (5, _, _, true) => inner::<T, 5, false, 32, true>(tile),
+                        (6, _, _, true) => inner::<T, 6, false, 32, true>(tile),
+                        (7, _, _, true) => inner::<T, 7, false, 32, true>(tile),
+                        _ => inner::<T, 8, false, 32, true>(tile),
+                    }
+                }
+            }
+            // SAFETY: the caller's tile has the width that the constant tells.
+            unsafe {
+                match tile.width {
+                    $($width => of_form::<$width>(tile),)*
+                    width => unreachable!("a tile of {width} tokens"),
+                }
+            }
+        }
         fn read(bytes: &[u8]) -> f32 {
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(p: *const u8, len: usize) -> f32 {
@@ -428,16 +435,12 @@ macro_rules! tiles {
             // SAFETY: as above; the length is rounded down to whole turns.
             unsafe { inner(bytes.as_ptr(), bytes.len() / 512 * 512) }
         }
-        pub(super) const TILES: crate::kernels::Tiles = crate::kernels::Tiles {
-            run: tile,
-            float_widths: FLOAT_WIDTHS,
-            code_widths: CODE_WIDTHS,
+        pub(super) const CODES: crate::kernels::CodeTiles = crate::kernels::CodeTiles {
+            run: codes,
+            widths: &[$($width),*],
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
-            spin,
             read,
         };
-        const FLOAT_WIDTHS: &[usize] = &[$($f),*];
-        const CODE_WIDTHS: &[usize] = &[$($c),*];
     };
 }
-pub(crate) use tiles;
+pub(crate) use code_tiles;

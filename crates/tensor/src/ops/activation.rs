@@ -1,7 +1,7 @@
 //! Elementwise operations.
 
+use super::each_row;
 use crate::{Tensor, kernels::kernels};
-use rayon::prelude::*;
 
 /// The nonlinearity of a feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,10 @@ pub enum Activation {
     Tanh,
 }
 
-/// Values that one task works on.
-const CHUNK: usize = 4096;
-
 impl Activation {
     /// Applies it to every value.
     pub fn apply(self, x: &mut Tensor) {
-        x.as_mut_slice().par_chunks_mut(CHUNK).for_each(|x| self.apply_slice(x));
+        each_row(x, |_, x| self.apply_slice(x));
     }
 
     pub(super) fn apply_slice(self, x: &mut [f32]) {
@@ -54,30 +51,23 @@ impl Activation {
 
 /// `gate = activation(gate) * up`, value by value.
 pub fn gate(activation: Activation, gate: &mut Tensor, up: &Tensor) {
-    gate.as_mut_slice().par_chunks_mut(CHUNK).zip(up.as_slice().par_chunks(CHUNK)).for_each(|(g, u)| {
+    each_row(gate, |t, g| {
         activation.apply_slice(g);
-        g.iter_mut().zip(u).for_each(|(g, u)| *g *= u);
+        g.iter_mut().zip(up.row(t)).for_each(|(g, u)| *g *= u);
     });
-}
-
-/// Adds `bias` `[cols]` to every row.
-pub fn add_bias(x: &mut Tensor, bias: &[f32]) {
-    let cols = x.cols().max(1);
-    x.as_mut_slice().par_chunks_mut(cols).for_each(|row| row.iter_mut().zip(bias).for_each(|(v, b)| *v += b));
 }
 
 /// `x += y`.
 pub fn add_to(x: &mut Tensor, y: &Tensor) {
-    let add = |(x, y): (&mut [f32], &[f32])| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-    x.as_mut_slice().par_chunks_mut(CHUNK).zip(y.as_slice().par_chunks(CHUNK)).for_each(add);
+    each_row(x, |t, x| x.iter_mut().zip(y.row(t)).for_each(|(x, y)| *x += y));
 }
 
 /// `x *= factor`.
 pub fn scale(x: &mut Tensor, factor: f32) {
-    x.as_mut_slice().par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|v| *v *= factor));
+    each_row(x, |_, x| x.iter_mut().for_each(|v| *v *= factor));
 }
 
 /// `x = cap tanh(x / cap)`.
 pub fn soft_cap(x: &mut Tensor, cap: f32) {
-    x.as_mut_slice().par_chunks_mut(CHUNK).for_each(|x| (kernels().soft_cap)(x, cap));
+    each_row(x, |_, x| (kernels().soft_cap)(x, cap));
 }

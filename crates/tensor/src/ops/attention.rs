@@ -36,47 +36,43 @@ impl AttentionShape {
     }
 }
 
-/// The rows of one sequence in a batch, and its memory, which already holds their keys and values.
-#[derive(Clone, Copy)]
-pub struct Segment<'a> {
-    /// First row of the batch.
-    pub row: usize,
-    /// Rows.
-    pub rows: usize,
-    /// Keys and values; the last row's is the last of them.
-    pub memory: &'a Memory,
-}
-
-/// Attends with every query of `q` `[tokens, heads * head_dim]` over its own sequence; the result has its shape.
-pub fn attention(q: &Tensor, segments: &[Segment<'_>], shape: &AttentionShape, out: &mut Tensor) {
+/// Attends with every query of `q` `[tokens, heads * head_dim]` over its own sequence; `out` takes its shape.
+///
+/// Sequence `i` has `rows[i]` rows of the batch, and its memory already holds their keys and values.
+pub fn attention(q: &Tensor, rows: &[usize], memories: &[Memory], shape: &AttentionShape, out: &mut Tensor) {
     out.reset(q.rows(), shape.heads * shape.head_dim);
     let shared = Shared::new(out.as_mut_slice());
     let group = shape.heads / shape.kv_heads;
-    let queries: usize = segments.iter().map(|s| s.rows * group * shape.kv_heads).sum();
-    let widths = kernels().tiles.float_widths;
+    let widths = kernels().floats.widths;
     let widest = widths[widths.len() - 1];
     // Few queries are shared out among the workers; how they are cut does not touch their sums.
-    let width = widest.min(queries.div_ceil(threads::count())).max(1);
-    let tiles = |s: &Segment<'_>| (s.rows * group).div_ceil(width) * shape.kv_heads;
+    let width = widest.min((q.rows() * shape.heads).div_ceil(threads::count())).max(1);
+    let tiles = |rows: usize| (rows * group).div_ceil(width) * shape.kv_heads;
     let run = |mut i: usize| {
-        for s in segments {
-            if i < tiles(s) {
+        let mut row = 0;
+        for (memory, rows) in memories.iter().zip(rows) {
+            if i < tiles(*rows) {
                 let (head, first) = (i % shape.kv_heads, i / shape.kv_heads * width);
-                let count = width.min(s.rows * group - first);
-                let block = Block { q, segment: s, shape, head, first, count };
+                let count = width.min(rows * group - first);
+                let block = Block { q, row, rows: *rows, memory, shape, head, first, count };
                 return SCRATCH.with_borrow_mut(|scratch| block.attend(scratch, shared));
             }
-            i -= tiles(s);
+            i -= tiles(*rows);
+            row += rows;
         }
     };
-    threads::each(segments.iter().map(tiles).sum(), &run);
+    threads::each(rows.iter().map(|r| tiles(*r)).sum(), &run);
 }
 
 /// Queries of one sequence whose heads share keys and values: query `i` is that of row `i / group` and head
 /// `i % group`.
 struct Block<'a> {
     q: &'a Tensor,
-    segment: &'a Segment<'a>,
+    /// First row of the sequence in the batch.
+    row: usize,
+    /// Its rows.
+    rows: usize,
+    memory: &'a Memory,
     shape: &'a AttentionShape,
     head: usize,
     first: usize,
@@ -116,18 +112,18 @@ impl Block<'_> {
     fn place(&self, i: usize) -> (usize, usize) {
         let group = self.shape.heads / self.shape.kv_heads;
         let i = self.first + i;
-        (self.segment.row + i / group, self.head * group + i % group)
+        (self.row + i / group, self.head * group + i % group)
     }
 
     /// Position of query `i` in its text.
     fn position(&self, i: usize) -> usize {
-        let past = self.segment.memory.len() - self.segment.rows;
-        past + self.place(i).0 - self.segment.row
+        let past = self.memory.len() - self.rows;
+        past + self.place(i).0 - self.row
     }
 
     fn attend(&self, s: &mut Scratch, out: Shared<f32>) {
-        let (hd, panels) = (self.shape.head_dim, self.segment.memory.panels());
-        let width = kernels().tiles.float_widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
+        let (hd, panels) = (self.shape.head_dim, self.memory.panels());
+        let width = kernels().floats.widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
         s.queries.clear();
         s.queries.resize(4 * panels.key_steps() * width, 0);
         for i in 0..self.count {
@@ -160,8 +156,8 @@ impl Block<'_> {
 
     /// Adds what the queries see of one chunk.
     fn chunk(&self, s: &mut Scratch, chunk: usize, width: usize) {
-        let panels = self.segment.memory.panels();
-        let (keys, values) = self.segment.memory.chunk(chunk, self.head, &mut s.widened);
+        let panels = self.memory.panels();
+        let (keys, values) = self.memory.chunk(chunk, self.head, &mut s.widened);
         s.scores.clear();
         s.scores.resize(CHUNK * width, 0.0);
         let tile = Tile {
@@ -175,7 +171,7 @@ impl Block<'_> {
             out: s.scores.as_mut_ptr(),
         };
         // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
-        unsafe { (kernels().tiles.run)(&tile) }
+        unsafe { kernels().tile(&tile) }
         for i in 0..self.count {
             self.soften(s.scores.as_slice(), chunk, width, i, &mut s.softmax[i], &mut s.mixed, &mut s.probabilities);
         }
@@ -189,7 +185,7 @@ impl Block<'_> {
             ..tile
         };
         // SAFETY: a chunk of values holds so many panels, and the probabilities and mixtures are of this width.
-        unsafe { (kernels().tiles.run)(&tile) }
+        unsafe { kernels().tile(&tile) }
     }
 
     /// Turns the scores of query `i` into weights of the values, relative to the highest score so far.
@@ -204,7 +200,7 @@ impl Block<'_> {
         mixed: &mut [f32],
         probabilities: &mut [u8],
     ) {
-        let form = self.segment.memory.panels().form;
+        let form = self.memory.panels().form;
         let (start, position) = (chunk * CHUNK, self.position(i));
         let from = self.shape.first_seen(position).saturating_sub(start).min(CHUNK);
         let to = (position + 1).saturating_sub(start).min(CHUNK);
@@ -279,7 +275,7 @@ mod tests {
                 let (q, k, v) = (wave(n, 4 * hd, 0.7), wave(n, 2 * hd, 0.3), wave(n, 2 * hd, 0.9));
                 let attend = |q: &Tensor, rows: usize, memory: &Memory| {
                     let mut out = Tensor::default();
-                    attention(q, &[Segment { row: 0, rows, memory }], &s, &mut out);
+                    attention(q, &[rows], std::slice::from_ref(memory), &s, &mut out);
                     out
                 };
                 let mut memory = Memory::new(format, 2, hd);

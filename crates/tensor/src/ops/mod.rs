@@ -12,11 +12,28 @@ mod product;
 mod rope;
 mod stats;
 
-pub use activation::{Activation, add_bias, add_to, gate, scale, soft_cap};
-pub use attention::{AttentionShape, Segment, attention};
+pub use activation::{Activation, add_to, gate, scale, soft_cap};
+pub use attention::{AttentionShape, attention};
 pub use memory::{KeyValue, Memory};
 pub use loss::{argmax, divergence, log_prob, top};
-pub use norm::{NormKind, norm, norm_heads};
+pub use norm::{NormKind, norm, norm_heads, norm_rows};
 pub use product::{Operand, Target, gated, matmul, matmul_naive, products};
 pub use rope::{Rotation, rope};
-pub use stats::{Gram, absolute_maxima, sum};
+pub use stats::{Gram, absolute_maxima};
+
+use crate::{
+    Tensor,
+    threads::{self, Shared},
+};
+
+/// Values that are worked on before another worker has heard of them.
+const SMALL: usize = 1 << 13;
+
+/// Runs `f(row number, row)` for every row, on all workers where there is enough to do.
+fn each_row(x: &mut Tensor, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let (rows, cols) = (x.rows(), x.cols());
+    let shared = Shared::new(x.as_mut_slice());
+    // SAFETY: `x` outlives the section and each task has a row of its own.
+    let run = |t: usize| f(t, unsafe { shared.slice(t * cols, cols) });
+    if rows * cols <= SMALL { (0..rows).for_each(run) } else { threads::each(rows, &run) }
+}

@@ -1,7 +1,7 @@
 //! Normalisation of rows.
 
+use super::each_row;
 use crate::{Tensor, kernels::kernels};
-use rayon::prelude::*;
 
 /// Which normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,32 +12,44 @@ pub enum NormKind {
     Layer,
 }
 
-/// Rows that one task normalises.
-const ROWS: usize = 16;
-
-/// Normalises every row of `x` and scales it by `weight` `[cols]`, then adds `bias` `[cols]`.
-pub fn norm(kind: NormKind, x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Tensor {
-    let mut out = Tensor::zeros(x.rows(), x.cols());
-    let cols = x.cols().max(1);
-    out.as_mut_slice().par_chunks_mut(ROWS * cols).zip(x.as_slice().par_chunks(ROWS * cols)).for_each(|(out, x)| {
-        for (out, x) in out.chunks_mut(cols).zip(x.chunks(cols)) {
-            norm_row(kind, x, weight, eps, out);
+/// Normalises every row of `x`, scales it by `weight` `[cols]`, and adds `bias` `[cols]`; `out` takes the shape of `x`.
+pub fn norm(kind: NormKind, x: &Tensor, weight: &[f32], bias: Option<&[f32]>, eps: f32, out: &mut Tensor) {
+    out.reset(x.rows(), x.cols());
+    each_row(out, |t, out| {
+        norm_row(kind, x.row(t), weight, eps, out);
+        if let Some(bias) = bias {
+            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
         }
     });
-    if let Some(bias) = bias {
-        super::add_bias(&mut out, bias);
-    }
-    out
+}
+
+/// The same for the rows of `x` that are listed: `out` is `[rows, cols]`.
+pub fn norm_rows(
+    kind: NormKind,
+    x: &Tensor,
+    rows: &[usize],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: &mut Tensor,
+) {
+    out.reset(rows.len(), x.cols());
+    each_row(out, |t, out| {
+        norm_row(kind, x.row(rows[t]), weight, eps, out);
+        if let Some(bias) = bias {
+            out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+        }
+    });
 }
 
 /// Normalises each head of each row in place: `x` is `[tokens, heads * weight.len()]`.
 pub fn norm_heads(kind: NormKind, x: &mut Tensor, weight: &[f32], eps: f32) {
-    let cols = x.cols().max(1);
-    x.as_mut_slice().par_chunks_mut(ROWS * cols).for_each(|rows| {
-        let mut out = vec![0.0; weight.len()];
-        for head in rows.chunks_mut(weight.len()) {
-            norm_row(kind, head, weight, eps, &mut out);
-            head.copy_from_slice(&out);
+    each_row(x, |_, row| {
+        let mut copy = [0f32; 1024];
+        for head in row.chunks_mut(weight.len()) {
+            let copy = &mut copy[..head.len()];
+            copy.copy_from_slice(head);
+            norm_row(kind, copy, weight, eps, head);
         }
     });
 }

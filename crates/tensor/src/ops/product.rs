@@ -72,23 +72,21 @@ pub struct Target<'a> {
 ///
 /// # Panics
 /// If the inner sizes differ, or `out` to be added to has another shape, which is the caller's fault.
-pub fn products(x: &mut Operand, targets: &mut [Target<'_>]) {
+pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
     let tokens = x.x.rows();
-    let mut jobs = Vec::with_capacity(targets.len());
-    for target in targets.iter_mut() {
-        let linear = target.linear;
+    let jobs = targets.map(|target| {
+        let (linear, source) = (target.linear, Source::of(&target.linear.weight));
         assert_eq!(x.x.cols(), linear.weight.cols(), "inner sizes of a product");
         if target.add {
-            assert_eq!((tokens, linear.weight.rows()), (target.out.rows(), target.out.cols()), "shape of a sum");
+            assert_eq!((tokens, source.rows()), (target.out.rows(), target.out.cols()), "shape of a sum");
         } else {
-            target.out.reset(tokens, linear.weight.rows());
+            target.out.reset(tokens, source.rows());
         }
-        let source = Source::of(&linear.weight);
         x.prepare(source.kind());
-        jobs.push((source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()), target.add));
-    }
+        (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()), target.add)
+    });
     let x = &*x;
-    let cut = Cut::new(tokens, jobs.iter().map(|j| &j.0));
+    let cut = Cut::new(tokens, jobs.each_ref().map(|j| &j.0));
     cut.each(&|job, first, panels| {
         let (source, bias, out, add) = &jobs[job];
         let Some(inputs) = x.inputs(source.kind()) else { return };
@@ -133,7 +131,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
     sources.iter().for_each(|s| x.prepare(s.kind()));
     let shared = Shared::new(out.as_mut_slice());
     let x = &*x;
-    Cut::new(x.x.rows(), sources[..1].iter()).each(&|_, first, panels| {
+    Cut::new(x.x.rows(), [&sources[0]]).each(&|_, first, panels| {
         let inputs = sources.each_ref().map(|s| x.inputs(s.kind()));
         let [Some(left), Some(right)] = inputs else { return };
         SCRATCH.with_borrow_mut(|s| {
@@ -177,7 +175,7 @@ fn add_slice(x: &mut [f32], bias: Option<&[f32]>) {
 pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
     let linear = Linear::new(w.clone());
     let mut y = Tensor::default();
-    products(&mut Operand::new(x.clone()), &mut [Target { linear: &linear, out: &mut y, add: false }]);
+    products(&mut Operand::new(x.clone()), [Target { linear: &linear, out: &mut y, add: false }]);
     y
 }
 
@@ -243,7 +241,7 @@ impl<'a> Source<'a> {
         out.clear();
         out.resize(panels * span.width * LANES, 0.0);
         let (weights, length) = match self {
-            Source::Packed(p) => (p.panel(first), p.length()),
+            Source::Packed(p) => (p.panel(first), p.form().length(p.cols())),
             Source::Stored(w) => (decoded.as_ptr().cast(), w.cols()),
         };
         let tile = Tile {
@@ -258,7 +256,7 @@ impl<'a> Source<'a> {
         };
         // SAFETY: the weight holds `panels` panels from `first` on, the inputs a tile of this width and kind, and
         // `out` a sum for every token and lane.
-        unsafe { (kernels().tiles.run)(&tile) }
+        unsafe { kernels().tile(&tile) }
     }
 }
 
@@ -282,9 +280,9 @@ thread_local! {
 }
 
 /// Products cut into tasks of neighbouring panels.
-struct Cut {
+struct Cut<const N: usize> {
     /// Panels of each product, and of each of its tasks.
-    jobs: Vec<(usize, usize)>,
+    jobs: [(usize, usize); N],
     /// Are there so few multiplications that no other worker should hear of them?
     small: bool,
 }
@@ -296,8 +294,8 @@ const SMALL: usize = 1 << 15;
 /// Tasks per worker: so many that the last ones end together.
 const TASKS: usize = 6;
 
-impl Cut {
-    fn new<'a>(tokens: usize, sources: impl Iterator<Item = &'a Source<'a>>) -> Cut {
+impl<const N: usize> Cut<N> {
+    fn new(tokens: usize, sources: [&Source<'_>; N]) -> Cut<N> {
         let mut work = 0;
         let jobs = sources.map(|s| {
             let panels = s.rows().div_ceil(LANES);
@@ -305,7 +303,6 @@ impl Cut {
             let fair = panels.div_ceil(threads::count() * TASKS);
             (panels, (RESIDENT / s.panel_bytes().max(1)).clamp(1, 16).min(fair.max(1)))
         });
-        let jobs = jobs.collect();
         Cut { jobs, small: work < SMALL }
     }
 

@@ -54,19 +54,6 @@ impl Gram {
     }
 }
 
-/// The sum of all values, in lanes: also what times the reading of memory.
-pub fn sum(x: &Tensor) -> f64 {
-    let part = |x: &[f32]| {
-        let mut lanes = [0f32; 64];
-        for c in x.chunks_exact(64) {
-            lanes.iter_mut().zip(c).for_each(|(l, v)| *l += v);
-        }
-        let rest: f32 = x.chunks_exact(64).remainder().iter().sum();
-        f64::from(lanes.iter().sum::<f32>() + rest)
-    };
-    x.as_slice().par_chunks(1 << 16).map(part).collect::<Vec<f64>>().iter().sum()
-}
-
 /// The largest magnitude of each column, `[cols]`.
 pub fn absolute_maxima(x: &Tensor) -> Vec<f32> {
     let mut out = vec![0f32; x.cols()];

@@ -112,6 +112,15 @@ impl Form {
         chunks.div_ceil(self.span()) * self.span_header() + chunks * (self.chunk_header() + self.chunk_body())
     }
 
+    /// Steps of a tile product: chunks of codes, columns of floats or pairs of brain floats.
+    pub fn length(self, cols: usize) -> usize {
+        match self {
+            Form::F32 | Form::F16 => cols,
+            Form::Bf16 => cols.div_ceil(2),
+            Form::Codes(_) => cols.div_ceil(CHUNK),
+        }
+    }
+
     /// Bytes of a packed matrix.
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
         rows.div_ceil(LANES) * self.panel_bytes(cols)

@@ -33,7 +33,7 @@ impl InputKind {
             Form::Bf16 => InputKind::Bf16,
             Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },
             Form::Codes(Codes { sub, bits, table, zero, .. }) => {
-                let signed = kernels.tiles.signed && (bits == 8 || table);
+                let signed = kernels.codes.signed && (bits == 8 || table);
                 InputKind::Bytes { sub: sub.into(), start: Some(if signed { 128 } else { 0 } - i32::from(zero)) }
             }
         }
@@ -51,8 +51,8 @@ impl InputKind {
     /// Widths of the tiles of this kind, rising.
     fn widths(self, kernels: &Kernels) -> &'static [usize] {
         match self {
-            InputKind::Bytes { .. } => kernels.tiles.code_widths,
-            _ => kernels.tiles.float_widths,
+            InputKind::Bytes { .. } => kernels.codes.widths,
+            _ => kernels.floats.widths,
         }
     }
 }
@@ -122,7 +122,7 @@ impl Inputs {
     }
 
     /// The inputs of a tile, for a kernel.
-    pub(crate) fn tile(&self, span: &Span) -> *const u8 {
+    pub fn tile(&self, span: &Span) -> *const u8 {
         self.data[span.at..].as_ptr()
     }
 }

@@ -105,15 +105,6 @@ impl Packed {
         self.bytes[panel * self.panel_bytes()..].as_ptr()
     }
 
-    /// Steps of a tile product: chunks of codes, columns of floats or pairs of brain floats.
-    pub(crate) fn length(&self) -> usize {
-        match self.form {
-            Form::F32 | Form::F16 => self.cols,
-            Form::Bf16 => self.cols.div_ceil(2),
-            Form::Codes(_) => self.cols.div_ceil(form::CHUNK),
-        }
-    }
-
     /// Decodes one row into `out` (`[cols]`): the values that its storage decodes to, read back from the panel.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         let panel = &self.bytes[row / LANES * self.panel_bytes()..][..self.panel_bytes()];

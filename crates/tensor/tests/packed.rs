@@ -1,0 +1,213 @@
+//! Packed products on every instruction set, held to plain loops over the values that the storage decodes to and
+//! the inputs as they are rounded.
+
+use tensor::{
+    Bytes, Storage, Tensor, Weight,
+    grid::Grid,
+    kernels::{self, Kernels, Tile},
+    packed::{Form, InputKind, Inputs, Packed, form::LANES},
+};
+
+fn storages() -> Vec<Storage> {
+    let mut all = vec![Storage::F32, Storage::F16, Storage::Bf16];
+    all.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
+    for bits in 2..=8 {
+        for group in [32, 64, 96, 128, 1024] {
+            all.extend([false, true].map(|a| Storage::Grid(Grid::int(bits, group, a).unwrap())));
+        }
+    }
+    all
+}
+
+/// Uniform in -1 to 1, by a fixed generator.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        s ^= s << 13;
+        s ^= s >> 7;
+        s ^= s << 17;
+        (s >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Packs rows with the kernels of `k`, with guard bytes that must stay.
+fn pack(k: &Kernels, w: &Weight) -> Vec<u8> {
+    let form = Form::of(w.storage()).unwrap();
+    let (panel, width) = (form.panel_bytes(w.cols()), w.storage().row_bytes(w.cols()));
+    let mut out = vec![0xAB; form.bytes(w.rows(), w.cols())];
+    for (p, out) in out.chunks_exact_mut(panel).enumerate() {
+        let rows = p * LANES * width..w.rows().min((p + 1) * LANES) * width;
+        (k.pack_panel)(w.storage(), w.cols(), &w.bytes()[rows], out);
+    }
+    out
+}
+
+/// The product of all rows of `x` with packed panels.
+fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor {
+    let form = Form::of(w.storage()).unwrap();
+    let mut inputs = Inputs::default();
+    inputs.pack(x, InputKind::of(form, k), k);
+    let mut y = Tensor::zeros(x.rows(), w.rows());
+    let count = w.rows().div_ceil(LANES);
+    for span in inputs.spans() {
+        let mut out = vec![0f32; count * span.width * LANES];
+        let tile = Tile {
+            form,
+            weights: panels.as_ptr(),
+            panel_bytes: form.panel_bytes(w.cols()),
+            panels: count,
+            length: form.length(w.cols()),
+            inputs: inputs.tile(span),
+            width: span.width,
+            out: out.as_mut_ptr(),
+        };
+        unsafe { k.tile(&tile) };
+        for t in 0..span.tokens {
+            for o in 0..w.rows() {
+                y.row_mut(span.first + t)[o] = out[(o / LANES * span.width + t) * LANES + o % LANES];
+            }
+        }
+    }
+    y
+}
+
+/// What inputs of a form become: brain floats, or whole multiples of a scale per 64.
+fn rounded(form: Form, x: &[f32]) -> Vec<f32> {
+    match form {
+        Form::F32 | Form::F16 => x.to_vec(),
+        Form::Bf16 => x.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+        Form::Codes(_) => x
+            .chunks(64)
+            .flat_map(|c| {
+                let most = c.iter().fold(0f32, |a, b| a.max(b.abs()));
+                c.iter().map(move |v| if most > 0.0 { (v * (127.0 / most)).round_ties_even() * (most / 127.0) } else { 0.0 })
+            })
+            .collect(),
+    }
+}
+
+fn check(k: &'static Kernels, w: &Weight, x: &Tensor, what: &str) {
+    let y = product(k, w, &pack(k, w), x);
+    let form = Form::of(w.storage()).unwrap();
+    let dense = w.to_tensor();
+    for t in 0..x.rows() {
+        let x = rounded(form, x.row(t));
+        for o in 0..w.rows() {
+            let terms = || x.iter().zip(dense.row(o)).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            // Minima are subtracted from sums of all inputs, so their size counts too.
+            let size = size + x.iter().map(|v| f64::from(v.abs())).sum::<f64>() * f64::from(dense.row(o).iter().fold(0f32, |a, b| a.max(b.abs())));
+            let got = f64::from(y.row(t)[o]);
+            assert!((got - want).abs() <= 3e-6 * size + 1e-30, "{} {} {what}: token {t} row {o}: {got} {want}", k.isa, w.storage());
+        }
+    }
+}
+
+#[test]
+fn every_form_on_every_instruction_set_is_its_plain_sum() {
+    for storage in storages() {
+        let cols = if storage.fits(288) { 288 } else { 512 };
+        for (rows, tokens) in [(5, 1), (33, 3), (16, 30)] {
+            let w = Weight::encode(&Tensor::from_vec(rows, cols, noise(rows * cols, 3)), storage, None).unwrap();
+            let x = Tensor::from_vec(tokens, cols, noise(tokens * cols, 5));
+            kernels::available().for_each(|k| check(k, &w, &x, "noise"));
+        }
+    }
+}
+
+#[test]
+fn odd_widths_are_padded() {
+    for storage in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Grid(Grid::int(4, 32, true).unwrap())] {
+        for cols in [1, 31, 33, 63, 172] {
+            let w = Weight::encode(&Tensor::from_vec(18, cols, noise(18 * cols, 3)), storage, None).unwrap();
+            let x = Tensor::from_vec(2, cols, noise(2 * cols, 5));
+            kernels::available().for_each(|k| check(k, &w, &x, "odd"));
+        }
+    }
+}
+
+#[test]
+fn adversarial_blocks_and_inputs_do_no_harm() {
+    // Every byte pattern whose scales are finite: extreme codes and scales, denormal scales, negative scales.
+    let scales = [0x0000u16, 0x0001, 0x83ff, 0x0400, 0x3c00, 0xbc00, 0x2c00];
+    for storage in storages() {
+        let Storage::Grid(grid) = storage else { continue };
+        let cols = 2 * grid.block_len().max(256);
+        for (i, scale) in scales.into_iter().enumerate() {
+            for fill in [0x00u8, 0xff, 0x80, 0x7f, 0x5a] {
+                let rows = 17;
+                let mut bytes = vec![fill; rows * grid.row_bytes(cols)];
+                for block in bytes.chunks_exact_mut(grid.block_bytes()) {
+                    let size = block.len();
+                    let places: &[usize] = match grid {
+                        Grid::Q2K => &[80, 82],
+                        Grid::Q3K => &[108],
+                        Grid::Q6K => &[208],
+                        Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 | Grid::Q4K | Grid::Q5K => &[0, 2],
+                        _ => &[0],
+                    };
+                    assert!(places.iter().all(|p| p + 2 <= size));
+                    places.iter().for_each(|p| block[*p..p + 2].copy_from_slice(&scale.to_le_bytes()));
+                }
+                let w = Weight::new(storage, rows, cols, Bytes::from_vec(bytes)).unwrap();
+                let mut x = noise(2 * cols, i as u64);
+                (x[0], x[65], x[130]) = (1e30, 1e-30, f32::MIN_POSITIVE / 4.0);
+                x[192..256].fill(0.0);
+                let x = Tensor::from_vec(2, cols, x);
+                kernels::available().for_each(|k| check(k, &w, &x, "adversarial"));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so() {
+    let x = Tensor::from_vec(1, 256, (0..256).map(|i| if i == 77 { f32::NAN } else { 1.0 }).collect());
+    for storage in storages().into_iter().filter(|s| s.fits(256)) {
+        let w = Weight::encode(&Tensor::from_vec(4, 256, noise(1024, 1)), storage, None).unwrap();
+        for k in kernels::available() {
+            assert!(product(k, &w, &pack(k, &w), &x).as_slice().iter().all(|v| v.is_nan()), "{storage} {}", k.isa);
+        }
+    }
+}
+
+#[test]
+fn a_token_does_not_depend_on_its_neighbours() {
+    for storage in storages().into_iter().filter(|s| s.fits(512)) {
+        let w = Weight::encode(&Tensor::from_vec(20, 512, noise(20 * 512, 3)), storage, None).unwrap();
+        let x = Tensor::from_vec(29, 512, noise(29 * 512, 5));
+        for k in kernels::available() {
+            let panels = pack(k, &w);
+            let all = product(k, &w, &panels, &x);
+            for t in [0, 13, 28] {
+                assert_eq!(product(k, &w, &panels, &x.select_rows(&[t])).row(0), all.row(t), "{storage} {}", k.isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_instruction_sets_agree_to_the_bit() {
+    let fused: Vec<_> = kernels::available().filter(|k| k.isa != "generic").collect();
+    for storage in storages().into_iter().filter(|s| s.fits(512)) {
+        let w = Weight::encode(&Tensor::from_vec(20, 512, noise(20 * 512, 3)), storage, None).unwrap();
+        let x = Tensor::from_vec(3, 512, noise(3 * 512, 5));
+        for pair in fused.windows(2) {
+            let [a, b] = [pair[0], pair[1]].map(|k| product(k, &w, &pack(k, &w), &x));
+            assert_eq!(a, b, "{storage}: {} {}", pair[0].isa, pair[1].isa);
+        }
+    }
+}
+
+#[test]
+fn packed_rows_read_back_as_they_were_stored() {
+    for storage in storages() {
+        let cols = if storage.fits(288) { 288 } else { 512 };
+        let w = Weight::encode(&Tensor::from_vec(19, cols, noise(19 * cols, 3)), storage, None).unwrap();
+        let packed = Packed::all(vec![w.clone()]).unwrap();
+        assert!(matches!(packed[0], Weight::Packed(_)), "{storage}");
+        assert_eq!(packed[0].to_tensor(), w.to_tensor(), "{storage}");
+        assert_eq!(packed[0].size_bytes(), w.size_bytes(), "{storage}");
+    }
+}
