@@ -63,7 +63,7 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
             out: out.as_mut_ptr(),
         };
         unsafe { k.tile(&tile) };
-        for t in 0..span.tokens {
+        for t in 0..span.width {
             for o in 0..w.rows() {
                 y.row_mut(span.first + t)[o] = out[(o / LANES * span.width + t) * LANES + o % LANES];
             }

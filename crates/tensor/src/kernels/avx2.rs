@@ -21,11 +21,12 @@ static KERNELS: Kernels = Kernels {
     dot,
     axpy,
     exp_sum,
+    brain_pairs,
     silu,
     gelu_tanh,
     soft_cap,
 };
 
 instantiate!("avx2,fma,f16c");
-float_tiles!(Avx2, "avx2,fma,f16c", [1 2 3 6]);
-code_tiles!(Avx2, "avx2,fma,f16c", [1 2]);
+float_tiles!(Avx2, "avx2,fma,f16c", [1 x 2 2 x 2 6 x 1]);
+code_tiles!(Avx2, "avx2,fma,f16c", [1 x 1 2 x 1]);

@@ -54,17 +54,17 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot(acc: [__m256i; 2], w: [__m256i; 2], x: *const u8) -> [__m256i; 2] {
+    unsafe fn dot(acc: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
-            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let x = x[0];
             let sum = |w| _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
             [_mm256_add_epi32(acc[0], sum(w[0])), _mm256_add_epi32(acc[1], sum(w[1]))]
         }
     }
     #[inline(always)]
-    unsafe fn dot_wide(acc: [__m256i; 2], w: [__m256i; 2], x: *const u8) -> [__m256i; 2] {
+    unsafe fn dot_wide(acc: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
-            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let x = x[0];
             let sum = |w| {
                 let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
@@ -129,6 +129,21 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn power(n: [__m256; 2]) -> [__m256; 2] {
+        unsafe {
+            let bits = |n| _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+            [_mm256_castsi256_ps(bits(n[0])), _mm256_castsi256_ps(bits(n[1]))]
+        }
+    }
+    #[inline(always)]
     unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
@@ -144,9 +159,9 @@ unsafe impl Lanes for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: [__m256; 2], w: [__m256i; 2], x: *const u8) -> [__m256; 2] {
+    unsafe fn bf16_dot(acc: [__m256; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256; 2] {
         unsafe {
-            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let x = x[0];
             let high = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)));
             let low = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
             let sum = |a, w| _mm256_fmadd_ps(low(w), low(x), _mm256_fmadd_ps(high(w), high(x), a));

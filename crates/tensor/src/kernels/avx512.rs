@@ -29,6 +29,7 @@ const TABLE: Kernels = Kernels {
     dot,
     axpy,
     exp_sum,
+    brain_pairs,
     silu,
     gelu_tanh,
     soft_cap,
@@ -43,12 +44,12 @@ instantiate!("avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,
 float_tiles!(
     Avx512<false>,
     "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
-    [1 2 4 8 12 24]
+    [1 x 4 2 x 4 4 x 4 8 x 2 12 x 2]
 );
 code_tiles!(
     Avx512<false>,
     "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
-    [1 2 4 8 12]
+    [1 x 1 2 x 4 3 x 4 6 x 2]
 );
 
 mod with_bf16 {
@@ -56,7 +57,7 @@ mod with_bf16 {
     float_tiles!(
         Avx512<true>,
         "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx512bf16,avx2,fma,f16c",
-        [1 2 4 8 12 24]
+        [1 x 4 2 x 4 4 x 4 8 x 2 12 x 2]
     );
 }
 

@@ -39,11 +39,11 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), b) }
     }
     #[inline(always)]
-    unsafe fn dot(acc: __m512i, w: __m512i, x: *const u8) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    unsafe fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
     }
     #[inline(always)]
-    unsafe fn dot_wide(acc: __m512i, w: __m512i, x: *const u8) -> __m512i {
+    unsafe fn dot_wide(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         unsafe { Self::dot(acc, w, x) }
     }
     #[inline(always)]
@@ -99,6 +99,21 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn power(n: __m512) -> __m512 {
+        unsafe {
+            let n = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+        }
+    }
+    #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mul_ps(a, b) }
     }
@@ -111,9 +126,8 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: __m512, w: __m512i, x: *const u8) -> __m512 {
+    unsafe fn bf16_dot(acc: __m512, w: __m512i, x: __m512i) -> __m512 {
         unsafe {
-            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
             if BF16 {
                 return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
             }

@@ -17,10 +17,11 @@ pub static KERNELS: Kernels = Kernels {
     dot: once::dot,
     axpy: once::axpy,
     exp_sum: once::exp_sum,
+    brain_pairs: once::brain_pairs,
     silu: once::silu,
     gelu_tanh: once::gelu_tanh,
     soft_cap: once::soft_cap,
 };
 
-float_tiles!(Generic, [1 4]);
-code_tiles!(Generic, [1 4]);
+float_tiles!(Generic, [1 x 1 4 x 1]);
+code_tiles!(Generic, [1 x 1 4 x 1]);

@@ -44,12 +44,12 @@ unsafe impl Lanes for Generic {
         b.map(|v| table[usize::from(v & 15)])
     }
     #[inline(always)]
-    unsafe fn dot(acc: [i32; 16], w: [u8; 64], x: *const u8) -> [i32; 16] {
-        let x: [i8; 4] = unsafe { array(x) };
+    unsafe fn dot(acc: [i32; 16], w: [u8; 64], x: [i32; 16]) -> [i32; 16] {
+        let x = x[0].to_le_bytes().map(|b| b as i8);
         std::array::from_fn(|l| acc[l] + (0..4).map(|i| i32::from(w[4 * l + i]) * i32::from(x[i])).sum::<i32>())
     }
     #[inline(always)]
-    unsafe fn dot_wide(acc: [i32; 16], w: [u8; 64], x: *const u8) -> [i32; 16] {
+    unsafe fn dot_wide(acc: [i32; 16], w: [u8; 64], x: [i32; 16]) -> [i32; 16] {
         unsafe { Self::dot(acc, w, x) }
     }
     #[inline(always)]
@@ -105,6 +105,18 @@ unsafe impl Lanes for Generic {
         (v.map(|v| f32::from(v & 15)), v.map(|v| f32::from(v >> 4)))
     }
     #[inline(always)]
+    unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn power(n: [f32; 16]) -> [f32; 16] {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
     unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| a[i] * b[i])
     }
@@ -117,8 +129,8 @@ unsafe impl Lanes for Generic {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: [f32; 16], w: [u8; 64], x: *const u8) -> [f32; 16] {
-        let x: [u8; 4] = unsafe { array(x) };
+    unsafe fn bf16_dot(acc: [f32; 16], w: [u8; 64], x: [i32; 16]) -> [f32; 16] {
+        let x = x[0].to_le_bytes();
         let float = |low: u8, high: u8| f32::from_bits(u32::from(low) << 16 | u32::from(high) << 24);
         let (even, odd) = (float(x[0], x[1]), float(x[2], x[3]));
         std::array::from_fn(|l| {

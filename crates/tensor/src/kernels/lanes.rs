@@ -30,10 +30,10 @@ pub(crate) unsafe trait Lanes {
     unsafe fn up<const N: u32>(b: Self::Bytes) -> Self::Bytes;
     /// Looks every byte (0 to 15) up in a table.
     unsafe fn lookup(table: &[u8; 16], b: Self::Bytes) -> Self::Bytes;
-    /// Adds to each lane the product of its four unsigned bytes of at most 127 with four signed bytes at `x`.
-    unsafe fn dot(acc: Self::Ints, w: Self::Bytes, x: *const u8) -> Self::Ints;
+    /// Adds to each lane the product of its four unsigned bytes of at most 127 with the four signed bytes of `x`.
+    unsafe fn dot(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
     /// The same for bytes up to 255, or for those bytes less 128 where [`Lanes::SIGNED`].
-    unsafe fn dot_wide(acc: Self::Ints, w: Self::Bytes, x: *const u8) -> Self::Ints;
+    unsafe fn dot_wide(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
     /// The four-byte number at `p` in every lane.
     unsafe fn splat_int(p: *const u8) -> Self::Ints;
     /// Moves every number up by `N` bits.
@@ -58,12 +58,18 @@ pub(crate) unsafe trait Lanes {
     unsafe fn signed(p: *const u8) -> Self::Floats;
     /// Reads the low and the high halves of sixteen bytes.
     unsafe fn nibbles(p: *const u8) -> (Self::Floats, Self::Floats);
+    /// `a + b`.
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The greater of each lane; where `a` is not a number, `b`.
+    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `2^n` of whole `n` from -126 to 127.
+    unsafe fn power(n: Self::Floats) -> Self::Floats;
     /// `a * b`.
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `-(a * b)`.
     unsafe fn negative_mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// Adds to each lane the product of its two brain floats with the two at `x`: the second pair first.
-    unsafe fn bf16_dot(acc: Self::Floats, w: Self::Bytes, x: *const u8) -> Self::Floats;
+    /// Adds to each lane the product of its two brain floats with the two of `x`: the second pair first.
+    unsafe fn bf16_dot(acc: Self::Floats, w: Self::Bytes, x: Self::Ints) -> Self::Floats;
 }

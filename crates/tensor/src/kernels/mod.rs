@@ -18,6 +18,7 @@ mod generic_lanes;
 mod lanes;
 mod once;
 mod peak;
+mod soften;
 mod tile;
 
 pub use peak::Arithmetic;
@@ -29,7 +30,7 @@ use crate::{
     grid::{Block, Grid},
     packed::{Form, InputKind, Span},
 };
-use std::sync::OnceLock;
+use std::{ops::Range, sync::OnceLock};
 
 /// Products of packed floats.
 pub struct FloatTiles {
@@ -42,6 +43,9 @@ pub struct FloatTiles {
     pub widths: &'static [usize],
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
+    /// Replaces the scores of a chunk by `exp(cap tanh(score / cap) - most)` where they are seen and by 0 elsewhere;
+    /// returns `most`, the highest of them and of those before, and the sum of the results in sixteen lanes.
+    pub soften: fn(&mut [f32; 64], Range<usize>, Option<f32>, f32) -> (f32, f32),
 }
 
 /// Products of packed codes.
@@ -85,6 +89,8 @@ pub struct Kernels {
     pub axpy: fn(f32, &[f32], &mut [f32]),
     /// Replaces `x` by `exp(x - max)` and returns the sum of the results, in sixteen lanes.
     pub exp_sum: fn(&mut [f32], f32) -> f32,
+    /// Rounds values to brain floats, two to a word; a missing second one is zero.
+    pub brain_pairs: fn(&[f32], &mut [u32]),
     /// `x = x * sigmoid(x)`.
     pub silu: fn(&mut [f32]),
     /// `x = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
@@ -171,6 +177,9 @@ mod tests {
                     let sum = (k.exp_sum)(&mut y, 1.0);
                     y.push(sum);
                     out.push(y);
+                    let mut y: [f32; 64] = std::array::from_fn(|i| 3.0 * x[i % n]);
+                    let (most, sum) = (k.floats.soften)(&mut y, 3..3 + n.min(61), Some(2.0), 1.0);
+                    out.push([&y[..], &[most, sum]].concat());
                     let mut y = x.clone();
                     (k.axpy)(0.3, &w, &mut y);
                     y.push((k.dot)(&x, &w));

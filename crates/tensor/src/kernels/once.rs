@@ -30,7 +30,8 @@ pub fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.336_54, 88.722_83);
     // Adding and taking away 1.5 * 2^23 rounds to the nearest integer without a call.
     const MAGIC: f32 = 12_582_912.0;
-    let n = (x * LOG2E + MAGIC) - MAGIC;
+    let shifted = x * LOG2E + MAGIC;
+    let n = shifted - MAGIC;
     let r = (x - n * LN2_HI) - n * LN2_LO;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -40,7 +41,8 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
     // Two factors keep the exponent in range at both ends.
-    let n = n as i32;
+    // The whole number is read from the bits: a conversion that saturates would be done one by one.
+    let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     let half = n >> 1;
     let two = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
     y * two(half) * two(n - half)
@@ -165,6 +167,19 @@ pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
     grid.search(x, importance)
 }
 
+/// See [`super::Kernels::brain_pairs`].
+#[inline(always)]
+pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
+    let brain = |v: f32| u32::from(crate::packed::brain(v));
+    let (pairs, rest) = x.as_chunks::<2>();
+    for (o, [a, b]) in out.iter_mut().zip(pairs) {
+        *o = brain(*a) | brain(*b) << 16;
+    }
+    if let (Some(v), Some(o)) = (rest.first(), out.get_mut(pairs.len())) {
+        *o = brain(*v);
+    }
+}
+
 /// Instantiates every kernel of this file inside functions compiled for the instruction sets `$features`.
 ///
 /// The wrappers' `unsafe` is the call of a function whose instruction set was found on this machine: the
@@ -180,6 +195,7 @@ macro_rules! instantiate {
             soft_cap(x: &mut [f32], cap: f32);
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
+            brain_pairs(x: &[f32], out: &mut [u32]);
             pack_panel(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]);
             pack_inputs(x: &crate::Tensor, span: crate::packed::Span, kind: crate::packed::InputKind, out: &mut [u8]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);

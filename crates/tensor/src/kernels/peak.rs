@@ -36,12 +36,13 @@ pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
     // SAFETY: reads and writes stay inside the two arrays.
     unsafe {
         let w = V::bytes(x.as_ptr());
+        let pair = V::splat_int(x.as_ptr());
         let mut sums = [V::zero(); SUMS];
         if what == Arithmetic::Int8 {
             let mut dots = [V::splat_int(x.as_ptr()); SUMS];
             for _ in 0..turns {
                 for dot in &mut dots {
-                    *dot = V::dot(*dot, w, x.as_ptr());
+                    *dot = V::dot(*dot, w, pair);
                 }
             }
             for (sum, dot) in sums.iter_mut().zip(dots) {
@@ -52,7 +53,7 @@ pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
             for _ in 0..turns {
                 for sum in &mut sums {
                     *sum = match what {
-                        Arithmetic::Bf16 => V::bf16_dot(*sum, w, x.as_ptr()),
+                        Arithmetic::Bf16 => V::bf16_dot(*sum, w, pair),
                         _ => V::fma(V::splat(x.as_ptr()), f, *sum),
                     };
                 }
@@ -79,7 +80,7 @@ pub(crate) unsafe fn read<V: Lanes>(p: *const u8, len: usize) -> f32 {
         }
         let mut dots = V::to_ints(V::zero());
         for seen in seen {
-            dots = V::dot(dots, V::and(seen, 127), [1u8; 4].as_ptr());
+            dots = V::dot(dots, V::and(seen, 127), V::splat_int([1u8; 4].as_ptr()));
         }
         V::store(out.as_mut_ptr(), V::to_floats(dots));
     }

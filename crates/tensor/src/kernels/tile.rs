@@ -46,59 +46,80 @@ pub const fn input_chunk(width: usize, sub: usize) -> usize {
     width * (CHUNK + 4 * (CHUNK / sub) + 4)
 }
 
-/// Runs a tile whose form is floats.
+/// Runs a tile whose form is floats, `R` panels at a time: an input that is read serves all of them.
 ///
 /// # Safety
 /// The pointers hold what [`Tile`] says for `T` tokens.
 #[inline(always)]
-pub(crate) unsafe fn floats<V: Lanes, const T: usize>(tile: &Tile) {
-    for panel in 0..tile.panels {
-        // SAFETY: the caller's tile holds so many panels and sums.
-        unsafe {
-            let w = tile.weights.add(panel * tile.panel_bytes);
-            let out = tile.out.add(panel * T * LANES);
-            let mut acc = [V::zero(); T];
+pub(crate) unsafe fn floats<V: Lanes, const T: usize, const R: usize>(tile: &Tile) {
+    let together = tile.panels / R * R;
+    for panel in (0..together).step_by(R) {
+        // SAFETY: the caller's tile holds so many panels.
+        unsafe { float_panels::<V, T, R>(tile, panel) }
+    }
+    for panel in together..tile.panels {
+        // SAFETY: as above.
+        unsafe { float_panels::<V, T, 1>(tile, panel) }
+    }
+}
+
+#[inline(always)]
+unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, panel: usize) {
+    // SAFETY: the caller's tile holds the panels, inputs and sums.
+    unsafe {
+        let w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
+        let out = tile.out.add(panel * T * LANES);
+        let mut acc = [[V::zero(); T]; R];
+        for r in 0..R {
             for t in 0..T {
-                acc[t] = V::load(out.add(t * LANES));
+                acc[r][t] = V::load(out.add((r * T + t) * LANES));
             }
-            let x = tile.inputs;
-            match tile.form {
-                Form::Bf16 => {
-                    for k in 0..tile.length {
-                        let w = V::bytes(w.add(k * 64));
-                        for t in 0..T {
-                            acc[t] = V::bf16_dot(acc[t], w, x.add((k * T + t) * 4));
-                        }
+        }
+        let x = tile.inputs;
+        match tile.form {
+            Form::Bf16 => {
+                for k in 0..tile.length {
+                    let mut weights = [V::bytes(w[0].add(k * 64)); R];
+                    for r in 1..R {
+                        weights[r] = V::bytes(w[r].add(k * 64));
                     }
-                }
-                Form::F16 => {
-                    for k in 0..tile.length {
-                        let w = V::halves(w.add(k * 32));
-                        for t in 0..T {
-                            acc[t] = V::fma(V::splat(x.add((k * T + t) * 4)), w, acc[t]);
-                        }
-                    }
-                }
-                _ => {
-                    for k in 0..tile.length {
-                        let w = V::load(w.add(k * 64).cast());
-                        for t in 0..T {
-                            acc[t] = V::fma(V::splat(x.add((k * T + t) * 4)), w, acc[t]);
+                    for t in 0..T {
+                        let x = V::splat_int(x.add((k * T + t) * 4));
+                        for r in 0..R {
+                            acc[r][t] = V::bf16_dot(acc[r][t], weights[r], x);
                         }
                     }
                 }
             }
+            form => {
+                let half = form == Form::F16;
+                for k in 0..tile.length {
+                    let mut weights = [V::zero(); R];
+                    for r in 0..R {
+                        weights[r] = if half { V::halves(w[r].add(k * 32)) } else { V::load(w[r].add(k * 64).cast()) };
+                    }
+                    for t in 0..T {
+                        let x = V::splat(x.add((k * T + t) * 4));
+                        for r in 0..R {
+                            acc[r][t] = V::fma(x, weights[r], acc[r][t]);
+                        }
+                    }
+                }
+            }
+        }
+        for r in 0..R {
             for t in 0..T {
-                V::store(out.add(t * LANES), acc[t]);
+                V::store(out.add((r * T + t) * LANES), acc[r][t]);
             }
         }
     }
 }
 
 /// Scales and minima of the sub-blocks of a chunk.
-struct ChunkScales<V: Lanes> {
-    scale: [V::Floats; 4],
-    minimum: [V::Floats; 4],
+#[derive(Clone, Copy)]
+struct ChunkScales<F> {
+    scale: [F; 4],
+    minimum: [F; 4],
 }
 
 /// Reads the scales of a chunk from its header and its span's.
@@ -107,10 +128,10 @@ unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
     codes: Codes,
     span: *const u8,
     chunk: *const u8,
-) -> ChunkScales<V> {
+) -> ChunkScales<V::Floats> {
     // SAFETY: the headers are as long as `Form` says.
     unsafe {
-        let mut s = ChunkScales::<V> { scale: [V::zero(); 4], minimum: [V::zero(); 4] };
+        let mut s = ChunkScales { scale: [V::zero(); 4], minimum: [V::zero(); 4] };
         match codes.scales {
             Scales::Halves => {
                 for i in 0..SUBS {
@@ -222,7 +243,7 @@ unsafe fn one<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::
     }
 }
 
-/// Runs a tile whose form is codes of `BITS` bits in sub-blocks of `SUB` columns.
+/// Runs a tile whose form is codes of `BITS` bits in sub-blocks of `SUB` columns, `R` panels at a time.
 ///
 /// # Safety
 /// The pointers hold what [`Tile`] says for `T` tokens, and `tile.form` is the form that the constants tell.
@@ -230,6 +251,7 @@ unsafe fn one<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::
 pub(crate) unsafe fn codes<
     V: Lanes,
     const T: usize,
+    const R: usize,
     const BITS: usize,
     const TABLE: bool,
     const SUB: usize,
@@ -237,80 +259,124 @@ pub(crate) unsafe fn codes<
 >(
     tile: &Tile,
 ) {
+    let together = tile.panels / R * R;
+    for panel in (0..together).step_by(R) {
+        // SAFETY: the caller's tile holds so many panels.
+        unsafe { code_panels::<V, T, R, BITS, TABLE, SUB, MIN>(tile, panel) }
+    }
+    for panel in together..tile.panels {
+        // SAFETY: as above.
+        unsafe { code_panels::<V, T, 1, BITS, TABLE, SUB, MIN>(tile, panel) }
+    }
+}
+
+#[inline(always)]
+unsafe fn code_panels<
+    V: Lanes,
+    const T: usize,
+    const R: usize,
+    const BITS: usize,
+    const TABLE: bool,
+    const SUB: usize,
+    const MIN: bool,
+>(
+    tile: &Tile,
+    panel: usize,
+) {
     let Form::Codes(form) = tile.form else { return };
     let (span, span_header) = (tile.form.span(), tile.form.span_header());
     let header = tile.form.chunk_header();
-    for panel in 0..tile.panels {
-        // SAFETY: the caller's tile holds so many panels, chunks and sums.
-        unsafe {
-            let out = tile.out.add(panel * T * LANES);
-            let mut acc = [V::zero(); T];
+    // SAFETY: the caller's tile holds the panels, chunks and sums.
+    unsafe {
+        let out = tile.out.add(panel * T * LANES);
+        let mut acc = [[V::zero(); T]; R];
+        for r in 0..R {
             for t in 0..T {
-                acc[t] = V::load(out.add(t * LANES));
+                acc[r][t] = V::load(out.add((r * T + t) * LANES));
             }
-            let mut w = tile.weights.add(panel * tile.panel_bytes);
-            let mut x = tile.inputs;
-            let mut left = tile.length;
-            while left > 0 {
-                let shared = w;
-                w = w.add(span_header);
-                for _ in 0..span.min(left) {
-                    chunk::<V, T, BITS, TABLE, SUB, MIN>(form, shared, w, header, x, &mut acc);
-                    w = w.add(header + BITS * 128);
-                    x = x.add(input_chunk(T, SUB));
-                }
-                left -= span.min(left);
+        }
+        let mut w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
+        let mut x = tile.inputs;
+        let mut left = tile.length;
+        while left > 0 {
+            let shared = w;
+            w = w.map(|w| w.add(span_header));
+            for _ in 0..span.min(left) {
+                chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, w, header, x, &mut acc);
+                w = w.map(|w| w.add(header + BITS * 128));
+                x = x.add(input_chunk(T, SUB));
             }
+            left -= span.min(left);
+        }
+        for r in 0..R {
             for t in 0..T {
-                V::store(out.add(t * LANES), acc[t]);
+                V::store(out.add((r * T + t) * LANES), acc[r][t]);
             }
         }
     }
 }
 
-/// One chunk of one panel.
+/// One chunk of `R` panels.
 #[inline(always)]
 unsafe fn chunk<
     V: Lanes,
     const T: usize,
+    const R: usize,
     const BITS: usize,
     const TABLE: bool,
     const SUB: usize,
     const MIN: bool,
 >(
     form: Codes,
-    span: *const u8,
-    w: *const u8,
+    span: [*const u8; R],
+    w: [*const u8; R],
     header: usize,
     x: *const u8,
-    acc: &mut [V::Floats; T],
+    acc: &mut [[V::Floats; T]; R],
 ) {
     let wide = BITS == 8 || TABLE;
-    // SAFETY: offsets stay inside the chunk and its inputs.
+    // SAFETY: offsets stay inside the chunks and their inputs.
     unsafe {
-        let s = if SUB == 16 { scales::<V, 4, MIN>(form, span, w) } else { scales::<V, 2, MIN>(form, span, w) };
-        let planes = w.add(header);
+        let mut s = [ChunkScales { scale: [V::zero(); 4], minimum: [V::zero(); 4] }; R];
+        for r in 0..R {
+            s[r] = if SUB == 16 {
+                scales::<V, 4, MIN>(form, span[r], w[r])
+            } else {
+                scales::<V, 2, MIN>(form, span[r], w[r])
+            };
+        }
+        let planes = w.map(|w| w.add(header));
         let offsets = x.add(CHUNK * T);
-        let mut part = [V::zero(); T];
+        let mut part = [[V::zero(); T]; R];
         // Steps are constants, so that every shift is one.
         macro_rules! sub_block {
             ($sub:expr, $half:expr, $($step:literal)*) => {{
                 let offsets = offsets.add($sub * T * 4);
-                let mut dots = start::<V, T, MIN>(offsets, wide);
-                let planes = planes.add($half * BITS * 64);
+                let mut dots = [start::<V, T, MIN>(offsets, wide); R];
+                let planes = planes.map(|p| p.add($half * BITS * 64));
                 $(
-                    let codes = step_codes::<V, BITS, TABLE, $step>(planes);
+                    // No closures here: they would be compiled without the instruction set.
+                    let mut codes = [step_codes::<V, BITS, TABLE, $step>(planes[0]); R];
+                    for r in 1..R {
+                        codes[r] = step_codes::<V, BITS, TABLE, $step>(planes[r]);
+                    }
                     for t in 0..T {
-                        let x = x.add((($half * 8 + $step) * T + t) * 4);
-                        dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
+                        let x = V::splat_int(x.add((($half * 8 + $step) * T + t) * 4));
+                        for r in 0..R {
+                            let dot = dots[r][t];
+                            dots[r][t] = if wide { V::dot_wide(dot, codes[r], x) } else { V::dot(dot, codes[r], x) };
+                        }
                     }
                 )*
                 for t in 0..T {
-                    part[t] = V::fma(V::to_floats(dots[t]), s.scale[$sub], part[t]);
-                }
-                if MIN {
-                    for t in 0..T {
-                        part[t] = V::fma(V::splat(offsets.add(t * 4)), s.minimum[$sub], part[t]);
+                    for r in 0..R {
+                        part[r][t] = V::fma(V::to_floats(dots[r][t]), s[r].scale[$sub], part[r][t]);
+                    }
+                    if MIN {
+                        let sum = V::splat(offsets.add(t * 4));
+                        for r in 0..R {
+                            part[r][t] = V::fma(sum, s[r].minimum[$sub], part[r][t]);
+                        }
                     }
                 }
             }};
@@ -326,7 +392,10 @@ unsafe fn chunk<
         }
         let factors = offsets.add(CHUNK / SUB * T * 4);
         for t in 0..T {
-            acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
+            let factor = V::splat(factors.add(t * 4));
+            for r in 0..R {
+                acc[r][t] = V::fma(part[r][t], factor, acc[r][t]);
+            }
         }
     }
 }
@@ -349,19 +418,20 @@ unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, w
     }
 }
 
-/// Compiles the tiles of floats, and the limits, for an instruction set.
+/// Compiles the tiles of floats, and the limits, for an instruction set: `[width x panels ...]`, the panels being
+/// those that run together.
 macro_rules! float_tiles {
-    ($lanes:ty, $($features:literal,)? [$($width:literal)*]) => {
+    ($lanes:ty, $($features:literal,)? [$($width:literal x $panels:literal)*]) => {
         unsafe fn floats(tile: &crate::kernels::Tile) {
             $(#[target_feature(enable = $features)])?
-            unsafe fn inner<const T: usize>(tile: &crate::kernels::Tile) {
+            unsafe fn inner<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::tile::floats::<$lanes, T>(tile) }
+                unsafe { crate::kernels::tile::floats::<$lanes, T, R>(tile) }
             }
             // SAFETY: the caller's tile has the width that the constant tells.
             unsafe {
                 match tile.width {
-                    $($width => inner::<$width>(tile),)*
+                    $($width => inner::<$width, $panels>(tile),)*
                     width => unreachable!("a tile of {width} tokens"),
                 }
             }
@@ -375,53 +445,74 @@ macro_rules! float_tiles {
             // SAFETY: as above.
             unsafe { inner(what, turns) }
         }
+        fn soften(scores: &mut [f32; 64], seen: std::ops::Range<usize>, cap: Option<f32>, highest: f32) -> (f32, f32) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(
+                scores: &mut [f32; 64],
+                seen: std::ops::Range<usize>,
+                cap: Option<f32>,
+                highest: f32,
+            ) -> (f32, f32) {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::kernels::soften::soften::<$lanes>(scores, seen, cap, highest) }
+            }
+            // SAFETY: as above.
+            unsafe { inner(scores, seen, cap, highest) }
+        }
         pub(super) const FLOATS: crate::kernels::FloatTiles =
-            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin };
+            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften };
     };
 }
 pub(crate) use float_tiles;
 
-/// Compiles the tiles of codes, and reading, for an instruction set.
+/// Compiles the tiles of codes, and reading, for an instruction set: `[width x panels ...]` as for floats.
 macro_rules! code_tiles {
-    ($lanes:ty, $($features:literal,)? [$($width:literal)*]) => {
+    ($lanes:ty, $($features:literal,)? [$($width:literal x $panels:literal)*]) => {
         unsafe fn codes(tile: &crate::kernels::Tile) {
             $(#[target_feature(enable = $features)])?
-            unsafe fn inner<const T: usize, const BITS: usize, const TABLE: bool, const SUB: usize, const MIN: bool>(
+            unsafe fn inner<
+                const T: usize,
+                const R: usize,
+                const BITS: usize,
+                const TABLE: bool,
+                const SUB: usize,
+                const MIN: bool,
+            >(
                 tile: &crate::kernels::Tile,
             ) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::tile::codes::<$lanes, T, BITS, TABLE, SUB, MIN>(tile) }
+                unsafe { crate::kernels::tile::codes::<$lanes, T, R, BITS, TABLE, SUB, MIN>(tile) }
             }
-            unsafe fn of_form<const T: usize>(tile: &crate::kernels::Tile) {
+            unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };
                 // SAFETY: the constants are those of the form.
                 unsafe {
                     match (form.bits, form.table, form.sub, form.minimum) {
-                        (4, true, ..) => inner::<T, 4, true, 32, false>(tile),
-                        (2, _, 16, _) => inner::<T, 2, false, 16, true>(tile),
-                        (3, _, 16, _) => inner::<T, 3, false, 16, false>(tile),
-                        (6, _, 16, _) => inner::<T, 6, false, 16, false>(tile),
-                        (2, _, _, false) => inner::<T, 2, false, 32, false>(tile),
-                        (3, _, _, false) => inner::<T, 3, false, 32, false>(tile),
-                        (4, _, _, false) => inner::<T, 4, false, 32, false>(tile),
-                        (5, _, _, false) => inner::<T, 5, false, 32, false>(tile),
-                        (6, _, _, false) => inner::<T, 6, false, 32, false>(tile),
-                        (7, _, _, false) => inner::<T, 7, false, 32, false>(tile),
-                        (8, _, _, false) => inner::<T, 8, false, 32, false>(tile),
-                        (2, _, _, true) => inner::<T, 2, false, 32, true>(tile),
-                        (3, _, _, true) => inner::<T, 3, false, 32, true>(tile),
-                        (4, _, _, true) => inner::<T, 4, false, 32, true>(tile),
-                        (5, _, _, true) => inner::<T, 5, false, 32, true>(tile),
-                        (6, _, _, true) => inner::<T, 6, false, 32, true>(tile),
-                        (7, _, _, true) => inner::<T, 7, false, 32, true>(tile),
-                        _ => inner::<T, 8, false, 32, true>(tile),
+                        (4, true, ..) => inner::<T, R, 4, true, 32, false>(tile),
+                        (2, _, 16, _) => inner::<T, R, 2, false, 16, true>(tile),
+                        (3, _, 16, _) => inner::<T, R, 3, false, 16, false>(tile),
+                        (6, _, 16, _) => inner::<T, R, 6, false, 16, false>(tile),
+                        (2, _, _, false) => inner::<T, R, 2, false, 32, false>(tile),
+                        (3, _, _, false) => inner::<T, R, 3, false, 32, false>(tile),
+                        (4, _, _, false) => inner::<T, R, 4, false, 32, false>(tile),
+                        (5, _, _, false) => inner::<T, R, 5, false, 32, false>(tile),
+                        (6, _, _, false) => inner::<T, R, 6, false, 32, false>(tile),
+                        (7, _, _, false) => inner::<T, R, 7, false, 32, false>(tile),
+                        (8, _, _, false) => inner::<T, R, 8, false, 32, false>(tile),
+                        (2, _, _, true) => inner::<T, R, 2, false, 32, true>(tile),
+                        (3, _, _, true) => inner::<T, R, 3, false, 32, true>(tile),
+                        (4, _, _, true) => inner::<T, R, 4, false, 32, true>(tile),
+                        (5, _, _, true) => inner::<T, R, 5, false, 32, true>(tile),
+                        (6, _, _, true) => inner::<T, R, 6, false, 32, true>(tile),
+                        (7, _, _, true) => inner::<T, R, 7, false, 32, true>(tile),
+                        _ => inner::<T, R, 8, false, 32, true>(tile),
                     }
                 }
             }
             // SAFETY: the caller's tile has the width that the constant tells.
             unsafe {
                 match tile.width {
-                    $($width => of_form::<$width>(tile),)*
+                    $($width => of_form::<$width, $panels>(tile),)*
                     width => unreachable!("a tile of {width} tokens"),
                 }
             }

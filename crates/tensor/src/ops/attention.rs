@@ -7,7 +7,7 @@ use super::memory::{CHUNK, Memory};
 use crate::{
     Tensor,
     kernels::{Tile, kernels},
-    packed::{Form, brain, form::LANES},
+    packed::{Form, form::LANES},
     threads::{self, Shared},
 };
 use std::cell::RefCell;
@@ -83,8 +83,11 @@ struct Block<'a> {
 #[derive(Default)]
 struct Scratch {
     /// Packed queries, then packed probabilities.
-    queries: Vec<u8>,
-    probabilities: Vec<u8>,
+    queries: Vec<u32>,
+    probabilities: Vec<u32>,
+    /// One head's query, scaled, and its brain floats.
+    query: Vec<f32>,
+    pairs: Vec<u32>,
     /// `[CHUNK / LANES][width][LANES]`.
     scores: Vec<f32>,
     /// `[slices][width][LANES]`.
@@ -98,12 +101,15 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Writes value `k` of token `t` as the inputs of a tile of `width` tokens.
-fn put(form: Form, out: &mut [u8], width: usize, k: usize, t: usize, v: f32) {
+/// Writes values as token `t` of the inputs of a tile of `width` tokens: a word is a float, or two brain floats.
+fn put(form: Form, out: &mut [u32], width: usize, t: usize, values: &[f32], pairs: &mut [u32]) {
+    let words = out[t..].iter_mut().step_by(width);
     if form == Form::F32 {
-        out[4 * (k * width + t)..][..4].copy_from_slice(&v.to_le_bytes());
+        words.zip(values).for_each(|(o, v)| *o = v.to_bits());
     } else {
-        out[4 * (k / 2 * width + t) + 2 * (k % 2)..][..2].copy_from_slice(&brain(v).to_le_bytes());
+        let pairs = &mut pairs[..values.len().div_ceil(2)];
+        (kernels().brain_pairs)(values, pairs);
+        words.zip(pairs).for_each(|(o, v)| *o = *v);
     }
 }
 
@@ -125,19 +131,20 @@ impl Block<'_> {
         let (hd, panels) = (self.shape.head_dim, self.memory.panels());
         let width = kernels().floats.widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
         s.queries.clear();
-        s.queries.resize(4 * panels.key_steps() * width, 0);
+        s.queries.resize(panels.key_steps() * width, 0);
+        s.pairs.resize(hd.max(CHUNK), 0);
         for i in 0..self.count {
             let (row, head) = self.place(i);
-            for (c, v) in self.q.row(row)[head * hd..(head + 1) * hd].iter().enumerate() {
-                put(panels.form, &mut s.queries, width, c, i, v * self.shape.scale);
-            }
+            s.query.clear();
+            s.query.extend(self.q.row(row)[head * hd..(head + 1) * hd].iter().map(|v| v * self.shape.scale));
+            put(panels.form, &mut s.queries, width, i, &s.query, &mut s.pairs);
         }
         s.mixed.clear();
         s.mixed.resize(panels.slices() * width * LANES, 0.0);
         s.softmax.clear();
         s.softmax.resize(self.count, (f32::NEG_INFINITY, 0.0));
         s.probabilities.clear();
-        s.probabilities.resize(4 * panels.value_steps() * width, 0);
+        s.probabilities.resize(panels.value_steps() * width, 0);
         let first = self.shape.first_seen(self.position(0)) / CHUNK;
         for chunk in first..=self.position(self.count - 1) / CHUNK {
             self.chunk(s, chunk, width);
@@ -157,7 +164,8 @@ impl Block<'_> {
     /// Adds what the queries see of one chunk.
     fn chunk(&self, s: &mut Scratch, chunk: usize, width: usize) {
         let panels = self.memory.panels();
-        let (keys, values) = self.memory.chunk(chunk, self.head, &mut s.widened);
+        let mut widened = std::mem::take(&mut s.widened);
+        let (keys, values) = self.memory.chunk(chunk, self.head, &mut widened);
         s.scores.clear();
         s.scores.resize(CHUNK * width, 0.0);
         let tile = Tile {
@@ -166,69 +174,53 @@ impl Block<'_> {
             panel_bytes: panels.key_panel(),
             panels: CHUNK / LANES,
             length: panels.key_steps(),
-            inputs: s.queries.as_ptr(),
+            inputs: s.queries.as_ptr().cast(),
             width,
             out: s.scores.as_mut_ptr(),
         };
         // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
         unsafe { kernels().tile(&tile) }
         for i in 0..self.count {
-            self.soften(s.scores.as_slice(), chunk, width, i, &mut s.softmax[i], &mut s.mixed, &mut s.probabilities);
+            self.soften(s, chunk, width, i);
         }
         let tile = Tile {
             weights: values.as_ptr(),
             panel_bytes: panels.value_panel(),
             panels: panels.slices(),
             length: panels.value_steps(),
-            inputs: s.probabilities.as_ptr(),
+            inputs: s.probabilities.as_ptr().cast(),
             out: s.mixed.as_mut_ptr(),
             ..tile
         };
         // SAFETY: a chunk of values holds so many panels, and the probabilities and mixtures are of this width.
         unsafe { kernels().tile(&tile) }
+        s.widened = widened;
     }
 
     /// Turns the scores of query `i` into weights of the values, relative to the highest score so far.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one scratch")]
-    fn soften(
-        &self,
-        scores: &[f32],
-        chunk: usize,
-        width: usize,
-        i: usize,
-        (highest, sum): &mut (f32, f32),
-        mixed: &mut [f32],
-        probabilities: &mut [u8],
-    ) {
-        let form = self.memory.panels().form;
+    fn soften(&self, s: &mut Scratch, chunk: usize, width: usize, i: usize) {
         let (start, position) = (chunk * CHUNK, self.position(i));
         let from = self.shape.first_seen(position).saturating_sub(start).min(CHUNK);
         let to = (position + 1).saturating_sub(start).min(CHUNK);
         let mut row = [0f32; CHUNK];
         if from < to {
             for (panel, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                row.copy_from_slice(&scores[(panel * width + i) * LANES..][..LANES]);
+                row.copy_from_slice(&s.scores[(panel * width + i) * LANES..][..LANES]);
             }
-            row[..from].fill(0.0);
-            row[to..].fill(0.0);
-            let seen = &mut row[from..to];
-            if let Some(cap) = self.shape.soft_cap {
-                (kernels().soft_cap)(seen, cap);
-            }
-            let most = seen.iter().fold(*highest, |m, v| m.max(*v));
+            let (highest, sum) = &mut s.softmax[i];
+            let (most, more) = (kernels().floats.soften)(&mut row, from..to, self.shape.soft_cap, *highest);
             if most > *highest {
                 let shrink = (*highest - most).exp();
                 *sum *= shrink;
-                for slice in mixed.chunks_exact_mut(width * LANES) {
+                for slice in s.mixed.chunks_exact_mut(width * LANES) {
                     slice[i * LANES..(i + 1) * LANES].iter_mut().for_each(|v| *v *= shrink);
                 }
                 *highest = most;
             }
-            *sum += (kernels().exp_sum)(seen, most);
+            *sum += more;
         }
-        for (k, v) in row.iter().enumerate() {
-            put(form, probabilities, width, k, i, *v);
-        }
+        let form = self.memory.panels().form;
+        put(form, &mut s.probabilities, width, i, &row, &mut s.pairs);
     }
 }
 

@@ -110,35 +110,30 @@ impl Panels {
         self.keys() + self.slices() * self.value_panel()
     }
 
-    /// Where in the panels channel `c` of the key at `position` of the chunk lies.
-    fn key_at(self, position: usize, c: usize) -> usize {
-        let panel = position / LANES * self.key_panel();
-        let lane = position % LANES;
-        panel + if self.form == Form::F32 { 4 * (c * LANES + lane) } else { 4 * (c / 2 * LANES + lane) + 2 * (c % 2) }
-    }
-
-    /// Where in the panels channel `c` of the value at `position` of the chunk lies.
-    fn value_at(self, position: usize, c: usize) -> usize {
-        let panel = self.keys() + c / LANES * self.value_panel();
-        let (lane, p) = (c % LANES, position);
-        panel + if self.form == Form::F32 { 4 * (p * LANES + lane) } else { 4 * (p / 2 * LANES + lane) + 2 * (p % 2) }
-    }
-
-    fn put(self, out: &mut [u8], at: usize, v: f32) {
-        if self.form == Form::F32 {
-            out[at..at + 4].copy_from_slice(&v.to_le_bytes());
-        } else {
-            out[at..at + 2].copy_from_slice(&brain(v).to_le_bytes());
-        }
-    }
-
-    /// Writes the key and the value of a position.
+    /// Writes the key and the value of a position of the chunk.
     fn write(self, out: &mut [u8], position: usize, key: &[f32], value: &[f32]) {
-        for (c, v) in key.iter().enumerate() {
-            self.put(out, self.key_at(position, c), *v);
+        let (keys, values) = out.split_at_mut(self.keys());
+        let (lane, panel) = (position % LANES, position / LANES * self.key_panel());
+        if self.form == Form::F32 {
+            let words = keys[panel..].as_chunks_mut::<4>().0[lane..].iter_mut().step_by(LANES);
+            words.zip(key).for_each(|(o, v)| *o = v.to_le_bytes());
+            for (slice, value) in value.chunks(LANES).enumerate() {
+                let at = slice * self.value_panel() + 4 * position * LANES;
+                let words = values[at..].as_chunks_mut::<4>().0.iter_mut();
+                words.zip(value).for_each(|(o, v)| *o = v.to_le_bytes());
+            }
+            return;
         }
-        for (c, v) in value.iter().enumerate() {
-            self.put(out, self.value_at(position, c), *v);
+        let words = keys[panel..].as_chunks_mut::<4>().0[lane..].iter_mut().step_by(LANES);
+        for (o, pair) in words.zip(key.chunks(2)) {
+            let [a, b] = brain(pair[0]).to_le_bytes();
+            let [c, d] = pair.get(1).map_or([0, 0], |v| brain(*v).to_le_bytes());
+            *o = [a, b, c, d];
+        }
+        for (slice, value) in value.chunks(LANES).enumerate() {
+            let at = slice * self.value_panel() + 4 * (position / 2 * LANES) + 2 * (position % 2);
+            let halves = values[at..].as_chunks_mut::<2>().0.iter_mut().step_by(2);
+            halves.zip(value).for_each(|(o, v)| *o = brain(*v).to_le_bytes());
         }
     }
 }

@@ -97,7 +97,7 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
                 for p in 0..panels {
                     let row = (first + p) * LANES;
                     let rows = LANES.min(source.rows() - row);
-                    for t in 0..span.tokens {
+                    for t in 0..span.width {
                         let y = &s.first[(p * span.width + t) * LANES..][..rows];
                         // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
                         let out = unsafe { out.slice((span.first + t) * source.rows() + row, rows) };
@@ -144,7 +144,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
                 for p in 0..panels {
                     let row = (first + p) * LANES;
                     let len = LANES.min(rows - row);
-                    for t in 0..span.tokens {
+                    for t in 0..span.width {
                         let g = &mut a[(p * span.width + t) * LANES..][..len];
                         let u = &mut b[(p * other.width + t) * LANES..][..len];
                         add_slice(g, gate.bias.as_ref().map(|b| &b[row..row + len]));
@@ -289,6 +289,10 @@ struct Cut<const N: usize> {
 
 /// Bytes of weights that stay in the second-level cache while all tokens pass over them.
 const RESIDENT: usize = 256 << 10;
+/// Bytes of weights of a task of few tokens.
+const READ_AHEAD: usize = 80 << 10;
+/// Tokens from which weights are passed over so often that they should stay in the cache.
+const MANY: usize = 16;
 /// Products of fewer multiplications are done before another worker has heard of them.
 const SMALL: usize = 1 << 15;
 /// Tasks per worker: so many that the last ones end together.
@@ -301,7 +305,9 @@ impl<const N: usize> Cut<N> {
             let panels = s.rows().div_ceil(LANES);
             work += tokens * panels * s.panel_bytes();
             let fair = panels.div_ceil(threads::count() * TASKS);
-            (panels, (RESIDENT / s.panel_bytes().max(1)).clamp(1, 16).min(fair.max(1)))
+            // Few tokens pass once over weights that no cache holds: small tasks, so that all workers end together.
+            let most = if tokens < MANY { READ_AHEAD } else { RESIDENT };
+            (panels, (most / s.panel_bytes().max(1)).clamp(1, 16).min(fair.next_multiple_of(4)))
         });
         Cut { jobs, small: work < SMALL }
     }

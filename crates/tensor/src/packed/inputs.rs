@@ -62,9 +62,7 @@ impl InputKind {
 pub struct Span {
     /// First token.
     pub first: usize,
-    /// Tokens, at most `width`.
-    pub tokens: usize,
-    /// Tokens of the kernel; those beyond `tokens` are zeros.
+    /// Tokens.
     pub width: usize,
     /// Where the tile's inputs start.
     pub at: usize,
@@ -86,14 +84,13 @@ impl Inputs {
         self.cols = x.cols();
         self.spans.clear();
         let widths = kind.widths(kernels);
-        let widest = widths[widths.len() - 1];
         let (mut first, mut at) = (0, 0);
         while first < x.rows() {
-            let tokens = widest.min(x.rows() - first);
-            let width = widths.iter().copied().find(|w| *w >= tokens).unwrap_or(widest);
-            self.spans.push(Span { first, tokens, width, at });
+            // The widest that fits: there is always one of a single token.
+            let width = widths.iter().copied().rfind(|w| *w <= x.rows() - first).unwrap_or(1);
+            self.spans.push(Span { first, width, at });
             at += kind.tile_bytes(width, x.cols());
-            first += tokens;
+            first += width;
         }
         self.data.resize(at, 0);
         let shared = Shared::new(&mut self.data);
@@ -131,10 +128,7 @@ impl Inputs {
 #[inline(always)]
 pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8]) {
     let width = span.width;
-    if span.tokens < width {
-        out.fill(0);
-    }
-    for t in 0..span.tokens {
+    for t in 0..width {
         let row = x.row(span.first + t);
         match kind {
             InputKind::F32 => {
@@ -159,8 +153,12 @@ pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8
                     }
                     let out = &mut out[CHUNK * width..];
                     let subs = CHUNK / sub;
-                    for (i, codes) in codes.chunks_exact(sub).enumerate() {
-                        let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
+                    let mut sums = [0i32; CHUNK / 16];
+                    for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<16>().0) {
+                        *sum = codes.iter().map(|c| i32::from(*c)).sum();
+                    }
+                    for i in 0..subs {
+                        let sum: i32 = sums[i * sub / 16..(i + 1) * sub / 16].iter().sum();
                         let offset = match start {
                             Some(times) => (times * sum).to_le_bytes(),
                             None => (sum as f32).to_le_bytes(),
@@ -192,19 +190,32 @@ pub(crate) fn round(values: &[f32; CHUNK]) -> ([i8; CHUNK], f32) {
     let mut odd = [0f32; 16];
     for v in values.as_chunks::<16>().0 {
         for i in 0..16 {
-            most[i] = most[i].max(v[i].abs());
+            let size = v[i].abs();
+            most[i] = if size > most[i] { size } else { most[i] };
             odd[i] += v[i] * 0.0;
         }
     }
-    let most = most.iter().fold(0f32, |a, b| a.max(*b));
-    let odd: f32 = odd.iter().sum();
+    let most = fold(most, |a, b| if a > b { a } else { b });
+    let odd = fold(odd, |a, b| a + b);
     let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
     // A scale below the normal floats has no inverse; such inputs count as zero.
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };
     let mut codes = [0i8; CHUNK];
     for i in 0..CHUNK {
+        // Beside 1.5 * 2^23 a float keeps whole numbers in its lowest bits, rounded to nearest even.
         const MAGIC: f32 = 12_582_912.0;
-        codes[i] = ((values[i] * inverse + MAGIC) - MAGIC) as i32 as i8;
+        codes[i] = (values[i] * inverse + MAGIC).to_bits() as i8;
     }
     (codes, most / 127.0 + odd)
+}
+
+/// Folds sixteen lanes by halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] = f(lanes[i], lanes[i + half]);
+        }
+    }
+    lanes[0]
 }
