@@ -22,6 +22,7 @@ mod soften;
 mod tile;
 
 pub use peak::Arithmetic;
+pub use soften::Softening;
 pub use tile::Tile;
 pub(crate) use tile::input_chunk;
 
@@ -30,7 +31,7 @@ use crate::{
     grid::{Block, Grid},
     packed::{Form, InputKind, Span},
 };
-use std::{ops::Range, sync::OnceLock};
+use std::sync::OnceLock;
 
 /// Products of packed floats.
 pub struct FloatTiles {
@@ -43,9 +44,10 @@ pub struct FloatTiles {
     pub widths: &'static [usize],
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
-    /// Replaces the scores of a chunk by `exp(cap tanh(score / cap) - most)` where they are seen and by 0 elsewhere;
-    /// returns `most`, the highest of them and of those before, and the sum of the results in sixteen lanes.
-    pub soften: fn(&mut [f32; 64], Range<usize>, Option<f32>, f32) -> (f32, f32),
+    /// Replaces the scores of a chunk, `[64 / 16][width][16]`, by `exp(cap tanh(score / cap) - highest)` where they are
+    /// seen and by 0 elsewhere, and brings each query's highest score and sum up to date. The last argument is
+    /// scratch for as many numbers as there are queries.
+    pub soften: fn(&mut [f32], usize, Option<f32>, &mut [Softening], &mut [f32]),
 }
 
 /// Products of packed codes.
@@ -177,9 +179,13 @@ mod tests {
                     let sum = (k.exp_sum)(&mut y, 1.0);
                     y.push(sum);
                     out.push(y);
-                    let mut y: [f32; 64] = std::array::from_fn(|i| 3.0 * x[i % n]);
-                    let (most, sum) = (k.floats.soften)(&mut y, 3..3 + n.min(61), Some(2.0), 1.0);
-                    out.push([&y[..], &[most, sum]].concat());
+                    let mut y: Vec<f32> = (0..4 * 64).map(|i| 3.0 * x[i % n]).collect();
+                    let query = |from, to, highest| Softening { from, to, highest, sum: 1.0, shrink: 0.0 };
+                    let mut queries = [query(3, 60, 1.0), query(0, 64, f32::NEG_INFINITY), query(7, 7, 2.0)];
+                    (k.floats.soften)(&mut y, 4, Some(2.0), &mut queries, &mut [0.0; 3]);
+                    y.truncate(3 * 16);
+                    y.extend(queries.iter().flat_map(|q| [q.highest, q.sum, q.shrink]));
+                    out.push(y);
                     let mut y = x.clone();
                     (k.axpy)(0.3, &w, &mut y);
                     y.push((k.dot)(&x, &w));

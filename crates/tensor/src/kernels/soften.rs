@@ -4,7 +4,6 @@ use super::{
     lanes::Lanes,
     once::{fold, soft_cap},
 };
-use std::ops::Range;
 
 /// Positions of a chunk.
 const CHUNK: usize = 64;
@@ -24,58 +23,93 @@ const fn window(outside: f32, inside: f32) -> [f32; 3 * CHUNK] {
     values
 }
 
-/// See [`super::Kernels::soften`].
+/// A query on its way over the chunks of its text.
+#[derive(Clone, Copy, Debug)]
+pub struct Softening {
+    /// First position of the chunk that it sees.
+    pub from: usize,
+    /// The position after the last one that it sees; `from` where it sees none.
+    pub to: usize,
+    /// Highest score so far.
+    pub highest: f32,
+    /// Sum of the exponentials so far, relative to the highest.
+    pub sum: f32,
+    /// What the sums of earlier chunks are to be multiplied with, since the highest score has risen.
+    pub shrink: f32,
+}
+
+/// See [`super::FloatTiles::soften`]. Each pass goes over all queries, so that the folds of one hide those of another.
 ///
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
 pub(crate) unsafe fn soften<V: Lanes>(
-    scores: &mut [f32; CHUNK],
-    seen: Range<usize>,
+    scores: &mut [f32],
+    width: usize,
     cap: Option<f32>,
-    highest: f32,
-) -> (f32, f32) {
+    queries: &mut [Softening],
+    highest: &mut [f32],
+) {
+    assert!(queries.len() <= width && scores.len() >= width * CHUNK && highest.len() >= queries.len());
     if let Some(cap) = cap {
         soft_cap(scores, cap);
     }
-    let whole = seen == (0..CHUNK);
-    let (from, to) = (CHUNK - seen.start.min(CHUNK), 2 * CHUNK - seen.end.min(CHUNK));
+    let panel = width * 16;
     let mut lanes = [0f32; 16];
-    // SAFETY: windows of a chunk that begin at 0 to `2 * CHUNK`, and sixteen lanes at a time of a chunk.
+    // SAFETY: windows of a chunk that begin at 0 to `2 * CHUNK`, and sixteen lanes at a time of the scores.
     unsafe {
-        let mut most = V::splat((&raw const highest).cast());
-        for at in (0..CHUNK).step_by(16) {
-            let p = scores.as_mut_ptr().add(at);
-            let mut score = V::load(p);
-            if !whole {
-                score = V::add(score, V::load(AWAY.as_ptr().add(from + at)));
-                score = V::add(score, V::load(AWAY.as_ptr().add(to + at)));
-                V::store(p, score);
+        for (i, q) in queries.iter().enumerate() {
+            let p = scores.as_mut_ptr().add(i * 16);
+            let mut most = V::splat((&raw const q.highest).cast());
+            let (from, to) = (AWAY.as_ptr().add(CHUNK - q.from), AWAY.as_ptr().add(2 * CHUNK - q.to));
+            let whole = q.to - q.from == CHUNK;
+            for at in 0..CHUNK / 16 {
+                let mut score = V::load(p.add(at * panel));
+                if !whole {
+                    score = V::add(V::add(score, V::load(from.add(at * 16))), V::load(to.add(at * 16)));
+                    V::store(p.add(at * panel), score);
+                }
+                most = V::max(score, most);
             }
-            most = V::max(score, most);
-        }
-        V::store(lanes.as_mut_ptr(), most);
-        let mut half = 8;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+            V::store(lanes.as_mut_ptr(), most);
+            let mut half = 8;
+            while half > 0 {
+                for i in 0..half {
+                    lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+                }
+                half /= 2;
             }
-            half /= 2;
+            highest[i] = lanes[0];
         }
-        let most = lanes[0];
-        let less = -most;
-        let mut sum = V::zero();
-        for at in (0..CHUNK).step_by(16) {
-            let p = scores.as_mut_ptr().add(at);
-            let mut e = exp::<V>(V::add(V::load(p), V::splat((&raw const less).cast())));
-            if !whole {
-                e = V::mul(e, V::mul(V::load(KEPT.as_ptr().add(from + at)), V::load(KEPT.as_ptr().add(to + at))));
+        for (q, most) in queries.iter_mut().zip(highest.iter()) {
+            if q.to > q.from {
+                let less = (q.highest - most).max(-87.0);
+                let e = exp::<V>(V::splat((&raw const less).cast()));
+                V::store(lanes.as_mut_ptr(), e);
+                // Nothing was there before the first chunk.
+                q.shrink = if q.highest == f32::NEG_INFINITY { 0.0 } else { lanes[0] };
+                q.highest = *most;
+            } else {
+                q.shrink = 1.0;
             }
-            V::store(p, e);
-            sum = V::add(sum, e);
         }
-        V::store(lanes.as_mut_ptr(), sum);
-        (most, fold(lanes))
+        for (i, q) in queries.iter_mut().enumerate() {
+            let p = scores.as_mut_ptr().add(i * 16);
+            let less = if q.to > q.from { -q.highest } else { 0.0 };
+            let (from, to) = (KEPT.as_ptr().add(CHUNK - q.from), KEPT.as_ptr().add(2 * CHUNK - q.to));
+            let whole = q.to - q.from == CHUNK;
+            let mut sum = V::zero();
+            for at in 0..CHUNK / 16 {
+                let mut e = exp::<V>(V::add(V::load(p.add(at * panel)), V::splat((&raw const less).cast())));
+                if !whole {
+                    e = V::mul(e, V::mul(V::load(from.add(at * 16)), V::load(to.add(at * 16))));
+                }
+                V::store(p.add(at * panel), e);
+                sum = V::add(sum, e);
+            }
+            V::store(lanes.as_mut_ptr(), sum);
+            q.sum = q.sum * q.shrink + fold(lanes);
+        }
     }
 }
 

@@ -445,19 +445,26 @@ macro_rules! float_tiles {
             // SAFETY: as above.
             unsafe { inner(what, turns) }
         }
-        fn soften(scores: &mut [f32; 64], seen: std::ops::Range<usize>, cap: Option<f32>, highest: f32) -> (f32, f32) {
+        fn soften(
+            scores: &mut [f32],
+            width: usize,
+            cap: Option<f32>,
+            queries: &mut [crate::kernels::Softening],
+            highest: &mut [f32],
+        ) {
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(
-                scores: &mut [f32; 64],
-                seen: std::ops::Range<usize>,
+                scores: &mut [f32],
+                width: usize,
                 cap: Option<f32>,
-                highest: f32,
-            ) -> (f32, f32) {
+                queries: &mut [crate::kernels::Softening],
+                highest: &mut [f32],
+            ) {
                 // SAFETY: the table exists only where the instructions do.
-                unsafe { crate::kernels::soften::soften::<$lanes>(scores, seen, cap, highest) }
+                unsafe { crate::kernels::soften::soften::<$lanes>(scores, width, cap, queries, highest) }
             }
             // SAFETY: as above.
-            unsafe { inner(scores, seen, cap, highest) }
+            unsafe { inner(scores, width, cap, queries, highest) }
         }
         pub(super) const FLOATS: crate::kernels::FloatTiles =
             crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften };

@@ -6,7 +6,7 @@
 use super::memory::{CHUNK, Memory};
 use crate::{
     Tensor,
-    kernels::{Tile, kernels},
+    kernels::{Softening, Tile, kernels},
     packed::{Form, form::LANES},
     threads::{self, Shared},
 };
@@ -92,8 +92,8 @@ struct Scratch {
     scores: Vec<f32>,
     /// `[slices][width][LANES]`.
     mixed: Vec<f32>,
-    /// Highest score and sum of each query so far.
-    softmax: Vec<(f32, f32)>,
+    softmax: Vec<Softening>,
+    highest: Vec<f32>,
     widened: Vec<u8>,
 }
 
@@ -101,7 +101,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Writes values as token `t` of the inputs of a tile of `width` tokens: a word is a float, or two brain floats.
+/// Writes a query as token `t` of the inputs of a tile of `width` tokens: a word is a float, or two brain floats.
 fn put(form: Form, out: &mut [u32], width: usize, t: usize, values: &[f32], pairs: &mut [u32]) {
     let words = out[t..].iter_mut().step_by(width);
     if form == Form::F32 {
@@ -132,7 +132,7 @@ impl Block<'_> {
         let width = kernels().floats.widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
         s.queries.clear();
         s.queries.resize(panels.key_steps() * width, 0);
-        s.pairs.resize(hd.max(CHUNK), 0);
+        s.pairs.resize(hd.max(CHUNK / 2 * width), 0);
         for i in 0..self.count {
             let (row, head) = self.place(i);
             s.query.clear();
@@ -142,7 +142,9 @@ impl Block<'_> {
         s.mixed.clear();
         s.mixed.resize(panels.slices() * width * LANES, 0.0);
         s.softmax.clear();
-        s.softmax.resize(self.count, (f32::NEG_INFINITY, 0.0));
+        let unseen = Softening { from: 0, to: 0, highest: f32::NEG_INFINITY, sum: 0.0, shrink: 1.0 };
+        s.softmax.resize(self.count, unseen);
+        s.highest.resize(self.count, 0.0);
         s.probabilities.clear();
         s.probabilities.resize(panels.value_steps() * width, 0);
         let first = self.shape.first_seen(self.position(0)) / CHUNK;
@@ -151,7 +153,7 @@ impl Block<'_> {
         }
         for i in 0..self.count {
             let (row, head) = self.place(i);
-            let factor = 1.0 / s.softmax[i].1;
+            let factor = 1.0 / s.softmax[i].sum;
             // SAFETY: `out` outlives the section; this task alone writes this head of this row.
             let out = unsafe { out.slice((row * self.shape.heads + head) * hd, hd) };
             for (slice, out) in out.chunks_mut(LANES).enumerate() {
@@ -180,9 +182,7 @@ impl Block<'_> {
         };
         // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
         unsafe { kernels().tile(&tile) }
-        for i in 0..self.count {
-            self.soften(s, chunk, width, i);
-        }
+        self.soften(s, chunk, width);
         let tile = Tile {
             weights: values.as_ptr(),
             panel_bytes: panels.value_panel(),
@@ -197,30 +197,41 @@ impl Block<'_> {
         s.widened = widened;
     }
 
-    /// Turns the scores of query `i` into weights of the values, relative to the highest score so far.
-    fn soften(&self, s: &mut Scratch, chunk: usize, width: usize, i: usize) {
-        let (start, position) = (chunk * CHUNK, self.position(i));
-        let from = self.shape.first_seen(position).saturating_sub(start).min(CHUNK);
-        let to = (position + 1).saturating_sub(start).min(CHUNK);
-        let mut row = [0f32; CHUNK];
-        if from < to {
-            for (panel, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                row.copy_from_slice(&s.scores[(panel * width + i) * LANES..][..LANES]);
-            }
-            let (highest, sum) = &mut s.softmax[i];
-            let (most, more) = (kernels().floats.soften)(&mut row, from..to, self.shape.soft_cap, *highest);
-            if most > *highest {
-                let shrink = (*highest - most).exp();
-                *sum *= shrink;
-                for slice in s.mixed.chunks_exact_mut(width * LANES) {
-                    slice[i * LANES..(i + 1) * LANES].iter_mut().for_each(|v| *v *= shrink);
-                }
-                *highest = most;
-            }
-            *sum += more;
+    /// Turns the scores of a chunk into the inputs of the product with its values, relative to the highest score of
+    /// each query so far.
+    fn soften(&self, s: &mut Scratch, chunk: usize, width: usize) {
+        let start = chunk * CHUNK;
+        for (i, query) in s.softmax.iter_mut().enumerate() {
+            let position = self.position(i);
+            query.to = (position + 1).saturating_sub(start).min(CHUNK);
+            query.from = self.shape.first_seen(position).saturating_sub(start).min(query.to);
         }
-        let form = self.memory.panels().form;
-        put(form, &mut s.probabilities, width, i, &row, &mut s.pairs);
+        (kernels().floats.soften)(&mut s.scores, width, self.shape.soft_cap, &mut s.softmax, &mut s.highest);
+        for (i, query) in s.softmax.iter().enumerate().filter(|(_, q)| q.shrink != 1.0) {
+            for slice in s.mixed.chunks_exact_mut(width * LANES) {
+                slice[i * LANES..(i + 1) * LANES].iter_mut().for_each(|v| *v *= query.shrink);
+            }
+        }
+        if self.count < width {
+            // The tokens that only fill the tile have had scores of zero.
+            for panel in s.scores.chunks_exact_mut(width * LANES) {
+                panel[self.count * LANES..].fill(0.0);
+            }
+        }
+        let out = s.probabilities.chunks_exact_mut(width);
+        if self.memory.panels().form == Form::F32 {
+            for (k, out) in out.enumerate() {
+                let scores = s.scores[k / LANES * width * LANES + k % LANES..].iter().step_by(LANES);
+                out.iter_mut().zip(scores).for_each(|(o, v)| *o = v.to_bits());
+            }
+        } else {
+            let words = LANES / 2;
+            (kernels().brain_pairs)(&s.scores, &mut s.pairs);
+            for (k, out) in out.enumerate() {
+                let pairs = s.pairs[k / words * width * words + k % words..].iter().step_by(words);
+                out.iter_mut().zip(pairs).for_each(|(o, v)| *o = *v);
+            }
+        }
     }
 }
 
