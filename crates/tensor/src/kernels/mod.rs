@@ -16,6 +16,10 @@ mod avx512_lanes;
 mod generic;
 mod generic_lanes;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_lanes;
 mod once;
 mod peak;
 mod soften;
@@ -130,6 +134,8 @@ pub fn available() -> impl DoubleEndedIterator<Item = &'static Kernels> {
         all.extend(avx2::kernels());
         all.extend(avx512::kernels());
     }
+    #[cfg(target_arch = "aarch64")]
+    all.extend(neon::kernels());
     all.into_iter()
 }
 
