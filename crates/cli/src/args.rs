@@ -63,10 +63,13 @@ pub enum Command {
     Export(Export),
     /// Continue a prompt
     #[command(
-        after_help = "Example:\n  planish generate ./model --prompt 'Once upon a time' --tokens 100 --temperature 0.8"
+        after_help = "Examples:\n  planish generate ./model --prompt 'Once upon a time' --tokens 100 --temperature 0.8\n  planish generate ./model --prompt-file minutes.txt --lookup --stats\n  planish generate ./model --prompt 'Once upon a time' --draft ./small --speculate 6"
     )]
     Generate(Generate),
     /// Talk with a model that has a chat template
+    #[command(
+        after_help = "Examples:\n  planish chat ./model --system 'Answer in one sentence.'\n  planish chat ./model --message 'What is a plane tree?' --draft ./small"
+    )]
     Chat(Chat),
     /// Measure prefill and decode speed, memory, and the share of this machine's limits
     #[command(
@@ -319,10 +322,15 @@ pub struct Generate {
     #[command(flatten)]
     pub model: Model,
     /// The text to continue
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "prompt_file")]
     pub prompt: String,
+    /// A file whose text (UTF-8) is continued
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
     #[command(flatten)]
     pub choosing: Choosing,
+    #[command(flatten)]
+    pub speculating: Speculating,
     #[command(flatten)]
     pub running: Running,
 }
@@ -343,7 +351,27 @@ pub struct Chat {
     #[command(flatten)]
     pub choosing: Choosing,
     #[command(flatten)]
+    pub speculating: Speculating,
+    #[command(flatten)]
     pub running: Running,
+}
+
+/// How tokens are guessed ahead of the model, which checks several in one step; the output stays the same.
+#[derive(Args, Clone)]
+pub struct Speculating {
+    /// Guess that the text goes on as it did after the same words before: faster where it repeats itself, as in
+    /// summaries, code and corrections
+    #[arg(long, group = "guesses")]
+    pub lookup: bool,
+    /// Let a smaller model with the same tokenizer guess, for example a pruned or quantized copy
+    #[arg(long, value_name = "MODEL", group = "guesses")]
+    pub draft: Option<PathBuf>,
+    /// Most tokens to guess in one step, 1 to 64 (default: 8)
+    #[arg(long, value_name = "K", requires = "guesses", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub speculate: Option<u8>,
+    /// Say on standard error what was read, guessed and how fast
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// How numbers are kept while a model runs.

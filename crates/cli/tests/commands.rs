@@ -243,10 +243,10 @@ fn exports_are_read_again_in_every_type() {
 fn text_is_generated_as_asked() {
     let text = |words: &[&str]| json(&[&["generate", "--prompt", "Once there was a "], words].concat());
     let greedy = text(&["--tokens", "20"]);
-    assert_eq!(greedy, text(&["--tokens", "20", "--threads", "1"]));
+    assert_eq!(greedy["ids"], text(&["--tokens", "20", "--threads", "1"])["ids"]);
     assert_eq!(greedy["tokens"], 20);
     let hot = |seed: &str| text(&["--tokens", "20", "--temperature", "1.5", "--seed", seed]);
-    assert_eq!(hot("1"), hot("1"));
+    assert_eq!(hot("1")["ids"], hot("1")["ids"]);
     assert_ne!(hot("1")["ids"], hot("2")["ids"]);
     let stopped = text(&["--tokens", "100", "--stop", "."]);
     assert_eq!(stopped["ended"], "stop");

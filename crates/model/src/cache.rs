@@ -23,9 +23,14 @@ impl Cache {
     /// The same with room for so many positions, so that none is made while they come.
     pub fn with_room(model: &Model, positions: usize) -> Cache {
         let mut cache = Cache::new(model);
-        cache.blocks.iter_mut().for_each(|m| m.reserve(positions));
-        cache.tokens.reserve(positions);
+        cache.reserve(positions);
         cache
+    }
+
+    /// Makes room for so many positions in all.
+    pub fn reserve(&mut self, positions: usize) {
+        self.blocks.iter_mut().for_each(|m| m.reserve(positions));
+        self.tokens.reserve(positions.saturating_sub(self.tokens.len()));
     }
 
     /// Positions held.

@@ -21,6 +21,7 @@ mod shape;
 mod site;
 mod source;
 pub mod spec;
+pub mod speculate;
 mod tap;
 
 pub use cache::Cache;

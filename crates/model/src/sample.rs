@@ -28,6 +28,9 @@ impl Default for Sampling {
 impl Sampling {
     /// Chooses a token. `seen` holds the tokens of the text so far; `step` numbers the choice.
     pub fn choose(&self, logits: &[f32], seen: &[u32], step: u64) -> u32 {
+        if self.temperature <= 0.0 && self.repetition_penalty == 1.0 {
+            return ops::argmax(logits) as u32;
+        }
         let mut logits = logits.to_vec();
         if self.repetition_penalty != 1.0 {
             let mut ids = seen.to_vec();

@@ -1,13 +1,13 @@
 //! `planish chat`.
 
 use super::{
-    generate::{limits, sampling},
+    generate::{add_work, draft, generator, limits, sampling, say, stats},
     open, prepare_model, print_json,
 };
 use crate::args::{Chat, Common};
 use anyhow::{Context, Result};
 use formats::chat_template::Message;
-use model::{Gpt, generate::generate};
+use model::{Gpt, generate::Generator};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -18,13 +18,12 @@ pub fn run(args: &Chat, common: &Common) -> Result<u8> {
     if let Some(path) = &args.template {
         gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
     }
-    let mut talk: Vec<Message> = Vec::new();
-    talk.extend(args.system.clone().map(|content| Message { role: "system".into(), content }));
+    let draft = draft(&args.speculating, &args.running)?;
+    let generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
+    let system = args.system.clone().map(|content| Message { role: "system".into(), content });
+    let mut talk = Talk { gpt: &gpt, generator, messages: system.into_iter().collect(), args, common };
     if let Some(message) = &args.message {
-        let reply = answer(&gpt, &mut talk, message, args, common)?;
-        if common.json {
-            print_json(&json!({"reply": reply}))?;
-        }
+        talk.answer(message)?;
         return Ok(0);
     }
     let terminal = std::io::stdin().is_terminal();
@@ -35,27 +34,43 @@ pub fn run(args: &Chat, common: &Common) -> Result<u8> {
             std::io::stdout().flush()?;
         }
         let Some(line) = lines.next().transpose()? else { return Ok(0) };
-        let reply = answer(&gpt, &mut talk, &line, args, common)?;
-        if common.json {
-            print_json(&json!({"reply": reply}))?;
-        }
+        talk.answer(&line)?;
     }
 }
 
-fn answer(gpt: &Gpt, talk: &mut Vec<Message>, message: &str, args: &Chat, common: &Common) -> Result<String> {
-    talk.push(Message { role: "user".into(), content: message.into() });
-    let prompt = gpt.chat_prompt(talk)?;
-    let seed = common.seed.wrapping_add(talk.len() as u64);
-    let out = generate(gpt, &prompt, &sampling(&args.choosing, seed), &limits(&args.choosing), &mut |piece| {
-        if !common.json {
-            print!("{piece}");
-            let _ = std::io::stdout().flush();
+/// A conversation; its generator reads of each turn only what is new.
+struct Talk<'a> {
+    gpt: &'a Gpt,
+    generator: Generator<'a>,
+    messages: Vec<Message>,
+    args: &'a Chat,
+    common: &'a Common,
+}
+
+impl Talk<'_> {
+    /// Answers a message and shows the answer.
+    fn answer(&mut self, message: &str) -> Result<()> {
+        let (args, common) = (self.args, self.common);
+        self.messages.push(Message { role: "user".into(), content: message.into() });
+        let prompt = self.gpt.chat_prompt(&self.messages)?;
+        let seed = common.seed.wrapping_add(self.messages.len() as u64);
+        let out = self.generator.generate(
+            &prompt,
+            &sampling(&args.choosing, seed),
+            &limits(&args.choosing),
+            &mut |piece| say(piece, common),
+        )?;
+        if common.json {
+            let mut said = json!({"reply": out.text});
+            add_work(&mut said, &out);
+            print_json(&said)?;
+        } else {
+            println!();
         }
-        optimize::progress::check().is_ok()
-    })?;
-    if !common.json {
-        println!();
+        if args.speculating.stats {
+            eprintln!("{}", stats(&out));
+        }
+        self.messages.push(Message { role: "assistant".into(), content: out.text });
+        Ok(())
     }
-    talk.push(Message { role: "assistant".into(), content: out.text.clone() });
-    Ok(out.text)
 }

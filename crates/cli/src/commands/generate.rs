@@ -1,38 +1,123 @@
 //! `planish generate`.
 
 use super::{open, prepare_model, print_json};
-use crate::args::{Choosing, Common, Generate};
-use anyhow::Result;
+use crate::args::{Choosing, Common, Generate, Running, Speculating};
+use anyhow::{Context, Result};
 use model::{
-    Sampling,
-    generate::{Ended, Limits, generate},
+    Gpt, Sampling,
+    generate::{Ended, Generator, Limits, Output},
+    speculate::Speculator,
 };
-use serde_json::json;
-use std::io::Write;
+use serde_json::{Value, json};
+use std::{borrow::Cow, io::Write};
+
+/// Tokens to guess in one step where nothing is said.
+const GUESSES: u8 = 8;
 
 /// Continues a prompt.
 pub fn run(args: &Generate, common: &Common) -> Result<u8> {
+    let text = prompt(args)?;
     let mut gpt = open(&args.model)?;
     prepare_model(&mut gpt.model, args.running.exact, args.running.kv.as_deref())?;
-    let prompt = gpt.tokenizer.encode(&args.prompt, true)?;
+    let draft = draft(&args.speculating, &args.running)?;
+    let mut generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
+    let prompt = gpt.tokenizer.encode(&text, true)?;
     if !common.json {
-        print!("{}", args.prompt);
+        print!("{text}");
     }
-    let out = generate(&gpt, &prompt, &sampling(&args.choosing, common.seed), &limits(&args.choosing), &mut |piece| {
-        if !common.json {
-            print!("{piece}");
-            let _ = std::io::stdout().flush();
-        }
-        optimize::progress::check().is_ok()
-    })?;
+    let out =
+        generator.generate(&prompt, &sampling(&args.choosing, common.seed), &limits(&args.choosing), &mut |piece| {
+            say(piece, common)
+        })?;
     if common.json {
-        print_json(&json!({
-            "prompt_tokens": prompt.len(), "tokens": out.ids.len(), "ids": out.ids, "text": out.text, "ended": word(out.ended),
-        }))?;
+        let mut said = json!({"ids": out.ids, "text": out.text, "ended": word(out.ended)});
+        add_work(&mut said, &out);
+        print_json(&said)?;
     } else {
         println!();
     }
+    if args.speculating.stats {
+        eprintln!("{}", stats(&out));
+    }
     Ok(if out.ended == Ended::Listener { crate::exit::INTERRUPTED } else { 0 })
+}
+
+/// The text to continue.
+fn prompt(args: &Generate) -> Result<Cow<'_, str>> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.as_str().into()) };
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {} as text in UTF-8", path.display()))?;
+    Ok(text.into())
+}
+
+/// Opens the model that guesses and makes it run as the one that checks it.
+pub fn draft(speculating: &Speculating, running: &Running) -> Result<Option<Gpt>> {
+    let Some(path) = &speculating.draft else { return Ok(None) };
+    let mut gpt = Gpt::open(path)?;
+    prepare_model(&mut gpt.model, running.exact, running.kv.as_deref())?;
+    Ok(Some(gpt))
+}
+
+/// A generator that guesses as asked.
+pub fn generator<'g>(gpt: &'g Gpt, draft: Option<&'g Gpt>, speculating: &Speculating) -> Result<Generator<'g>> {
+    let most = usize::from(speculating.speculate.unwrap_or(GUESSES));
+    let generator = Generator::new(gpt);
+    Ok(match draft {
+        Some(draft) => generator.with(Speculator::draft(draft, gpt, most)?),
+        None if speculating.lookup => generator.with(Speculator::lookup(most)),
+        None => generator,
+    })
+}
+
+/// Shows a piece of text as soon as it is there; returns whether to go on.
+pub fn say(piece: &str, common: &Common) -> bool {
+    if !common.json {
+        print!("{piece}");
+        let _ = std::io::stdout().flush();
+    }
+    optimize::progress::check().is_ok()
+}
+
+/// Adds what a text took to what is printed of it.
+pub fn add_work(said: &mut Value, out: &Output) {
+    let work = &out.work;
+    let numbers = json!({
+        "prompt_tokens": work.prompt_tokens,
+        "reused_tokens": work.reused_tokens,
+        "tokens": out.ids.len(),
+        "prefill_seconds": work.prefill_seconds,
+        "decode_seconds": work.decode_seconds,
+        "tokens_per_second": speed(out),
+        "proposed": work.proposed,
+        "accepted": work.accepted,
+        "steps": work.steps,
+    });
+    if let (Value::Object(said), Value::Object(numbers)) = (said, numbers) {
+        said.extend(numbers);
+    }
+}
+
+/// What a text took, in one line.
+pub fn stats(out: &Output) -> String {
+    let work = &out.work;
+    format!(
+        "prompt: {} tokens, {} of them reused, in {:.3} s; output: {} tokens in {:.3} s ({:.1} tokens/s), {} steps, {} of {} guesses right",
+        work.prompt_tokens,
+        work.reused_tokens,
+        work.prefill_seconds,
+        out.ids.len(),
+        work.decode_seconds,
+        speed(out),
+        work.steps,
+        work.accepted,
+        work.proposed,
+    )
+}
+
+/// Tokens a second after the prompt; 0 where there was no time to measure.
+fn speed(out: &Output) -> f64 {
+    let seconds = out.work.decode_seconds;
+    if seconds > 0.0 { out.ids.len() as f64 / seconds } else { 0.0 }
 }
 
 /// How tokens are chosen.
