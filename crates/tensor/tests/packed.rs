@@ -38,7 +38,7 @@ fn pack(k: &Kernels, w: &Weight) -> Vec<u8> {
     let mut out = vec![0xAB; form.bytes(w.rows(), w.cols())];
     for (p, out) in out.chunks_exact_mut(panel).enumerate() {
         let rows = p * LANES * width..w.rows().min((p + 1) * LANES) * width;
-        (k.pack_panel)(w.storage(), w.cols(), &w.bytes()[rows], out);
+        (k.codes.pack_panel)(w.storage(), w.cols(), &w.bytes()[rows], out);
     }
     out
 }

@@ -12,7 +12,6 @@ static KERNELS: Kernels = Kernels {
     isa: "avx2",
     floats: FLOATS,
     codes: CODES,
-    pack_panel,
     pack_inputs,
     decode_row,
     fit,

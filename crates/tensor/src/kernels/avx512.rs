@@ -20,7 +20,6 @@ const TABLE: Kernels = Kernels {
     isa: "avx512",
     floats: FLOATS,
     codes: CODES,
-    pack_panel,
     pack_inputs,
     decode_row: decode_row_by_bytes,
     fit,

@@ -19,6 +19,47 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
+        unsafe {
+            let mut t = [_mm512_setzero_pd(); 16];
+            for r in 0..16 {
+                t[r] = _mm512_loadu_pd(rows.add(r * stride).cast());
+            }
+            let mut a = t;
+            for i in 0..8 {
+                let (even, odd) = (_mm512_castpd_ps(t[2 * i]), _mm512_castpd_ps(t[2 * i + 1]));
+                a[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(even, odd));
+                a[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(even, odd));
+            }
+            let mut b = a;
+            for i in 0..4 {
+                b[4 * i] = _mm512_unpacklo_pd(a[4 * i], a[4 * i + 2]);
+                b[4 * i + 1] = _mm512_unpackhi_pd(a[4 * i], a[4 * i + 2]);
+                b[4 * i + 2] = _mm512_unpacklo_pd(a[4 * i + 1], a[4 * i + 3]);
+                b[4 * i + 3] = _mm512_unpackhi_pd(a[4 * i + 1], a[4 * i + 3]);
+            }
+            let mut c = b;
+            for i in 0..4 {
+                // Register `i + 4 g` holds column `i + 4 lane` of rows `4 g .. 4 g + 4` in each lane.
+                c[i] = _mm512_shuffle_f64x2::<0x88>(b[i], b[i + 4]);
+                c[i + 4] = _mm512_shuffle_f64x2::<0xdd>(b[i], b[i + 4]);
+                c[i + 8] = _mm512_shuffle_f64x2::<0x88>(b[i + 8], b[i + 12]);
+                c[i + 12] = _mm512_shuffle_f64x2::<0xdd>(b[i + 8], b[i + 12]);
+            }
+            for i in 0..4 {
+                let out = out.cast::<f64>();
+                _mm512_storeu_pd(out.add(8 * i), _mm512_shuffle_f64x2::<0x88>(c[i], c[i + 8]));
+                _mm512_storeu_pd(out.add(8 * (i + 8)), _mm512_shuffle_f64x2::<0xdd>(c[i], c[i + 8]));
+                _mm512_storeu_pd(out.add(8 * (i + 4)), _mm512_shuffle_f64x2::<0x88>(c[i + 4], c[i + 12]));
+                _mm512_storeu_pd(out.add(8 * (i + 12)), _mm512_shuffle_f64x2::<0xdd>(c[i + 4], c[i + 12]));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn and(b: __m512i, mask: u8) -> __m512i {
         unsafe { _mm512_and_si512(b, _mm512_set1_epi8(mask as i8)) }
     }

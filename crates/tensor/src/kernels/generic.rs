@@ -8,7 +8,6 @@ pub static KERNELS: Kernels = Kernels {
     isa: "generic",
     floats: FLOATS,
     codes: CODES,
-    pack_panel: packed::pack_panel,
     pack_inputs: packed::pack_inputs,
     decode_row: once::decode_row,
     fit: once::fit,

@@ -20,6 +20,23 @@ pub(crate) unsafe trait Lanes {
 
     /// Reads 64 bytes.
     unsafe fn bytes(p: *const u8) -> Self::Bytes;
+    /// Says that a cache line is read soon.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    /// Transposes words of four bytes: reads 64 bytes of each of sixteen rows, `stride` bytes apart, and writes
+    /// sixteen times the sixteen words of a column.
+    #[inline(always)]
+    unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
+        for row in 0..16 {
+            for word in 0..16 {
+                // SAFETY: the caller's rows and output.
+                unsafe {
+                    let value = rows.add(row * stride + 4 * word).cast::<u32>().read_unaligned();
+                    out.add(64 * word + 4 * row).cast::<u32>().write_unaligned(value);
+                }
+            }
+        }
+    }
     /// The bits of every byte that `mask` keeps.
     unsafe fn and(b: Self::Bytes, mask: u8) -> Self::Bytes;
     /// The bits of both.

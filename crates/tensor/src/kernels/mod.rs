@@ -28,6 +28,7 @@ mod tile;
 pub use peak::Arithmetic;
 pub use soften::Softening;
 pub use tile::Tile;
+pub(crate) use lanes::Lanes;
 pub(crate) use tile::input_chunk;
 
 use crate::{
@@ -48,6 +49,8 @@ pub struct FloatTiles {
     pub widths: &'static [usize],
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
+    /// Says that bytes are read soon.
+    pub prefetch: fn(&[u8]),
     /// Replaces the scores of a chunk, `[64 / 16][width][16]`, by `exp(cap tanh(score / cap) - highest)` where they are
     /// seen and by 0 elsewhere, and brings each query's highest score and sum up to date. The last argument is
     /// scratch for as many numbers as there are queries.
@@ -65,6 +68,8 @@ pub struct CodeTiles {
     pub widths: &'static [usize],
     /// Are products of 8-bit codes those of the codes less 128?
     pub signed: bool,
+    /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.
+    pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
     /// Reads bytes.
     pub read: fn(&[u8]) -> f32,
 }
@@ -77,8 +82,6 @@ pub struct Kernels {
     pub floats: FloatTiles,
     /// Products of packed codes.
     pub codes: CodeTiles,
-    /// Packs the stored rows of a panel.
-    pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
     /// Packs the inputs of a tile.
     pub pack_inputs: fn(&Tensor, Span, InputKind, &mut [u8]),
     /// Decodes a row of a grid.

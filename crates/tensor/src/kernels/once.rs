@@ -155,7 +155,7 @@ pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     fold(sum)
 }
 
-pub(crate) use crate::packed::{pack_inputs, pack_panel};
+pub(crate) use crate::packed::pack_inputs;
 
 #[inline(always)]
 pub fn decode_row(grid: Grid, bytes: &[u8], out: &mut [f32]) {
@@ -196,7 +196,6 @@ macro_rules! instantiate {
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
             brain_pairs(x: &[f32], out: &mut [u32]);
-            pack_panel(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]);
             pack_inputs(x: &crate::Tensor, span: crate::packed::Span, kind: crate::packed::InputKind, out: &mut [u8]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);
             fit(grid: crate::grid::Grid, x: &[f32], w: Option<&[f32]>) -> crate::grid::Block;

@@ -445,6 +445,17 @@ macro_rules! float_tiles {
             // SAFETY: as above.
             unsafe { inner(what, turns) }
         }
+        fn prefetch(bytes: &[u8]) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(bytes: &[u8]) {
+                for line in bytes.chunks(64) {
+                    // SAFETY: the table exists only where the instructions do, and the line is there.
+                    unsafe { <$lanes as crate::kernels::lanes::Lanes>::prefetch(line.as_ptr()) }
+                }
+            }
+            // SAFETY: as above.
+            unsafe { inner(bytes) }
+        }
         fn soften(
             scores: &mut [f32],
             width: usize,
@@ -467,7 +478,7 @@ macro_rules! float_tiles {
             unsafe { inner(scores, width, cap, queries, highest) }
         }
         pub(super) const FLOATS: crate::kernels::FloatTiles =
-            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften };
+            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften, prefetch };
     };
 }
 pub(crate) use float_tiles;
@@ -524,6 +535,15 @@ macro_rules! code_tiles {
                 }
             }
         }
+        fn pack_panel(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::packed::pack_panel::<$lanes>(storage, cols, rows, out) }
+            }
+            // SAFETY: as above.
+            unsafe { inner(storage, cols, rows, out) }
+        }
         fn read(bytes: &[u8]) -> f32 {
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(p: *const u8, len: usize) -> f32 {
@@ -537,6 +557,7 @@ macro_rules! code_tiles {
             run: codes,
             widths: &[$($width),*],
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
+            pack_panel,
             read,
         };
     };

@@ -149,6 +149,7 @@ impl Block<'_> {
         s.probabilities.resize(panels.value_steps() * width, 0);
         let first = self.shape.first_seen(self.position(0)) / CHUNK;
         for chunk in first..=self.position(self.count - 1) / CHUNK {
+            (kernels().floats.prefetch)(self.memory.block(chunk + 1, self.head));
             self.chunk(s, chunk, width);
         }
         for i in 0..self.count {

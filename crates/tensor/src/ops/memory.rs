@@ -225,10 +225,15 @@ impl Memory {
         self.len = end;
     }
 
+    /// The stored bytes of one head in one chunk; none where there is no such chunk.
+    pub(super) fn block(&self, chunk: usize, head: usize) -> &[u8] {
+        let at = (chunk * self.kv_heads + head) * self.block_bytes();
+        self.data.get(at..at + self.block_bytes()).unwrap_or_default()
+    }
+
     /// The panels of one head in one chunk: keys, then values. `scratch` holds them where they must be widened.
     pub(super) fn chunk<'a>(&'a self, chunk: usize, head: usize, scratch: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
-        let block = self.block_bytes();
-        let data = &self.data[(chunk * self.kv_heads + head) * block..][..block];
+        let data = self.block(chunk, head);
         let panels = self.panels();
         if matches!(self.format, KeyValue::F32 | KeyValue::Bf16) {
             return data.split_at(panels.keys());

@@ -232,7 +232,7 @@ impl<'a> Source<'a> {
             }
             let panel = &mut scratch.panels[p * LANES * cols..(p + 1) * LANES * cols];
             let rows = bytemuck::cast_slice(&scratch.rows[..rows * cols]);
-            (kernels().pack_panel)(crate::Storage::F32, cols, rows, bytemuck::cast_slice_mut(panel));
+            (kernels().codes.pack_panel)(crate::Storage::F32, cols, rows, bytemuck::cast_slice_mut(panel));
         }
     }
 
@@ -288,7 +288,7 @@ struct Cut<const N: usize> {
 }
 
 /// Bytes of weights that stay in the second-level cache while all tokens pass over them.
-const RESIDENT: usize = 256 << 10;
+const RESIDENT: usize = 128 << 10;
 /// Bytes of weights of a task of few tokens.
 const READ_AHEAD: usize = 80 << 10;
 /// Tokens from which weights are passed over so often that they should stay in the cache.

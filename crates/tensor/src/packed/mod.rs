@@ -129,7 +129,7 @@ fn fill(weight: &Weight, out: &mut [u8]) {
             let rows = first * width..weight.rows().min(first + LANES) * width;
             // SAFETY: `out` outlives the section and holds every panel; this task alone writes this one.
             let out = unsafe { shared.slice((slab + i) * panel, panel) };
-            (kernels().pack_panel)(storage, cols, &weight.bytes()[rows], out);
+            (kernels().codes.pack_panel)(storage, cols, &weight.bytes()[rows], out);
         });
         weight.bytes().release(source);
     }

@@ -4,40 +4,57 @@ use super::form::{CHUNK, Codes, Form, LANES, Scales};
 use crate::{
     Storage,
     grid::{self, Grid},
+    kernels::Lanes,
 };
-
-/// Most columns that are unpacked at once: a multiple of every block that has a form, and of a chunk.
-const PIECE: usize = 2048;
 
 /// Packs up to [`LANES`] rows of `cols` values into a panel; missing rows are zeros.
 ///
 /// `rows` holds the stored bytes of the rows one after the other, `out` [`Form::panel_bytes`].
+///
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
-pub(crate) fn pack_panel(storage: Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
+pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
     let width = storage.row_bytes(cols).max(1);
-    match (storage, Form::of(storage)) {
-        (Storage::F16, _) => transpose::<2>(rows, width, out),
-        (Storage::F32 | Storage::Bf16, _) => transpose::<4>(rows, width, out),
-        (Storage::Grid(grid), Some(Form::Codes(codes))) => pack_codes(grid, codes, cols, rows, width, out),
-        // `Form::of` gives every other storage no panels.
-        _ => {}
+    // SAFETY: the caller's.
+    unsafe {
+        match (storage, Form::of(storage)) {
+            (Storage::F16, _) => transpose::<V, 2>(rows, width, out),
+            (Storage::F32 | Storage::Bf16, _) => transpose::<V, 4>(rows, width, out),
+            // Blocks of up to 256 values fit into half chunks of the first-level cache.
+            (Storage::Grid(grid), Some(Form::Codes(codes))) if grid.block_len() <= 256 && grid.block_len() % 64 == 0 => {
+                pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
+            }
+            (Storage::Grid(grid), Some(Form::Codes(codes))) if grid.block_len() <= 128 => {
+                pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
+            }
+            (Storage::Grid(grid), Some(Form::Codes(codes))) => {
+                pack_codes::<V, 2048>(grid, codes, cols, rows, width, out)
+            }
+            // `Form::of` gives every other storage no panels.
+            _ => {}
+        }
     }
 }
 
 /// `[rows][n]` units of `U` bytes to `[n][LANES]`, a cache line of each row at a time.
 #[inline(always)]
-fn transpose<const U: usize>(rows: &[u8], width: usize, out: &mut [u8]) {
-    out.fill(0);
-    for (lane, row) in rows.chunks_exact(width).enumerate() {
-        if row.len() % U != 0 {
-            // An odd number of brain floats: the missing half of the last pair stays zero.
-            let whole = row.len() / U * U;
-            out[(whole / U * LANES + lane) * U..][..row.len() - whole].copy_from_slice(&row[whole..]);
-        }
+unsafe fn transpose<V: Lanes, const U: usize>(rows: &[u8], width: usize, out: &mut [u8]) {
+    let whole = width / U * U;
+    let full = rows.len() / width == LANES;
+    let quick = if U == 4 && full { width / 64 * 64 } else { 0 };
+    for at in (0..quick).step_by(64) {
+        // SAFETY: sixteen rows of `width` bytes hold 64 from `at` on, and the panel sixteen times as many.
+        unsafe { V::transpose(rows.as_ptr().add(at), width, out[at * LANES..][..64 * LANES].as_mut_ptr()) }
     }
-    let units = width / U;
-    for from in (0..units).step_by(64 / U) {
-        let to = units.min(from + 64 / U);
+    out[quick * LANES..].fill(0);
+    for (lane, row) in rows.chunks_exact(width).enumerate() {
+        // An odd number of brain floats: the missing half of the last pair stays zero.
+        let odd = &row[whole..];
+        out.get_mut((whole / U * LANES + lane) * U..).unwrap_or_default()[..odd.len()].copy_from_slice(odd);
+    }
+    for from in (quick / U..whole / U).step_by(64 / U) {
+        let to = (whole / U).min(from + 64 / U);
         for (lane, row) in rows.chunks_exact(width).enumerate() {
             for (k, unit) in row[from * U..to * U].as_chunks::<U>().0.iter().enumerate() {
                 out[((from + k) * LANES + lane) * U..][..U].copy_from_slice(unit);
@@ -46,26 +63,36 @@ fn transpose<const U: usize>(rows: &[u8], width: usize, out: &mut [u8]) {
     }
 }
 
-/// Sub-blocks whose scales a piece holds.
-const SUBS: usize = PIECE / 16;
-
-/// The unpacked scales and codes of one piece of all lanes.
-struct Piece {
+/// The unpacked scales and codes of one piece of `PIECE` columns of all lanes: a whole number of blocks and of chunks.
+struct Piece<const PIECE: usize> {
     codes: [[u8; PIECE]; LANES],
+    /// Per 16 columns, or less often.
     d: [[u16; LANES]; SUBS],
     m: [[u16; LANES]; SUBS],
     steps: [[u8; LANES]; SUBS],
     mins: [[u8; LANES]; SUBS],
 }
 
+/// Most sub-blocks of a piece: 16 of a block of 256 in steps of 16, or 64 of two groups of almost 1024 in 32.
+const SUBS: usize = 64;
+
 #[inline(always)]
-fn pack_codes(grid: Grid, codes: Codes, cols: usize, rows: &[u8], width: usize, out: &mut [u8]) {
+unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
+    grid: Grid,
+    codes: Codes,
+    cols: usize,
+    rows: &[u8],
+    width: usize,
+    out: &mut [u8],
+) {
     let form = Form::Codes(codes);
     let (len, size) = (grid.block_len(), grid.block_bytes());
-    // A whole number of blocks and of chunks: groups are odd multiples of 32 or multiples of 64.
-    let piece = if len % CHUNK == 0 { len } else { 2 * len };
+    // Groups are odd multiples of 32 or multiples of 64; small blocks go together.
+    let piece = if len % CHUNK != 0 { 2 * len } else { len };
+    let piece = piece * (256 / piece).max(1);
     let sub = usize::from(codes.sub);
-    let mut p = Piece {
+    let stepped = matches!(codes.scales, Scales::Steps | Scales::Pairs);
+    let mut p = Piece::<PIECE> {
         codes: [[0; PIECE]; LANES],
         d: [[0; LANES]; SUBS],
         m: [[0; LANES]; SUBS],
@@ -75,24 +102,26 @@ fn pack_codes(grid: Grid, codes: Codes, cols: usize, rows: &[u8], width: usize, 
     let (mut at, mut chunk) = (0, 0);
     for from in (0..cols).step_by(piece) {
         for (lane, row) in rows.chunks_exact(width).enumerate() {
-            for half in 0..piece / len {
-                let block = from / len + half;
+            for part in 0..piece / len {
+                let block = from / len + part;
+                let subs = part * len / sub..(part + 1) * len / sub;
                 let Some(bytes) = row.get(block * size..(block + 1) * size) else {
-                    // Only the second of two short blocks can be missing: its columns are padding.
-                    p.codes[lane][half * len..(half + 1) * len].fill(0);
-                    for s in half * len / sub..(half + 1) * len / sub {
-                        (p.d[s][lane], p.m[s][lane]) = (0, 0);
-                    }
+                    // Beyond the last block lies the padding of the last chunk.
+                    p.codes[lane][part * len..(part + 1) * len].fill(0);
+                    subs.for_each(|s| (p.d[s][lane], p.m[s][lane], p.steps[s][lane], p.mins[s][lane]) = (0, 0, 0, 0));
                     continue;
                 };
-                grid::unpack(grid, bytes, &mut p.codes[lane][half * len..(half + 1) * len]);
-                let scales = grid::scales(grid, bytes);
-                for s in 0..len / sub {
-                    let to = half * len / sub + s;
-                    (p.d[to][lane], p.m[to][lane]) = (scales.d, scales.m);
-                    if matches!(codes.scales, Scales::Steps | Scales::Pairs) {
-                        (p.steps[to][lane], p.mins[to][lane]) = (scales.steps[s] as u8, scales.mins[s]);
+                grid::unpack(grid, bytes, &mut p.codes[lane][part * len..(part + 1) * len]);
+                if stepped {
+                    let scales = grid::scales(grid, bytes);
+                    for (i, s) in subs.enumerate() {
+                        (p.d[s][lane], p.m[s][lane]) = (scales.d, scales.m);
+                        (p.steps[s][lane], p.mins[s][lane]) = (scales.steps[i] as u8, scales.mins[i]);
                     }
+                } else {
+                    let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                    let (d, m) = (half(0), if codes.minimum { half(2) } else { 0 });
+                    subs.for_each(|s| (p.d[s][lane], p.m[s][lane]) = (d, m));
                 }
             }
         }
@@ -104,33 +133,47 @@ fn pack_codes(grid: Grid, codes: Codes, cols: usize, rows: &[u8], width: usize, 
                     put(&mut at, out, bytemuck::bytes_of(&p.m[subs.start]));
                 }
             }
-            match codes.scales {
-                Scales::Halves => {
-                    subs.clone().for_each(|s| put(&mut at, out, bytemuck::bytes_of(&p.d[s])));
-                    if codes.minimum {
-                        subs.clone().for_each(|s| put(&mut at, out, bytemuck::bytes_of(&p.m[s])));
-                    }
-                }
-                Scales::Group(_) => {}
-                Scales::Steps => {
-                    subs.clone().for_each(|s| put(&mut at, out, &p.steps[s]));
-                    if codes.minimum {
-                        subs.clone().for_each(|s| put(&mut at, out, &p.mins[s]));
-                    }
-                }
-                Scales::Pairs => subs.clone().for_each(|s| {
-                    let pairs: [u8; LANES] = std::array::from_fn(|l| p.steps[s][l] | p.mins[s][l] << 4);
-                    put(&mut at, out, &pairs);
-                }),
-            }
-            for half in 0..2 {
-                let column = c * CHUNK + half * 32;
-                let steps = &mut out[at..at + 64 * usize::from(codes.bits)];
-                planes(&p.codes, column, codes.bits, steps);
-                at += steps.len();
+            chunk_scales(codes, &p, subs, &mut at, out);
+            let mut steps = [[0u8; 64]; CHUNK / 4];
+            // SAFETY: every lane holds a chunk of codes from this column on.
+            unsafe { V::transpose(p.codes[0][c * CHUNK..].as_ptr(), PIECE, steps.as_mut_ptr().cast()) };
+            for half in steps.as_chunks::<8>().0 {
+                let out = &mut out[at..at + 64 * usize::from(codes.bits)];
+                planes(half, codes.bits, out);
+                at += out.len();
             }
             chunk += 1;
         }
+    }
+}
+
+/// Writes the scales before the codes of a chunk.
+#[inline(always)]
+fn chunk_scales<const PIECE: usize>(
+    codes: Codes,
+    p: &Piece<PIECE>,
+    subs: std::ops::Range<usize>,
+    at: &mut usize,
+    out: &mut [u8],
+) {
+    match codes.scales {
+        Scales::Halves => {
+            subs.clone().for_each(|s| put(at, out, bytemuck::bytes_of(&p.d[s])));
+            if codes.minimum {
+                subs.for_each(|s| put(at, out, bytemuck::bytes_of(&p.m[s])));
+            }
+        }
+        Scales::Group(_) => {}
+        Scales::Steps => {
+            subs.clone().for_each(|s| put(at, out, &p.steps[s]));
+            if codes.minimum {
+                subs.for_each(|s| put(at, out, &p.mins[s]));
+            }
+        }
+        Scales::Pairs => subs.for_each(|s| {
+            let pairs: [u8; LANES] = std::array::from_fn(|l| p.steps[s][l] | p.mins[s][l] << 4);
+            put(at, out, &pairs);
+        }),
     }
 }
 
@@ -140,35 +183,40 @@ fn put(at: &mut usize, out: &mut [u8], bytes: &[u8]) {
     *at += bytes.len();
 }
 
-/// Writes the bit planes of 32 columns from `column` on.
+/// Writes the bit planes of eight steps of codes.
 #[inline(always)]
-fn planes(codes: &[[u8; PIECE]; LANES], column: usize, bits: u8, out: &mut [u8]) {
-    let mut steps = [[0u8; 64]; 8];
-    for (lane, codes) in codes.iter().enumerate() {
-        let row = &codes[column..column + 32];
-        for (step, four) in row.as_chunks::<4>().0.iter().enumerate() {
-            steps[step][4 * lane..4 * lane + 4].copy_from_slice(four);
-        }
+fn planes(steps: &[[u8; 64]; 8], bits: u8, out: &mut [u8]) {
+    let (mut out, mut low) = (out.as_chunks_mut::<64>().0, 0);
+    if bits == 8 {
+        return out.copy_from_slice(steps);
     }
-    let (mut at, mut low) = (0, 0);
-    for width in [8u8, 4, 2, 1] {
-        if bits & width == 0 {
-            continue;
-        }
-        let together = 8 / usize::from(width);
-        let mask = ((1u16 << width) - 1) as u8;
-        for steps in steps.chunks_exact(together) {
-            let out = &mut out[at..at + 64];
-            for i in 0..64 {
-                let mut byte = 0;
-                for (j, step) in steps.iter().enumerate() {
-                    byte |= (step[i] >> low & mask) << (usize::from(width) * j);
-                }
-                out[i] = byte;
+    if bits & 4 != 0 {
+        let (own, rest) = out.split_at_mut(4);
+        plane::<4, 2>(steps, low, own);
+        (out, low) = (rest, low + 4);
+    }
+    if bits & 2 != 0 {
+        let (own, rest) = out.split_at_mut(2);
+        plane::<2, 4>(steps, low, own);
+        (out, low) = (rest, low + 2);
+    }
+    if bits & 1 != 0 {
+        plane::<1, 8>(steps, low, out);
+    }
+}
+
+/// Writes the plane of the `WIDTH` bits from `low` on, `TOGETHER` steps to a byte.
+#[inline(always)]
+fn plane<const WIDTH: u32, const TOGETHER: usize>(steps: &[[u8; 64]; 8], low: u32, out: &mut [[u8; 64]]) {
+    let mask = (1u8 << WIDTH) - 1;
+    for (out, steps) in out.iter_mut().zip(steps.as_chunks::<TOGETHER>().0) {
+        for i in 0..64 {
+            let mut byte = 0;
+            for (j, step) in steps.iter().enumerate() {
+                byte |= (step[i] >> low & mask) << (WIDTH * j as u32);
             }
-            at += 64;
+            out[i] = byte;
         }
-        low += width;
     }
 }
 
