@@ -75,6 +75,23 @@ unsafe fn widen_unsigned(v: uint8x16_t) -> [float32x4_t; 4] {
     }
 }
 
+/// Four rows of four words as four columns.
+#[inline(always)]
+unsafe fn four_by_four(rows: [uint32x4_t; 4]) -> [uint64x2_t; 4] {
+    // SAFETY: NEON belongs to every aarch64.
+    unsafe {
+        let [a, b, c, d] = rows;
+        let even = [vreinterpretq_u64_u32(vtrn1q_u32(a, b)), vreinterpretq_u64_u32(vtrn1q_u32(c, d))];
+        let odd = [vreinterpretq_u64_u32(vtrn2q_u32(a, b)), vreinterpretq_u64_u32(vtrn2q_u32(c, d))];
+        [
+            vtrn1q_u64(even[0], even[1]),
+            vtrn1q_u64(odd[0], odd[1]),
+            vtrn2q_u64(even[0], even[1]),
+            vtrn2q_u64(odd[0], odd[1]),
+        ]
+    }
+}
+
 // SAFETY: every function is a few instructions of NEON (and `sdot` where asked for) on its arguments, and reads or
 // writes what the trait says.
 unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
@@ -92,6 +109,21 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a hint that changes nothing and never faults; its intrinsic is not stable.
         unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
+        for first in (0..16).step_by(4) {
+            for word in (0..16).step_by(4) {
+                // SAFETY: four rows of sixteen bytes of the caller's, and as many of its output.
+                unsafe {
+                    let rows = rows.add(first * stride + 4 * word);
+                    let columns = four_by_four(four!(i => vreinterpretq_u32_u8(vld1q_u8(rows.add(i * stride)))));
+                    for i in 0..4 {
+                        vst1q_u8(out.add(64 * (word + i) + 4 * first), vreinterpretq_u8_u64(columns[i]));
+                    }
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn and(b: [uint8x16_t; 4], mask: u8) -> [uint8x16_t; 4] {
@@ -314,6 +346,19 @@ mod tests {
     unsafe fn with_dot(w: &[u8; 64], x: [i8; 4]) -> Vec<u32> {
         // SAFETY: the caller asked for the instructions.
         unsafe { words::<Neon<true>>(w, x) }
+    }
+
+    #[test]
+    fn rows_become_columns() {
+        let stride = 67;
+        let rows: Vec<u8> = (0..15 * stride + 64).map(|i| (i * i % 251) as u8).collect();
+        let (mut out, mut want) = ([0u8; 1024], [0u8; 1024]);
+        // SAFETY: sixteen rows of 64 bytes, and room for as many words.
+        unsafe {
+            Neon::<false>::transpose(rows.as_ptr(), stride, out.as_mut_ptr());
+            Generic::transpose(rows.as_ptr(), stride, want.as_mut_ptr());
+        }
+        assert_eq!(out, want);
     }
 
     #[test]
