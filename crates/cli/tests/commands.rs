@@ -344,3 +344,80 @@ fn a_plan_is_carried_out_by_run() {
     let done = json(&["run", &recipe, "--out", &out]);
     assert_eq!(done["proof"]["after"]["size_bytes"], plan["size_bytes"]);
 }
+
+#[test]
+fn guesses_change_the_steps_and_not_the_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let prompt = path(&dir, "prompt.txt");
+    let story = fs::read_to_string(&text).unwrap().split("\n<|endoftext|>\n").next().unwrap().to_string();
+    fs::write(&prompt, format!("{story} {}", &story[..story.len() / 3])).unwrap();
+    for heat in ["0", "0.8"] {
+        let common = ["generate", &folder, "--prompt-file", &prompt, "--tokens", "60", "--temperature", heat];
+        let plain = json(&common);
+        assert_eq!(
+            (&plain["proposed"], &plain["accepted"], &plain["reused_tokens"]),
+            (&0.into(), &0.into(), &0.into())
+        );
+        for guesses in [&["--lookup"][..], &["--draft", &folder, "--speculate", "6"], &["--draft", &folder, "--exact"]]
+        {
+            let exact = json(&[&common[..], if guesses.contains(&"--exact") { &["--exact"] } else { &[] }].concat());
+            let out = json(&[&common[..], guesses].concat());
+            for field in ["ids", "text", "ended", "tokens", "prompt_tokens"] {
+                assert_eq!(out[field], exact[field], "{guesses:?} {field}");
+            }
+            for field in ["prefill_seconds", "decode_seconds", "tokens_per_second"] {
+                assert!(out[field].as_f64().unwrap() > 0.0, "{field}");
+            }
+            let number = |field: &str| out[field].as_u64().unwrap();
+            // A draft that is the model is never wrong.
+            assert!(guesses[0] == "--lookup" || number("accepted") == number("proposed"), "{out}");
+            assert!(guesses[0] == "--lookup" || 3 * number("steps") < number("tokens"), "{out}");
+        }
+    }
+    let out = run(&["generate", &folder, "--prompt-file", &prompt, "--lookup", "--stats"]);
+    assert!(String::from_utf8_lossy(&out.stdout).starts_with(&story));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("guesses right"));
+    fs::write(&prompt, [0xff, 0xfe]).unwrap();
+    fails(&["generate", &folder, "--prompt-file", &prompt], 2, "prompt.txt is no text in UTF-8");
+    fails(&["generate", &folder, "--prompt-file", &path(&dir, "nothing.txt")], 2, "nothing.txt");
+    fails(&["generate", &folder, "--prompt", "x", "--prompt-file", &prompt], 2, "cannot be used with");
+    fails(&["generate", &folder, "--prompt", "x", "--draft", &prompt], 2, "prompt.txt");
+    fails(&["generate", &folder, "--prompt", "x", "--lookup", "--speculate", "0"], 2, "1..=64");
+    fails(&["generate", &folder, "--prompt", "x", "--speculate", "4"], 2, "--draft");
+}
+
+/// Talks with the sample line by line; returns what it prints for each.
+fn talk(words: &[&str], lines: &str) -> Vec<Value> {
+    use std::{io::Write, process::Stdio};
+    let mut chat = planish();
+    chat.args(words).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut chat = chat.spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let out = chat.wait_with_output().unwrap();
+    assert!(out.status.success());
+    String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_conversation_is_not_read_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = path(&dir, "template.jinja");
+    let turns = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}";
+    fs::write(&template, turns).unwrap();
+    let words = ["chat", "--template", &template, "--tokens", "20", "--json"];
+    let first = "Once there was a brave child named Mina. ";
+    let replies = talk(&words, &format!("{first}\nThen Mina \n"));
+    assert_eq!(replies.len(), 2);
+    assert_eq!(replies[0]["reused_tokens"], 0);
+    let number = |reply: &Value, field: &str| reply[field].as_u64().unwrap();
+    let read = number(&replies[0], "prompt_tokens") + number(&replies[0], "tokens") - 1;
+    assert!(number(&replies[1], "reused_tokens") + 4 >= read, "{replies:?}");
+    assert!(number(&replies[1], "reused_tokens") < number(&replies[1], "prompt_tokens"));
+    // The same conversation as one prompt, read afresh.
+    let whole = format!("{first}{}Then Mina ", replies[0]["reply"].as_str().unwrap());
+    let afresh = json(&["generate", "--prompt", &whole, "--tokens", "20"]);
+    assert_eq!((&afresh["reused_tokens"], &afresh["text"]), (&0.into(), &replies[1]["reply"]));
+    let guessed = talk(&[&words[..], &["--lookup"]].concat(), &format!("{first}\nThen Mina \n"));
+    assert!(guessed.iter().zip(&replies).all(|(a, b)| a["reply"] == b["reply"]));
+}

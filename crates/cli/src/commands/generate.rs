@@ -45,8 +45,8 @@ pub fn run(args: &Generate, common: &Common) -> Result<u8> {
 /// The text to continue.
 fn prompt(args: &Generate) -> Result<Cow<'_, str>> {
     let Some(path) = &args.prompt_file else { return Ok(args.prompt.as_str().into()) };
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {} as text in UTF-8", path.display()))?;
+    let bytes = std::fs::read(path).map_err(formats::Error::io(path, "read it"))?;
+    let text = String::from_utf8(bytes).with_context(|| format!("{} is no text in UTF-8", path.display()))?;
     Ok(text.into())
 }
 
