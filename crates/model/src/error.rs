@@ -63,7 +63,9 @@ pub enum Error {
         reason: String,
     },
     /// There is no memory to lay the weights out in.
-    #[error("no memory for {bytes} bytes of weights laid out for speed: {source}. Use --exact, which keeps them in their file, or a smaller model")]
+    #[error(
+        "no memory for {bytes} bytes of weights laid out for speed: {source}. Use --exact, which keeps them in their file, or a smaller model"
+    )]
     NoRoom {
         /// Bytes that they take.
         bytes: usize,

@@ -49,8 +49,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     // As many copies as the caches cannot hold.
     let copies = (256 << 20) / Form::of(storage).expect("a form").bytes(rows, cols) + 1;
     let whole = Weight::concat_rows(&vec![part; rows / 64]).expect("equal storages");
-    let linears: Vec<Linear> =
-        Packed::all(vec![whole; copies]).expect("memory").into_iter().map(Linear::new).collect();
+    let linears: Vec<Linear> = Packed::all(vec![whole; copies]).expect("memory").into_iter().map(Linear::new).collect();
     let Weight::Packed(packed) = &linears[0].weight else { panic!("it has a form") };
     let bytes = packed.packed_bytes();
     let peak = match InputKind::of(packed.form(), kernels()) {

@@ -18,7 +18,8 @@ use std::{
 ///
 /// Returns false where the pool already runs with another number, which a process cannot change.
 pub fn set(threads: usize) -> bool {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_ok() || rayon::current_num_threads() == threads
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_ok()
+        || rayon::current_num_threads() == threads
 }
 
 /// Worker threads that a section may use here.

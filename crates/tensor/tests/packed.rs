@@ -81,7 +81,9 @@ fn rounded(form: Form, x: &[f32]) -> Vec<f32> {
             .chunks(64)
             .flat_map(|c| {
                 let most = c.iter().fold(0f32, |a, b| a.max(b.abs()));
-                c.iter().map(move |v| if most > 0.0 { (v * (127.0 / most)).round_ties_even() * (most / 127.0) } else { 0.0 })
+                c.iter().map(
+                    move |v| if most > 0.0 { (v * (127.0 / most)).round_ties_even() * (most / 127.0) } else { 0.0 },
+                )
             })
             .collect(),
     }
@@ -97,9 +99,16 @@ fn check(k: &'static Kernels, w: &Weight, x: &Tensor, what: &str) {
             let terms = || x.iter().zip(dense.row(o)).map(|(a, b)| f64::from(*a) * f64::from(*b));
             let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
             // Minima are subtracted from sums of all inputs, so their size counts too.
-            let size = size + x.iter().map(|v| f64::from(v.abs())).sum::<f64>() * f64::from(dense.row(o).iter().fold(0f32, |a, b| a.max(b.abs())));
+            let size = size
+                + x.iter().map(|v| f64::from(v.abs())).sum::<f64>()
+                    * f64::from(dense.row(o).iter().fold(0f32, |a, b| a.max(b.abs())));
             let got = f64::from(y.row(t)[o]);
-            assert!((got - want).abs() <= 3e-6 * size + 1e-30, "{} {} {what}: token {t} row {o}: {got} {want}", k.isa, w.storage());
+            assert!(
+                (got - want).abs() <= 3e-6 * size + 1e-30,
+                "{} {} {what}: token {t} row {o}: {got} {want}",
+                k.isa,
+                w.storage()
+            );
         }
     }
 }

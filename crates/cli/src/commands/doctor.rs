@@ -40,7 +40,9 @@ pub fn run(common: &Common) -> Result<u8> {
                 format!("{} (largest error {error:.1e})", if error < 1e-3 { "passed" } else { "FAILED" }),
             ],
         ]);
-        println!("Groups that 32 does not divide (int4g24 ...) have no fast form: they are decoded to f32 and multiplied.");
+        println!(
+            "Groups that 32 does not divide (int4g24 ...) have no fast form: they are decoded to f32 and multiplied."
+        );
     }
     Ok(if error < 1e-3 { 0 } else { crate::exit::FAULT })
 }

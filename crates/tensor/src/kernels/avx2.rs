@@ -1,6 +1,11 @@
 //! AVX2 kernels.
 
-use super::{Kernels, avx2_lanes::Avx2, once::instantiate, tile::{code_tiles, float_tiles}};
+use super::{
+    Kernels,
+    avx2_lanes::Avx2,
+    once::instantiate,
+    tile::{code_tiles, float_tiles},
+};
 
 /// The table, where this machine has the instructions.
 pub fn kernels() -> Option<&'static Kernels> {

@@ -1,6 +1,11 @@
 //! AVX-512 kernels.
 
-use super::{Kernels, avx512_lanes::Avx512, once::instantiate, tile::{code_tiles, float_tiles}};
+use super::{
+    Kernels,
+    avx512_lanes::Avx512,
+    once::instantiate,
+    tile::{code_tiles, float_tiles},
+};
 use crate::grid::{Grid, widen};
 use std::arch::x86_64::*;
 

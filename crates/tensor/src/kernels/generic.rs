@@ -1,6 +1,11 @@
 //! Portable kernels, and the meaning of each.
 
-use super::{Kernels, generic_lanes::Generic, once, tile::{code_tiles, float_tiles}};
+use super::{
+    Kernels,
+    generic_lanes::Generic,
+    once,
+    tile::{code_tiles, float_tiles},
+};
 use crate::packed;
 
 /// The table that every machine runs.

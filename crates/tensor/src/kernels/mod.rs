@@ -25,10 +25,10 @@ mod peak;
 mod soften;
 mod tile;
 
+pub(crate) use lanes::Lanes;
 pub use peak::Arithmetic;
 pub use soften::Softening;
 pub use tile::Tile;
-pub(crate) use lanes::Lanes;
 pub(crate) use tile::input_chunk;
 
 use crate::{

@@ -221,7 +221,11 @@ impl Memory {
                 }
             }
         };
-        if to - from < 8 { (0..heads).for_each(head) } else { threads::each(heads, &head) }
+        if to - from < 8 {
+            (0..heads).for_each(head)
+        } else {
+            threads::each(heads, &head)
+        }
         self.len = end;
     }
 

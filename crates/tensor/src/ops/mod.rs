@@ -14,8 +14,8 @@ mod stats;
 
 pub use activation::{Activation, add_to, gate, scale, soft_cap};
 pub use attention::{AttentionShape, attention};
-pub use memory::{KeyValue, Memory};
 pub use loss::{argmax, divergence, log_prob, top};
+pub use memory::{KeyValue, Memory};
 pub use norm::{NormKind, norm, norm_heads, norm_rows};
 pub use product::{Operand, Target, gated, matmul, matmul_naive, products};
 pub use rope::{Rotation, rope};

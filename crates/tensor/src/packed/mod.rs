@@ -45,9 +45,9 @@ impl Packed {
         let mut pages = Pages::new(weights.iter().map(size).sum())?;
         let mut spans = Vec::with_capacity(weights.len());
         let mut at = 0;
-        // The largest come first: while their stored bytes are still held, little has been packed.
+        // First those whose stored bytes are memory of our own: while they are still held, little has been packed.
         let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by_key(|i| std::cmp::Reverse(weights[*i].size_bytes()));
+        order.sort_by_key(|i| weights[*i].bytes().is_mapped());
         let mut weights: Vec<Option<Weight>> = weights.into_iter().map(Some).collect();
         for i in order {
             let Some(weight) = weights[i].take() else { continue };

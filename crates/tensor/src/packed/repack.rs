@@ -22,7 +22,9 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
             (Storage::F16, _) => transpose::<V, 2>(rows, width, out),
             (Storage::F32 | Storage::Bf16, _) => transpose::<V, 4>(rows, width, out),
             // Blocks of up to 256 values fit into half chunks of the first-level cache.
-            (Storage::Grid(grid), Some(Form::Codes(codes))) if grid.block_len() <= 256 && grid.block_len() % 64 == 0 => {
+            (Storage::Grid(grid), Some(Form::Codes(codes)))
+                if grid.block_len() <= 256 && grid.block_len() % 64 == 0 =>
+            {
                 pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
             }
             (Storage::Grid(grid), Some(Form::Codes(codes))) if grid.block_len() <= 128 => {
@@ -255,7 +257,11 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
             let (scale, minimum) = lane_scales(codes, panel, span, at, k / sub, subs, lane);
             let planes = &panel[at + form.chunk_header() + k / 32 * 64 * usize::from(codes.bits)..];
             let code = lane_code(planes, codes.bits, k % 32, lane);
-            let level = if codes.table { i32::from(grid::IQ4_NL[usize::from(code)]) } else { i32::from(code) - i32::from(codes.zero) };
+            let level = if codes.table {
+                i32::from(grid::IQ4_NL[usize::from(code)])
+            } else {
+                i32::from(code) - i32::from(codes.zero)
+            };
             *o = scale * level as f32 + minimum;
         }
         at += form.chunk_header() + form.chunk_body();
@@ -263,7 +269,15 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
 }
 
 /// Scale and minimum of a sub-block of one lane.
-fn lane_scales(codes: Codes, panel: &[u8], span: usize, chunk: usize, sub: usize, subs: usize, lane: usize) -> (f32, f32) {
+fn lane_scales(
+    codes: Codes,
+    panel: &[u8],
+    span: usize,
+    chunk: usize,
+    sub: usize,
+    subs: usize,
+    lane: usize,
+) -> (f32, f32) {
     let half = |at: usize| grid::widen(u16::from_le_bytes([panel[at], panel[at + 1]]));
     let min = codes.minimum;
     match codes.scales {
