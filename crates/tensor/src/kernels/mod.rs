@@ -2,7 +2,7 @@
 //!
 //! `generic` says what each kernel means; every other table agrees with it (see the tests). Bodies that are
 //! plain loops stand once in `once` and are compiled for each instruction set. Sums run in one order that
-//! depends on the length alone, so AVX2 and AVX-512 give the same bits; `generic` has no fused multiply-add
+//! depends on the length alone, so AVX2, AVX-512 and NEON give the same bits; `generic` has no fused multiply-add
 //! and differs in the last one.
 
 #[cfg(target_arch = "x86_64")]
