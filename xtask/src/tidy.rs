@@ -66,6 +66,16 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// The lines before the `unsafe trait` or `unsafe impl` that line `i` stands in; none outside of one.
+fn implemented<'a>(lines: &'a [&'a str], i: usize) -> &'a [&'a str] {
+    let indented = lines[i].starts_with(' ');
+    let outer = lines[..i].iter().rposition(|l| !l.is_empty() && !l.starts_with(' ') && !l.starts_with("//"));
+    match outer.filter(|o| indented && (lines[*o].contains("unsafe impl") || lines[*o].contains("unsafe trait"))) {
+        Some(o) => &lines[o.saturating_sub(8)..o],
+        None => &[],
+    }
+}
+
 fn check_file(name: &str, text: &str, faults: &mut Vec<String>) {
     let lines: Vec<&str> = text.lines().collect();
     let mut fault = |line: usize, what: &str| faults.push(format!("{name}:{}: {what}", line + 1));
@@ -92,7 +102,9 @@ fn check_file(name: &str, text: &str, faults: &mut Vec<String>) {
         if unsafe_code && !name.starts_with("crates/tensor/") {
             fault(i, "is unsafe outside crates/tensor");
         }
-        let told = lines[i.saturating_sub(8)..i].iter().any(|l| l.contains("SAFETY") || l.contains("# Safety"));
+        let near = &lines[i.saturating_sub(8)..i];
+        // The words of an instruction set (`unsafe impl Lanes`) are told of together, before the first of them.
+        let told = near.iter().chain(implemented(&lines, i)).any(|l| l.contains("SAFETY") || l.contains("# Safety"));
         if unsafe_code && !told {
             fault(i, "is unsafe without a SAFETY sentence");
         }

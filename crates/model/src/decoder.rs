@@ -185,14 +185,14 @@ impl Model {
         match stage {
             Stage::Qkv => self.attend(layer, flow, memory, tap),
             Stage::O => {
-                self.into_residual(layer, [Role::O, Role::PostAttnNorm], flow, self.spec.parallel, tap)?;
+                self.join_residual(layer, [Role::O, Role::PostAttnNorm], flow, self.spec.parallel, tap)?;
                 self.normed(Site::of(layer, Role::MlpNorm), &flow.x, flow.input.values_mut())?;
                 flow.lap(Operation::Norm);
                 Ok(())
             }
             Stage::GateUp => self.feed_forward(layer, flow, tap),
             Stage::Down => {
-                self.into_residual(layer, [Role::Down, Role::PostMlpNorm], flow, false, tap)?;
+                self.join_residual(layer, [Role::Down, Role::PostMlpNorm], flow, false, tap)?;
                 tap.at(Point::Residual(layer), &flow.x);
                 flow.lap(Operation::Norm);
                 Ok(())
@@ -339,7 +339,7 @@ impl Model {
 
     /// Runs the product of `role` and adds it, normed where `post` has a norm, to the residual stream; or holds it
     /// back until the block's other half is done.
-    fn into_residual(
+    fn join_residual(
         &self,
         layer: u16,
         [role, post]: [Role; 2],

@@ -50,7 +50,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     let copies = (256 << 20) / Form::of(storage).expect("a form").bytes(rows, cols) + 1;
     let whole = Weight::concat_rows(&vec![part; rows / 64]).expect("equal storages");
     let linears: Vec<Linear> = Packed::all(vec![whole; copies]).expect("memory").into_iter().map(Linear::new).collect();
-    let Weight::Packed(packed) = &linears[0].weight else { panic!("it has a form") };
+    let Weight::Packed(packed) = &linears[0].weight else { unreachable!("it has a form") };
     let bytes = packed.packed_bytes();
     let peak = match InputKind::of(packed.form(), kernels()) {
         InputKind::Bytes { .. } => peaks[0],

@@ -2,7 +2,7 @@
 //!
 //! How the values were chosen (a method) is not known here.
 
-use crate::{Bytes, Storage, Tensor, grid::Grid, packed::Packed};
+use crate::{Bytes, Pages, Storage, Tensor, grid::Grid, packed::Packed};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -201,11 +201,21 @@ impl Weight {
             return Weight::from_tensor(dense);
         };
         let width = s.storage.row_bytes(s.cols);
-        let mut bytes = Vec::with_capacity(rows.len() * width);
-        for &r in rows {
-            bytes.extend_from_slice(&s.bytes[r * width..(r + 1) * width]);
-        }
-        let stored = Stored { rows: rows.len(), bytes: Bytes::from_vec(bytes), ..s.clone() };
+        let copy = |(out, r): (&mut [u8], &usize)| out.copy_from_slice(&s.bytes[r * width..(r + 1) * width]);
+        // A large copy into huge pages does not wait for a fault per 4 KiB.
+        let bytes = match Pages::new(rows.len() * width) {
+            Ok(mut pages) if rows.len() * width >= 1 << 20 => {
+                pages.as_mut_slice().par_chunks_mut(width).zip(rows).for_each(copy);
+                pages.freeze()
+            }
+            _ => {
+                let mut bytes = vec![0; rows.len() * width];
+                bytes.chunks_mut(width.max(1)).zip(rows).for_each(copy);
+                Bytes::from_vec(bytes)
+            }
+        };
+        let bytes = bytes.slice(0..rows.len() * width).unwrap_or(bytes);
+        let stored = Stored { rows: rows.len(), bytes, ..s.clone() };
         if matches!(self, Weight::Quant(_)) { Weight::Quant(stored) } else { Weight::Dense(stored) }
     }
 

@@ -1,5 +1,6 @@
 //! Packed products on every instruction set, held to plain loops over the values that the storage decodes to and
 //! the inputs as they are rounded.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use tensor::{
     Bytes, Storage, Tensor, Weight,
@@ -62,6 +63,7 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
             width: span.width,
             out: out.as_mut_ptr(),
         };
+        // SAFETY: as the function says.
         unsafe { k.tile(&tile) };
         for t in 0..span.width {
             for o in 0..w.rows() {

@@ -7,11 +7,17 @@ use std::arch::x86_64::*;
 pub struct Avx2;
 
 /// The bytes of one register, `which` of two.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
 unsafe fn half(p: *const u8, which: usize) -> __m256i {
+    // SAFETY: as the function says.
     unsafe { _mm256_loadu_si256(p.add(32 * which).cast()) }
 }
 
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
 unsafe fn both<A: Copy, B>(a: [A; 2], f: impl Fn(A) -> B) -> [B; 2] {
     [f(a[0]), f(a[1])]

@@ -170,7 +170,11 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     unsafe fn bf16_dot(acc: __m512, w: __m512i, x: __m512i) -> __m512 {
         unsafe {
             if BF16 {
-                return _mm512_dpbf16_ps(acc, std::mem::transmute(w), std::mem::transmute(x));
+                return _mm512_dpbf16_ps(
+                    acc,
+                    std::mem::transmute::<__m512i, __m512bh>(w),
+                    std::mem::transmute::<__m512i, __m512bh>(x),
+                );
             }
             let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
             let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));

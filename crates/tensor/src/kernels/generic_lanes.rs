@@ -7,6 +7,8 @@ use crate::grid::widen;
 /// the other tables in the last bit.
 pub struct Generic;
 
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 unsafe fn array<T: Copy, const N: usize>(p: *const u8) -> [T; N] {
     // SAFETY: the caller says that so many bytes may be read; the types have no invalid patterns.
     unsafe { p.cast::<[T; N]>().read_unaligned() }

@@ -54,8 +54,11 @@ pub struct FloatTiles {
     /// Replaces the scores of a chunk, `[64 / 16][width][16]`, by `exp(cap tanh(score / cap) - highest)` where they are
     /// seen and by 0 elsewhere, and brings each query's highest score and sum up to date. The last argument is
     /// scratch for as many numbers as there are queries.
-    pub soften: fn(&mut [f32], usize, Option<f32>, &mut [Softening], &mut [f32]),
+    pub soften: Soften,
 }
+
+/// Scores, width, cap, queries, scratch: see [`FloatTiles::soften`].
+pub type Soften = fn(&mut [f32], usize, Option<f32>, &mut [Softening], &mut [f32]);
 
 /// Products of packed codes.
 pub struct CodeTiles {

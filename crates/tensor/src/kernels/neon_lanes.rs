@@ -61,6 +61,9 @@ unsafe fn signed_dot<const DOT: bool>(acc: int32x4_t, w: int8x16_t, x: int8x16_t
 }
 
 /// Sixteen unsigned bytes as floats.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
 unsafe fn widen_unsigned(v: uint8x16_t) -> [float32x4_t; 4] {
     // SAFETY: NEON belongs to every aarch64.
@@ -76,6 +79,9 @@ unsafe fn widen_unsigned(v: uint8x16_t) -> [float32x4_t; 4] {
 }
 
 /// Four rows of four words as four columns.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
 unsafe fn four_by_four(rows: [uint32x4_t; 4]) -> [uint64x2_t; 4] {
     // SAFETY: NEON belongs to every aarch64.
@@ -262,6 +268,9 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
 }
 
 /// The second brain float of each pair.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
 unsafe fn high(pairs: uint32x4_t) -> float32x4_t {
     // SAFETY: NEON belongs to every aarch64.
@@ -281,13 +290,18 @@ mod tests {
     use crate::kernels::generic_lanes::Generic;
 
     /// What `V` makes of bytes and inputs: every word but the fused ones, as bits.
+    ///
+    /// # Safety
+    /// The processor has the instructions, and the pointers hold what [`Lanes`] says.
     unsafe fn words<V: Lanes>(w: &[u8; 64], x: [i8; 4]) -> Vec<u32> {
         let mut seen = Vec::new();
         let mut keep = |v: V::Floats| {
             let mut out = [0f32; 16];
+            // SAFETY: as the function says.
             unsafe { V::store(out.as_mut_ptr(), v) };
             seen.extend(out.map(|f| if f.is_nan() { u32::MAX } else { f.to_bits() }));
         };
+        // SAFETY: as the function says.
         unsafe {
             let (codes, x4) = (V::bytes(w.as_ptr()), V::splat_int(x.as_ptr().cast()));
             let none = V::to_ints(V::zero());
@@ -342,6 +356,8 @@ mod tests {
         }
     }
 
+    /// # Safety
+    /// The processor has the instructions, and the pointers hold what [`Lanes`] says.
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn with_dot(w: &[u8; 64], x: [i8; 4]) -> Vec<u32> {
         // SAFETY: the caller asked for the instructions.
@@ -364,6 +380,7 @@ mod tests {
     #[test]
     fn products_are_rounded_once() {
         let (a, b, c) = (1.0 + f32::EPSILON, 1.0 - f32::EPSILON, -1f32);
+        // SAFETY: as the function says.
         let splat = |v: f32| unsafe { Neon::<false>::splat((&raw const v).cast()) };
         let mut out = [0f32; 16];
         // SAFETY: NEON belongs to every aarch64.

@@ -29,6 +29,9 @@ impl Arithmetic {
 }
 
 /// Multiplies `turns` times; the result only keeps the loop alive.
+///
+/// # Safety
+/// The processor has the instructions of `V`, and the pointer holds so many bytes.
 #[inline(always)]
 pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
     let x = std::hint::black_box([1u8; 64]);
@@ -67,6 +70,9 @@ pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
 }
 
 /// Reads `len` bytes (a multiple of 512) once; the result only keeps the loop alive.
+///
+/// # Safety
+/// The processor has the instructions of `V`, and the pointer holds so many bytes.
 #[inline(always)]
 pub(crate) unsafe fn read<V: Lanes>(p: *const u8, len: usize) -> f32 {
     let mut out = [0f32; 16];

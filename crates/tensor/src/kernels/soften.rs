@@ -114,6 +114,9 @@ pub(crate) unsafe fn soften<V: Lanes>(
 }
 
 /// `exp(x)` for `x <= 0`, as [`super::once::exp`] with its products and sums fused where the instruction set can.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
 unsafe fn exp<V: Lanes>(x: V::Floats) -> V::Floats {
     // SAFETY: constants are read from the stack.

@@ -123,6 +123,9 @@ struct ChunkScales<F> {
 }
 
 /// Reads the scales of a chunk from its header and its span's.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
     codes: Codes,
@@ -174,6 +177,9 @@ unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
 }
 
 /// The codes of step `STEP` (0 to 7) of a half chunk whose planes start at `p`.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP: usize>(p: *const u8) -> V::Bytes {
     // SAFETY: a half chunk holds `BITS * 64` bytes of planes.
@@ -192,6 +198,9 @@ unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP:
 }
 
 /// The low four bits of a step.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn four<V: Lanes, const STEP: usize>(p: *const u8) -> V::Bytes {
     // SAFETY: as in `step_codes`.
@@ -202,6 +211,9 @@ unsafe fn four<V: Lanes, const STEP: usize>(p: *const u8) -> V::Bytes {
 }
 
 /// Two bits of a step, moved to the bits from `AT` (0 or 4) on.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn two<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::Bytes {
     // SAFETY: as in `step_codes`.
@@ -220,6 +232,9 @@ unsafe fn two<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::
 }
 
 /// One bit of a step, moved to bit `AT`.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn one<V: Lanes, const STEP: usize, const AT: usize>(p: *const u8) -> V::Bytes {
     // SAFETY: as in `step_codes`.
@@ -317,6 +332,9 @@ unsafe fn code_panels<
 }
 
 /// One chunk of `R` panels.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn chunk<
     V: Lanes,
@@ -401,6 +419,8 @@ unsafe fn chunk<
 }
 
 /// What the whole-number sums of a sub-block start from.
+/// # Safety
+/// As of the kernels' `run`.
 #[inline(always)]
 unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, wide: bool) -> [V::Ints; T] {
     // SAFETY: `T` offsets of four bytes.
@@ -422,7 +442,11 @@ unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, w
 /// those that run together.
 macro_rules! float_tiles {
     ($lanes:ty, $($features:literal,)? [$($width:literal x $panels:literal)*]) => {
+        /// # Safety
+        /// As of the kernels' `run`.
         unsafe fn floats(tile: &crate::kernels::Tile) {
+            /// # Safety
+            /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
@@ -437,6 +461,8 @@ macro_rules! float_tiles {
             }
         }
         fn spin(what: crate::kernels::Arithmetic, turns: usize) -> f32 {
+            /// # Safety
+            /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(what: crate::kernels::Arithmetic, turns: usize) -> f32 {
                 // SAFETY: the table exists only where the instructions do.
@@ -463,6 +489,8 @@ macro_rules! float_tiles {
             queries: &mut [crate::kernels::Softening],
             highest: &mut [f32],
         ) {
+            /// # Safety
+            /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(
                 scores: &mut [f32],
@@ -486,7 +514,11 @@ pub(crate) use float_tiles;
 /// Compiles the tiles of codes, and reading, for an instruction set: `[width x panels ...]` as for floats.
 macro_rules! code_tiles {
     ($lanes:ty, $($features:literal,)? [$($width:literal x $panels:literal)*]) => {
+        /// # Safety
+        /// As of the kernels' `run`.
         unsafe fn codes(tile: &crate::kernels::Tile) {
+            /// # Safety
+            /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner<
                 const T: usize,
@@ -536,6 +568,8 @@ macro_rules! code_tiles {
             }
         }
         fn pack_panel(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
+            /// # Safety
+            /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(storage: crate::Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
                 // SAFETY: the table exists only where the instructions do.

@@ -149,7 +149,10 @@ impl Block<'_> {
         s.probabilities.resize(panels.value_steps() * width, 0);
         let first = self.shape.first_seen(self.position(0)) / CHUNK;
         for chunk in first..=self.position(self.count - 1) / CHUNK {
-            (kernels().floats.prefetch)(self.memory.block(chunk + 1, self.head));
+            // What the caches hold anyway needs no announcement.
+            if self.memory.len() > CHUNK * 4 {
+                (kernels().floats.prefetch)(self.memory.block(chunk + 1, self.head));
+            }
             self.chunk(s, chunk, width);
         }
         for i in 0..self.count {
@@ -219,18 +222,21 @@ impl Block<'_> {
                 panel[self.count * LANES..].fill(0.0);
             }
         }
-        let out = s.probabilities.chunks_exact_mut(width);
         if self.memory.panels().form == Form::F32 {
-            for (k, out) in out.enumerate() {
-                let scores = s.scores[k / LANES * width * LANES + k % LANES..].iter().step_by(LANES);
-                out.iter_mut().zip(scores).for_each(|(o, v)| *o = v.to_bits());
-            }
+            regroup::<LANES>(bytemuck::cast_slice(&s.scores), width, &mut s.probabilities);
         } else {
-            let words = LANES / 2;
             (kernels().brain_pairs)(&s.scores, &mut s.pairs);
-            for (k, out) in out.enumerate() {
-                let pairs = s.pairs[k / words * width * words + k % words..].iter().step_by(words);
-                out.iter_mut().zip(pairs).for_each(|(o, v)| *o = *v);
+            regroup::<{ LANES / 2 }>(&s.pairs, width, &mut s.probabilities);
+        }
+    }
+}
+
+/// `[panels][width][N]` to `[panels][N][width]`.
+fn regroup<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
+    for (from, to) in from.chunks_exact(width * N).zip(to.chunks_exact_mut(width * N)) {
+        for (t, from) in from.as_chunks::<N>().0.iter().enumerate() {
+            for k in 0..N {
+                to[k * width + t] = from[k];
             }
         }
     }

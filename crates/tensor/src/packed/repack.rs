@@ -40,6 +40,9 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
 }
 
 /// `[rows][n]` units of `U` bytes to `[n][LANES]`, a cache line of each row at a time.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
 unsafe fn transpose<V: Lanes, const U: usize>(rows: &[u8], width: usize, out: &mut [u8]) {
     let whole = width / U * U;
@@ -78,6 +81,8 @@ struct Piece<const PIECE: usize> {
 /// Most sub-blocks of a piece: 16 of a block of 256 in steps of 16, or 64 of two groups of almost 1024 in 32.
 const SUBS: usize = 64;
 
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
 unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
     grid: Grid,
