@@ -109,6 +109,20 @@ impl Bytes {
     }
 }
 
+/// Asks for huge pages behind the whole ones of a run of memory that is not yet written; only speed depends on it.
+pub(crate) fn ask_for_huge_pages(memory: &mut [std::mem::MaybeUninit<u8>]) {
+    const HUGE: usize = 2 << 20;
+    let skip = memory.as_ptr().align_offset(HUGE);
+    if memory.len() < skip.saturating_add(HUGE) {
+        return;
+    }
+    let whole = &mut memory[skip..];
+    let len = whole.len() / HUGE * HUGE;
+    #[cfg(target_os = "linux")]
+    // SAFETY: the advice changes no byte of the memory, which is ours.
+    let _ = unsafe { rustix::mm::madvise(whole.as_mut_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
+}
+
 /// Memory in huge pages where the system has them (2 MiB instead of 4 KiB: reads of many gigabytes a second
 /// otherwise wait for address translation), to be filled and then frozen.
 pub struct Pages {

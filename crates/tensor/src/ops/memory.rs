@@ -169,6 +169,7 @@ impl Memory {
     pub fn reserve(&mut self, positions: usize) {
         let bytes = positions.div_ceil(CHUNK) * self.kv_heads * self.block_bytes();
         self.data.reserve_exact(bytes.saturating_sub(self.data.len()));
+        crate::bytes::ask_for_huge_pages(self.data.spare_capacity_mut());
     }
 
     /// Forgets every position from `len` on.
