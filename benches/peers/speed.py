@@ -37,7 +37,8 @@ from shapes import SHAPES, gguf, model_directory
 
 ROOT = CACHE.parent
 PROMPT, TOKENS = 512, 64
-LONG_PROMPT, SHORT_PROMPT = 4096, 64
+LONG_PROMPT, SHORT_PROMPT, TOGETHER = 4096, 64, 8
+LONG = "long and together"
 START = "to first token"
 TORCH_PACKAGES = ("torch==2.15.0", "transformers==5.24.0")
 
@@ -132,7 +133,10 @@ BARS = (
     *(Bar("tinyllama", "share_of_allowed_memory", f"planish {storage} {START}", 1.0, at_most=True)
       for storage in ("q4_k", "q8_0", "bf16")),
 )
-LONG_BAR = Bar("tinyllama", "decode", f"planish q4_k after {LONG_PROMPT}", 0.8, (f"planish q4_k after {SHORT_PROMPT}",))
+LONG_BARS = (
+    Bar("tinyllama", "after_long", f"planish q4_k {LONG}", 0.8, what=f"decode after {LONG_PROMPT} tokens over after {SHORT_PROMPT}"),
+    Bar("tinyllama", "together", f"planish q4_k {LONG}", 3.0, what=f"decode of {TOGETHER} texts over one"),
+)
 
 
 def arguments():
@@ -144,7 +148,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch", action="store_true", help="time PyTorch too; $PLANISH_TORCH_PYTHON may "
                         "name a Python that has torch and transformers, otherwise one is made")
-    parser.add_argument("--long", action="store_true", help="time planish's decode at 4,096 tokens of context too")
+    parser.add_argument("--long", action="store_true", help="planish's decode after 4,096 tokens, and of eight texts, too")
     parser.add_argument("--planish", type=Path, default=PROJECT / "target" / "release" / "planish")
     parser.add_argument("--work", type=Path, default=ROOT / "speed", help="the models are made and kept here (13 GB)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -177,6 +181,13 @@ def read_start(printed):
     return {}
 
 
+def read_long(printed):
+    """Ratios to the plain decode of the same rounds."""
+    said = json.loads(printed)
+    return {"prefill": said["prefill"]["tokens_per_second"], "decode": said["decode"]["tokens_per_second"],
+            "after_long": said["contexts"][0]["ratio"], "together": said["sequences"][0]["ratio"]}
+
+
 def read_llama_bench(printed):
     """One object per test; the one with a prompt is the prefill."""
     rates = {"prefill" if test["n_prompt"] else "decode": test["avg_ts"] for test in json.loads(printed)}
@@ -207,19 +218,21 @@ class Bench:
     def planish_cells(self, shape, storage):
         """On its own file, and on llama.cpp's mixture where that is what the peers get."""
         for kind in dict.fromkeys((storage, PEER_STORAGE.get(storage, storage))):
-            yield self.planish_cell(shape, kind, PROMPT)
+            yield self.planish_cell(shape, kind)
         file = self.file(shape, storage)
         yield Cell("planish", f"{storage} {START}", file, [
             self.planish, "generate", file, "--prompt", "a", "--tokens", 1, "--threads", self.threads, "--json"], read_start)
         if self.options.long and (shape.name, storage) == ("tinyllama", "q4_k"):
-            for prompt in (SHORT_PROMPT, LONG_PROMPT):
-                yield self.planish_cell(shape, storage, prompt, f"{storage} after {prompt}")
+            yield Cell("planish", f"{storage} {LONG}", file, [
+                self.planish, "bench", file, "--prefill", SHORT_PROMPT, "--decode", TOKENS, "--context", LONG_PROMPT,
+                "--sequences", TOGETHER, "--threads", self.threads, "--json"], read_long)
 
-    def planish_cell(self, shape, storage, prompt, label=None):
+    def planish_cell(self, shape, storage):
+        """One run after one that warms up: the rounds are the repetitions."""
         file = self.file(shape, storage)
-        command = [self.planish, "bench", file, "--prefill", prompt, "--decode", TOKENS,
+        command = [self.planish, "bench", file, "--prefill", PROMPT, "--decode", TOKENS, "--runs", 1,
                    "--threads", self.threads, "--json"]
-        return Cell("planish", label or storage, file, command, read_planish)
+        return Cell("planish", storage, file, command, read_planish)
 
     def llama_cpp_cells(self, shape, storage):
         if storage in PEER_STORAGE:
@@ -429,7 +442,7 @@ def main():
     models = {name: {key: cell for key, cell in cells.items() if not cell.failed} for name, cells in models.items()}
     for name, cells in models.items():
         show(name, cells)
-    bars = [*BARS, LONG_BAR] if options.long else BARS
+    bars = [*BARS, *LONG_BARS] if options.long else BARS
     verdicts = judge(bars, models)
     for name, cells in models.items():
         warn_of_slow_peers(name, cells)

@@ -5,7 +5,7 @@ use crate::{args::Common, show};
 use anyhow::Result;
 use optimize::speed;
 use serde_json::json;
-use tensor::{Storage, Tensor, Weight, kernels, ops};
+use tensor::{Storage, Tensor, Weight, grid::Grid, kernels, ops, packed::Packed};
 
 /// Checks this machine: instruction sets, memory, disk, limits, and that every kernel agrees with the plain one.
 pub fn run(common: &Common) -> Result<u8> {
@@ -15,10 +15,12 @@ pub fn run(common: &Common) -> Result<u8> {
     let free = speed::free_memory_bytes();
     let disk = formats::atomic::free_bytes(std::path::Path::new(".")).unwrap_or(0);
     let error = self_test();
+    let rounding = packed_test();
+    let healthy = error < 1e-3 && rounding < 0.02;
     if common.json {
         print_json(&json!({
             "instruction_sets": tables, "used": used, "limits": limits, "free_memory_bytes": free,
-            "free_disk_bytes": disk, "self_test_error": error, "healthy": error < 1e-3,
+            "free_disk_bytes": disk, "self_test_error": error, "rounding_error": rounding, "healthy": healthy,
         }))?;
     } else {
         show::table(&[
@@ -37,27 +39,51 @@ pub fn run(common: &Common) -> Result<u8> {
             vec!["free disk here".into(), show::size(disk)],
             vec![
                 "self test".into(),
-                format!("{} (largest error {error:.1e})", if error < 1e-3 { "passed" } else { "FAILED" }),
+                format!(
+                    "{} (largest error {error:.1e}; rounded inputs {:.2} % of the result)",
+                    if healthy { "passed" } else { "FAILED" },
+                    100.0 * rounding
+                ),
             ],
         ]);
         println!(
             "Groups that 32 does not divide (int4g24 ...) have no fast form: they are decoded to f32 and multiplied."
         );
     }
-    Ok(if error < 1e-3 { 0 } else { crate::exit::FAULT })
+    Ok(if healthy { 0 } else { crate::exit::FAULT })
+}
+
+/// Inputs of five tokens, and a matrix in every storage.
+fn subjects() -> (Tensor, Vec<Weight>) {
+    let wave = |rows: usize, step: f32| {
+        Tensor::from_vec(rows, 512, (0..rows * 512).map(|i| (i as f32 * step).sin()).collect())
+    };
+    let w = wave(70, 0.71);
+    let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
+    storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
+    storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, bits % 2 == 0)).map(Storage::Grid));
+    (wave(5, 0.13), storages.into_iter().filter_map(|s| Weight::encode(&w, s, None).ok()).collect())
+}
+
+/// The largest error of a packed product, as a part of the size of the exact one, over all storages.
+fn packed_test() -> f32 {
+    let (x, weights) = subjects();
+    let size = |y: &Tensor| y.as_slice().iter().map(|v| v * v).sum::<f32>().sqrt();
+    let mut worst = 0f32;
+    for w in weights {
+        let Ok(packed) = Packed::all(vec![w.clone()]) else { return f32::INFINITY };
+        let (exact, mut fast) = (ops::matmul(&x, &w), ops::matmul(&x, &packed[0]));
+        fast.as_mut_slice().iter_mut().zip(exact.as_slice()).for_each(|(a, b)| *a -= b);
+        worst = worst.max(size(&fast) / size(&exact));
+    }
+    worst
 }
 
 /// The largest difference between the kernels in use and plain loops, over all storages.
 fn self_test() -> f32 {
-    let wave = |rows: usize, step: f32| {
-        Tensor::from_vec(rows, 512, (0..rows * 512).map(|i| (i as f32 * step).sin()).collect())
-    };
-    let (x, w) = (wave(5, 0.13), wave(70, 0.71));
-    let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
-    storages.extend(tensor::grid::Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
+    let (x, weights) = subjects();
     let mut worst = 0f32;
-    for storage in storages {
-        let Ok(w) = Weight::encode(&w, storage, None) else { return f32::INFINITY };
+    for w in weights {
         let (a, b) = (ops::matmul(&x, &w), ops::matmul_naive(&x, &w));
         worst = a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
     }
