@@ -243,7 +243,7 @@ impl Model {
     pub fn head_into(&self, normed: &mut Operand, logits: &mut Tensor, tap: &mut dyn Tap) -> Result<()> {
         tap.at(Point::Input(Site::HEAD), normed.values());
         let linear = self.linear(Site::HEAD)?;
-        ops::products(normed, [Target { linear, out: logits, add: false }]);
+        ops::products(normed, [Target { linear, out: logits }]);
         if let Some(cap) = self.spec.logit_cap {
             ops::soft_cap(logits, cap);
         }
@@ -268,9 +268,9 @@ impl Model {
         ops::products(
             &mut flow.input,
             [
-                Target { linear: self.linear(Site::of(layer, Role::Q))?, out: q, add: false },
-                Target { linear: self.linear(Site::of(layer, Role::K))?, out: k, add: false },
-                Target { linear: self.linear(Site::of(layer, Role::V))?, out: v, add: false },
+                Target { linear: self.linear(Site::of(layer, Role::Q))?, out: q },
+                Target { linear: self.linear(Site::of(layer, Role::K))?, out: k },
+                Target { linear: self.linear(Site::of(layer, Role::V))?, out: v },
             ],
         );
         if let Some(profile) = &mut flow.profile {
@@ -320,15 +320,14 @@ impl Model {
                 // What is laid out for speed is not watched: both products stay in the caches.
                 ops::gated(&mut flow.input, activation, gate, up, first);
             } else {
-                let targets =
-                    [Target { linear: gate, out: first, add: false }, Target { linear: up, out: second, add: false }];
+                let targets = [Target { linear: gate, out: first }, Target { linear: up, out: second }];
                 ops::products(&mut flow.input, targets);
                 tap.at(Point::Output(site(Role::Gate)), first);
                 tap.at(Point::Output(site(Role::Up)), second);
                 ops::gate(activation, first, second);
             }
         } else {
-            ops::products(&mut flow.input, [Target { linear: up, out: first, add: false }]);
+            ops::products(&mut flow.input, [Target { linear: up, out: first }]);
             tap.at(Point::Output(site(Role::Up)), first);
             activation.apply(first);
         }
@@ -351,7 +350,7 @@ impl Model {
         let linear = self.linear(site)?;
         let Scratch { y, normed, held, .. } = &mut flow.scratch;
         tap.at(Point::Input(site), flow.input.values());
-        ops::products(&mut flow.input, [Target { linear, out: y, add: false }]);
+        ops::products(&mut flow.input, [Target { linear, out: y }]);
         if let Some(profile) = &mut flow.profile {
             profile.lap(if role == Role::O { Operation::O } else { Operation::Down });
         }

@@ -67,7 +67,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
             let linears = if tokens > 8 { &linears[..4] } else { &linears[..] };
             let begin = Instant::now();
             for linear in linears {
-                products(&mut x, [Target { linear, out: &mut out, add: false }]);
+                products(&mut x, [Target { linear, out: &mut out }]);
             }
             times.push(begin.elapsed().as_secs_f64() / linears.len() as f64);
         }

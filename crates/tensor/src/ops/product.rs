@@ -64,31 +64,25 @@ pub struct Target<'a> {
     pub linear: &'a Linear,
     /// Its output, `[tokens, outputs]`.
     pub out: &'a mut Tensor,
-    /// Is the product added to what `out` holds?
-    pub add: bool,
 }
 
 /// Applies linear maps to one input.
 ///
 /// # Panics
-/// If the inner sizes differ, or `out` to be added to has another shape, which is the caller's fault.
+/// If the inner sizes differ, which is the caller's fault.
 pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
     let tokens = x.x.rows();
     let jobs = targets.map(|target| {
         let (linear, source) = (target.linear, Source::of(&target.linear.weight));
         assert_eq!(x.x.cols(), linear.weight.cols(), "inner sizes of a product");
-        if target.add {
-            assert_eq!((tokens, source.rows()), (target.out.rows(), target.out.cols()), "shape of a sum");
-        } else {
-            target.out.reset(tokens, source.rows());
-        }
+        target.out.reset(tokens, source.rows());
         x.prepare(source.kind());
-        (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()), target.add)
+        (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()))
     });
     let x = &*x;
     let cut = Cut::new(tokens, jobs.each_ref().map(|j| &j.0));
     cut.each(&|job, first, panels| {
-        let (source, bias, out, add) = &jobs[job];
+        let (source, bias, out) = &jobs[job];
         let Some(inputs) = x.inputs(source.kind()) else { return };
         SCRATCH.with_borrow_mut(|s| {
             source.decode(first, panels, &mut s.decode);
@@ -101,21 +95,13 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
                         let y = &s.first[(p * span.width + t) * LANES..][..rows];
                         // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
                         let out = unsafe { out.slice((span.first + t) * source.rows() + row, rows) };
-                        let bias = bias.map(|b| &b[row..row + rows]);
-                        emit(y, bias, *add, out);
+                        out.copy_from_slice(y);
+                        add_slice(out, bias.map(|b| &b[row..row + rows]));
                     }
                 }
             }
         });
     });
-}
-
-/// Writes sums with their bias.
-fn emit(y: &[f32], bias: Option<&[f32]>, add: bool, out: &mut [f32]) {
-    for (i, (o, y)) in out.iter_mut().zip(y).enumerate() {
-        let y = y + bias.map_or(0.0, |b| b[i]);
-        *o = if add { *o + y } else { y };
-    }
 }
 
 /// `out = activation(gate(x)) * up(x)`, without either product in memory.
@@ -175,7 +161,7 @@ fn add_slice(x: &mut [f32], bias: Option<&[f32]>) {
 pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
     let linear = Linear::new(w.clone());
     let mut y = Tensor::default();
-    products(&mut Operand::new(x.clone()), [Target { linear: &linear, out: &mut y, add: false }]);
+    products(&mut Operand::new(x.clone()), [Target { linear: &linear, out: &mut y }]);
     y
 }
 
