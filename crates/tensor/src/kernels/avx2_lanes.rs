@@ -16,6 +16,41 @@ unsafe fn half(p: *const u8, which: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(p.add(32 * which).cast()) }
 }
 
+/// One half of what [`Lanes::uppermost`] reads.
+///
+/// # Safety
+/// The processor has the instructions, and the pointer holds what [`Lanes`] says.
+#[inline(always)]
+unsafe fn upper_halves(p: *const u8) -> [__m256; 2] {
+    // SAFETY: as the function says.
+    unsafe {
+        let mut words = [_mm256_setzero_si256(); 2];
+        for i in 0..2 {
+            let high = _mm256_and_si256(_mm256_srli_epi32::<16>(half(p.add(64), i)), _mm256_set1_epi32(0xff00));
+            words[i] = _mm256_or_si256(_mm256_srli_epi32::<24>(half(p, i)), high);
+        }
+        // Packing works inside halves of a register; the quarters are put in order afterwards.
+        let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(words[0], words[1]));
+        [_mm256_cvtph_ps(_mm256_castsi256_si128(packed)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(packed))]
+    }
+}
+
+/// Six bits of every lane from bit `AT` on.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn six<const AT: i32>(v: [__m256i; 2]) -> [__m256; 2] {
+    // SAFETY: as the function says.
+    unsafe {
+        let mask = _mm256_set1_epi32(63);
+        [
+            _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<AT>(v[0]), mask)),
+            _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<AT>(v[1]), mask)),
+        ]
+    }
+}
+
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
@@ -123,8 +158,8 @@ unsafe impl Lanes for Avx2 {
         unsafe { [0, 1].map(|i| _mm256_cvtph_ps(_mm_loadu_si128(p.add(16 * i).cast()))) }
     }
     #[inline(always)]
-    unsafe fn unsigned(p: *const u8) -> [__m256; 2] {
-        unsafe { [0, 1].map(|i| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())))) }
+    unsafe fn uppermost(p: *const u8) -> [[__m256; 2]; 2] {
+        unsafe { [upper_halves(p), upper_halves(p.add(128))] }
     }
     #[inline(always)]
     unsafe fn signed(p: *const u8) -> [__m256; 2] {
@@ -136,6 +171,18 @@ unsafe impl Lanes for Avx2 {
             let v = [0, 1].map(|i| _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast())));
             let low = both(v, |v| _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(15))));
             (low, both(v, |v| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(v))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sixes(p: *const u8, d: [__m256; 2], m: [__m256; 2]) -> [[__m256; 2]; 4] {
+        unsafe {
+            let v = Self::bytes(p);
+            [
+                Self::mul(d, six::<0>(v)),
+                Self::mul(d, six::<6>(v)),
+                Self::negative_mul(m, six::<12>(v)),
+                Self::negative_mul(m, six::<18>(v)),
+            ]
         }
     }
     #[inline(always)]

@@ -6,6 +6,35 @@ use std::arch::x86_64::*;
 /// Sixteen lanes in one register.
 pub struct Avx512<const BF16: bool>;
 
+/// One half of what [`Lanes::uppermost`] reads.
+///
+/// # Safety
+/// The processor has the instructions, and the pointer holds what [`Lanes`] says.
+#[inline(always)]
+unsafe fn upper_halves(p: *const u8) -> __m512 {
+    // SAFETY: as the function says.
+    unsafe {
+        let (low, high) = (_mm512_loadu_si512(p.cast()), _mm512_loadu_si512(p.add(64).cast()));
+        let high = _mm512_and_si512(_mm512_srli_epi32::<16>(high), _mm512_set1_epi32(0xff00));
+        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_or_si512(_mm512_srli_epi32::<24>(low), high)))
+    }
+}
+
+/// Six bits of every lane from bit `AT` on (0, 6 or 12) as `2^(23 - AT)` more than their number: a float whose
+/// mantissa they are part of.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn raised<const AT: u32>(v: __m512i) -> __m512 {
+    // SAFETY: as the function says.
+    unsafe {
+        let exponent = _mm512_set1_epi32((127 + 23 - AT as i32) << 23);
+        // a & b | c
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xf8>(exponent, v, _mm512_set1_epi32(63 << AT)))
+    }
+}
+
 // SAFETY: every function is one or a few instructions of AVX-512 F, BW, VL, DQ, VNNI (and BF16 where asked for) on
 // its arguments, and reads or writes what the trait says.
 unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
@@ -124,8 +153,8 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn unsigned(p: *const u8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    unsafe fn uppermost(p: *const u8) -> [__m512; 2] {
+        unsafe { [upper_halves(p), upper_halves(p.add(128))] }
     }
     #[inline(always)]
     unsafe fn signed(p: *const u8) -> __m512 {
@@ -137,6 +166,23 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
             let v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
             let low = _mm512_and_si512(v, _mm512_set1_epi32(15));
             (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sixes(p: *const u8, d: __m512, m: __m512) -> [__m512; 4] {
+        unsafe {
+            let v = _mm512_loadu_si512(p.cast());
+            // `d (2^n + s) - d 2^n`, fused: the product `d s`, rounded once, without a conversion of `s`.
+            [
+                _mm512_fmsub_ps(d, raised::<0>(v), _mm512_mul_ps(d, _mm512_set1_ps((1 << 23) as f32))),
+                _mm512_fmsub_ps(d, raised::<6>(v), _mm512_mul_ps(d, _mm512_set1_ps((1 << 17) as f32))),
+                _mm512_fnmadd_ps(m, raised::<12>(v), _mm512_mul_ps(m, _mm512_set1_ps((1 << 11) as f32))),
+                _mm512_fnmadd_ps(
+                    m,
+                    raised::<12>(_mm512_srli_epi32::<6>(v)),
+                    _mm512_mul_ps(m, _mm512_set1_ps((1 << 11) as f32)),
+                ),
+            ]
         }
     }
     #[inline(always)]

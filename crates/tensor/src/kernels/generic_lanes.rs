@@ -92,9 +92,10 @@ unsafe impl Lanes for Generic {
         v.map(widen)
     }
     #[inline(always)]
-    unsafe fn unsigned(p: *const u8) -> [f32; 16] {
-        let v: [u8; 16] = unsafe { array(p) };
-        v.map(f32::from)
+    unsafe fn uppermost(p: *const u8) -> [[f32; 16]; 2] {
+        let v: [[u32; 16]; 4] = [0, 1, 2, 3].map(|i| unsafe { array(p.add(64 * i)) });
+        let half = |low: usize| std::array::from_fn(|i| widen((v[low][i] >> 24 | v[low + 1][i] >> 24 << 8) as u16));
+        [half(0), half(2)]
     }
     #[inline(always)]
     unsafe fn signed(p: *const u8) -> [f32; 16] {
@@ -105,6 +106,17 @@ unsafe impl Lanes for Generic {
     unsafe fn nibbles(p: *const u8) -> ([f32; 16], [f32; 16]) {
         let v: [u8; 16] = unsafe { array(p) };
         (v.map(|v| f32::from(v & 15)), v.map(|v| f32::from(v >> 4)))
+    }
+    #[inline(always)]
+    unsafe fn sixes(p: *const u8, d: [f32; 16], m: [f32; 16]) -> [[f32; 16]; 4] {
+        let v: [u32; 16] = unsafe { array(p) };
+        let field = |at: u32, i: usize| (v[i] >> at & 63) as f32;
+        [
+            std::array::from_fn(|i| d[i] * field(0, i)),
+            std::array::from_fn(|i| d[i] * field(6, i)),
+            std::array::from_fn(|i| -(m[i] * field(12, i))),
+            std::array::from_fn(|i| -(m[i] * field(18, i))),
+        ]
     }
     #[inline(always)]
     unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {

@@ -69,12 +69,16 @@ pub(crate) unsafe trait Lanes {
     unsafe fn store(p: *mut f32, a: Self::Floats);
     /// Reads sixteen 16-bit floats.
     unsafe fn halves(p: *const u8) -> Self::Floats;
-    /// Reads sixteen unsigned bytes.
-    unsafe fn unsigned(p: *const u8) -> Self::Floats;
+    /// Reads two 16-bit floats of each lane: their four bytes are the upper ones of the lane's words in four times
+    /// 64 bytes.
+    unsafe fn uppermost(p: *const u8) -> [Self::Floats; 2];
     /// Reads sixteen signed bytes.
     unsafe fn signed(p: *const u8) -> Self::Floats;
     /// Reads the low and the high halves of sixteen bytes.
     unsafe fn nibbles(p: *const u8) -> (Self::Floats, Self::Floats);
+    /// Reads four numbers of six bits from the word of each lane, lowest first; returns the first two times `d` and
+    /// the others times `-m`, each rounded once.
+    unsafe fn sixes(p: *const u8, d: Self::Floats, m: Self::Floats) -> [Self::Floats; 4];
     /// `a + b`.
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The greater of each lane; where `a` is not a number, `b`.

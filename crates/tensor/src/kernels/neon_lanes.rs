@@ -98,6 +98,22 @@ unsafe fn four_by_four(rows: [uint32x4_t; 4]) -> [uint64x2_t; 4] {
     }
 }
 
+/// One half of what [`Lanes::uppermost`] reads.
+///
+/// # Safety
+/// The processor has the instructions, and the pointer holds what [`Lanes`] says.
+#[inline(always)]
+unsafe fn upper_halves(p: *const u8) -> [float32x4_t; 4] {
+    // SAFETY: as the function says.
+    unsafe {
+        four!(i => {
+            let low = vshrq_n_u32::<24>(vreinterpretq_u32_u8(vld1q_u8(p.add(16 * i))));
+            let high = vshrq_n_u32::<24>(vreinterpretq_u32_u8(vld1q_u8(p.add(64 + 16 * i))));
+            vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vorrq_u32(low, vshlq_n_u32::<8>(high)))))
+        })
+    }
+}
+
 // SAFETY: every function is a few instructions of NEON (and `sdot` where asked for) on its arguments, and reads or
 // writes what the trait says.
 unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
@@ -201,8 +217,8 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe { four!(i => vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p.add(8 * i))))) }
     }
     #[inline(always)]
-    unsafe fn unsigned(p: *const u8) -> [float32x4_t; 4] {
-        unsafe { widen_unsigned(vld1q_u8(p)) }
+    unsafe fn uppermost(p: *const u8) -> [[float32x4_t; 4]; 2] {
+        unsafe { [upper_halves(p), upper_halves(p.add(128))] }
     }
     #[inline(always)]
     unsafe fn signed(p: *const u8) -> [float32x4_t; 4] {
@@ -222,6 +238,18 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe {
             let v = vld1q_u8(p);
             (widen_unsigned(vandq_u8(v, vdupq_n_u8(15))), widen_unsigned(vshrq_n_u8::<4>(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sixes(p: *const u8, d: [float32x4_t; 4], m: [float32x4_t; 4]) -> [[float32x4_t; 4]; 4] {
+        unsafe {
+            let v: [uint32x4_t; 4] = four!(i => vreinterpretq_u32_u8(vld1q_u8(p.add(16 * i))));
+            let low = vdupq_n_u32(63);
+            let first = four!(i => vcvtq_f32_u32(vandq_u32(v[i], low)));
+            let second = four!(i => vcvtq_f32_u32(vandq_u32(vshrq_n_u32::<6>(v[i]), low)));
+            let third = four!(i => vcvtq_f32_u32(vandq_u32(vshrq_n_u32::<12>(v[i]), low)));
+            let fourth = four!(i => vcvtq_f32_u32(vandq_u32(vshrq_n_u32::<18>(v[i]), low)));
+            [Self::mul(d, first), Self::mul(d, second), Self::negative_mul(m, third), Self::negative_mul(m, fourth)]
         }
     }
     #[inline(always)]
@@ -318,17 +346,20 @@ mod tests {
             let start = V::splat_int((&raw const offset).cast());
             keep(V::to_floats(V::dot_wide(start, codes, x4)));
             keep(V::to_floats(V::ints_up::<7>(x4)));
+            // Numbers of whose sign and size nothing is lost.
+            let (d, m) = (V::signed(w.as_ptr()), V::signed(w.as_ptr().add(16)));
+            V::sixes(w.as_ptr(), d, m).into_iter().for_each(&mut keep);
+            V::uppermost(w.repeat(4).as_ptr()).into_iter().for_each(&mut keep);
             for at in [0, 16, 31] {
                 let p = w.as_ptr().add(at);
                 keep(V::halves(p));
-                keep(V::unsigned(p));
                 keep(V::signed(p));
                 let (low, high) = V::nibbles(p);
                 keep(low);
                 keep(high);
                 keep(V::power(V::signed([x[0].max(-126); 16].as_ptr().cast())));
-                keep(V::max(V::halves(p), V::unsigned(p)));
-                keep(V::max(V::unsigned(p), V::halves(p)));
+                keep(V::max(V::halves(p), V::signed(p)));
+                keep(V::max(V::signed(p), V::halves(p)));
                 keep(V::add(V::halves(p), V::signed(p)));
                 keep(V::mul(V::halves(p), V::signed(p)));
             }

@@ -115,6 +115,20 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
     }
 }
 
+/// Says that inputs of the next tile are read soon: with many tokens they come from far away.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn read_soon<V: Lanes>(inputs: *const u8, bytes: usize) {
+    let mut at = 0;
+    while at < bytes {
+        // SAFETY: what is only said may lie anywhere.
+        unsafe { V::prefetch(inputs.wrapping_add(at)) };
+        at += 64;
+    }
+}
+
 /// Scales and minima of the sub-blocks of a chunk.
 #[derive(Clone, Copy)]
 struct ChunkScales<F> {
@@ -122,14 +136,32 @@ struct ChunkScales<F> {
     minimum: [F; 4],
 }
 
-/// Reads the scales of a chunk from its header and its span's.
+/// Scale and minimum that the chunks of a span share, and zeros where they share none.
+///
+/// # Safety
+/// The processor has the instructions, and the pointer is at a span of a panel of that form.
+#[inline(always)]
+unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span: *const u8) -> [V::Floats; 2] {
+    // SAFETY: the headers are as long as `Form` says.
+    unsafe {
+        match codes.scales {
+            Scales::Halves => [V::zero(); 2],
+            Scales::Group(_) | Scales::Steps | Scales::Pairs => {
+                [V::halves(span), if MIN { V::halves(span.add(32)) } else { V::zero() }]
+            }
+            Scales::Sixes => V::uppermost(span),
+        }
+    }
+}
+
+/// Scales and minima of a chunk from its header and what its span shares.
 ///
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
     codes: Codes,
-    span: *const u8,
+    [d, m]: [V::Floats; 2],
     chunk: *const u8,
 ) -> ChunkScales<V::Floats> {
     // SAFETY: the headers are as long as `Form` says.
@@ -145,26 +177,20 @@ unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
                 }
             }
             Scales::Group(_) => {
-                s.scale = [V::halves(span); 4];
+                s.scale = [d; 4];
                 if MIN {
-                    s.minimum = [V::halves(span.add(32)); 4];
+                    s.minimum = [m; 4];
                 }
             }
             Scales::Steps => {
-                let d = V::halves(span);
                 for i in 0..SUBS {
-                    let p = chunk.add(i * 16);
-                    s.scale[i] = V::mul(d, if MIN { V::unsigned(p) } else { V::signed(p) });
-                }
-                if MIN {
-                    let m = V::halves(span.add(32));
-                    for i in 0..SUBS {
-                        s.minimum[i] = V::negative_mul(m, V::unsigned(chunk.add((SUBS + i) * 16)));
-                    }
+                    s.scale[i] = V::mul(d, V::signed(chunk.add(i * 16)));
                 }
             }
+            Scales::Sixes => {
+                [s.scale[0], s.scale[1], s.minimum[0], s.minimum[1]] = V::sixes(chunk, d, m);
+            }
             Scales::Pairs => {
-                let (d, m) = (V::halves(span), V::halves(span.add(32)));
                 for i in 0..SUBS {
                     let (step, minimum) = V::nibbles(chunk.add(i * 16));
                     s.scale[i] = V::mul(d, step);
@@ -300,7 +326,8 @@ unsafe fn code_panels<
 ) {
     let Form::Codes(form) = tile.form else { return };
     let (span, span_header) = (tile.form.span(), tile.form.span_header());
-    let header = tile.form.chunk_header();
+    let places = tile.form.chunk_places();
+    let span_bytes = span_header + span * (tile.form.chunk_header() + BITS * 128);
     // SAFETY: the caller's tile holds the panels, chunks and sums.
     unsafe {
         let out = tile.out.add(panel * T * LANES);
@@ -313,15 +340,25 @@ unsafe fn code_panels<
         let mut w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
         let mut x = tile.inputs;
         let mut left = tile.length;
+        let ahead = tile.length * input_chunk(T, SUB);
         while left > 0 {
-            let shared = w;
-            w = w.map(|w| w.add(span_header));
+            let mut shared = [[V::zero(); 2]; R];
+            for r in 0..R {
+                shared[r] = shared_scales::<V, MIN>(form, w[r]);
+            }
+            let mut scales = w.map(|w| w.add(span_header));
+            let mut codes = scales.map(|s| s.add(places.codes));
             for _ in 0..span.min(left) {
-                chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, w, header, x, &mut acc);
-                w = w.map(|w| w.add(header + BITS * 128));
+                if T > 3 && panel == 0 {
+                    read_soon::<V>(x.wrapping_add(ahead), input_chunk(T, SUB));
+                }
+                chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, scales, codes, x, &mut acc);
+                scales = scales.map(|s| s.add(places.scale_step));
+                codes = codes.map(|c| c.add(places.code_step));
                 x = x.add(input_chunk(T, SUB));
             }
             left -= span.min(left);
+            w = w.map(|w| w.add(span_bytes));
         }
         for r in 0..R {
             for t in 0..T {
@@ -346,9 +383,9 @@ unsafe fn chunk<
     const MIN: bool,
 >(
     form: Codes,
-    span: [*const u8; R],
-    w: [*const u8; R],
-    header: usize,
+    shared: [[V::Floats; 2]; R],
+    own: [*const u8; R],
+    planes: [*const u8; R],
     x: *const u8,
     acc: &mut [[V::Floats; T]; R],
 ) {
@@ -358,12 +395,11 @@ unsafe fn chunk<
         let mut s = [ChunkScales { scale: [V::zero(); 4], minimum: [V::zero(); 4] }; R];
         for r in 0..R {
             s[r] = if SUB == 16 {
-                scales::<V, 4, MIN>(form, span[r], w[r])
+                scales::<V, 4, MIN>(form, shared[r], own[r])
             } else {
-                scales::<V, 2, MIN>(form, span[r], w[r])
+                scales::<V, 2, MIN>(form, shared[r], own[r])
             };
         }
-        let planes = w.map(|w| w.add(header));
         let offsets = x.add(CHUNK * T);
         let mut part = [[V::zero(); T]; R];
         // Steps are constants, so that every shift is one.

@@ -56,6 +56,11 @@ impl Operand {
     fn inputs(&self, kind: InputKind) -> Option<&Inputs> {
         self.packed[..self.fresh].iter().find(|p| p.kind() == Some(kind))
     }
+
+    /// Tiles of tokens that kernels of that kind take one after the other.
+    fn passes(&self, kind: InputKind) -> usize {
+        self.inputs(kind).map_or(0, |inputs| inputs.spans().len())
+    }
 }
 
 /// Where a product goes.
@@ -80,8 +85,8 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
         (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()))
     });
     let x = &*x;
-    let cut = Cut::new(tokens, jobs.each_ref().map(|j| &j.0));
-    cut.each(&|job, first, panels| {
+    let passes = jobs.iter().map(|j| x.passes(j.0.kind())).max().unwrap_or(0);
+    Cut::new(tokens, passes, jobs.each_ref().map(|j| &j.0)).each(&|job, first, panels| {
         let (source, bias, out) = &jobs[job];
         let Some(inputs) = x.inputs(source.kind()) else { return };
         SCRATCH.with_borrow_mut(|s| {
@@ -117,7 +122,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
     sources.iter().for_each(|s| x.prepare(s.kind()));
     let shared = Shared::new(out.as_mut_slice());
     let x = &*x;
-    Cut::new(x.x.rows(), [&sources[0]]).each(&|_, first, panels| {
+    Cut::new(x.x.rows(), x.passes(sources[0].kind()), [&sources[0]]).each(&|_, first, panels| {
         let inputs = sources.each_ref().map(|s| x.inputs(s.kind()));
         let [Some(left), Some(right)] = inputs else { return };
         SCRATCH.with_borrow_mut(|s| {
@@ -267,50 +272,104 @@ thread_local! {
 
 /// Products cut into tasks of neighbouring panels.
 struct Cut<const N: usize> {
-    /// Panels of each product, and of each of its tasks.
-    jobs: [(usize, usize); N],
+    jobs: [Job; N],
+    /// Bytes of all of them.
+    bytes: usize,
+    workers: usize,
+    /// Do so few tokens pass that reading the weights is what takes time?
+    few: bool,
     /// Are there so few multiplications that no other worker should hear of them?
     small: bool,
 }
 
+/// One of the products of a cut.
+#[derive(Clone, Copy)]
+struct Job {
+    panels: usize,
+    panel_bytes: usize,
+    /// Panels that are multiplied with all tokens before the next ones are.
+    group: usize,
+}
+
 /// Bytes of weights that stay in the second-level cache while all tokens pass over them.
 const RESIDENT: usize = 128 << 10;
-/// Bytes of weights of a task of few tokens.
+/// The same for few tokens, whose second pass should not push out what is read ahead.
 const READ_AHEAD: usize = 80 << 10;
 /// Tokens from which weights are passed over so often that they should stay in the cache.
 const MANY: usize = 16;
 /// Products of fewer multiplications are done before another worker has heard of them.
 const SMALL: usize = 1 << 15;
-/// Tasks per worker: so many that the last ones end together.
+/// Tasks per worker of many tokens: so many that the last ones end together.
 const TASKS: usize = 6;
+/// Tasks per worker of few tokens, in 32nds of its share. Each begins with memory that no prefetcher reads yet, so
+/// the first one is long, and the last ones so short that all workers end together.
+const ROUNDS: [usize; 5] = [20, 6, 3, 2, 1];
+/// Panels that some kernels run together: a task of few tokens is a multiple of it where there are enough.
+const TOGETHER: usize = 4;
 
 impl<const N: usize> Cut<N> {
-    fn new(tokens: usize, sources: [&Source<'_>; N]) -> Cut<N> {
-        let mut work = 0;
+    /// `passes`: how often the tokens' tiles pass over a weight.
+    fn new(tokens: usize, passes: usize, sources: [&Source<'_>; N]) -> Cut<N> {
+        let (few, workers) = (tokens < MANY, threads::count());
         let jobs = sources.map(|s| {
-            let panels = s.rows().div_ceil(LANES);
-            work += tokens * panels * s.panel_bytes();
-            let fair = panels.div_ceil(threads::count() * TASKS);
-            // Few tokens pass once over weights that no cache holds: small tasks, so that all workers end together.
-            let most = if tokens < MANY { READ_AHEAD } else { RESIDENT };
-            (panels, (most / s.panel_bytes().max(1)).clamp(1, 16).min(fair.next_multiple_of(4)))
+            let (panels, panel_bytes) = (s.rows().div_ceil(LANES), s.panel_bytes().max(1));
+            let fair = panels.div_ceil(workers * TASKS).next_multiple_of(TOGETHER);
+            let group = match s {
+                Source::Packed(_) if passes == 1 && few => panels,
+                _ if few => (READ_AHEAD / panel_bytes).clamp(1, 16),
+                _ => (RESIDENT / panel_bytes).clamp(1, 16).min(fair),
+            };
+            Job { panels, panel_bytes, group: group.max(1) }
         });
-        Cut { jobs, small: work < SMALL }
+        let bytes: usize = jobs.iter().map(|j| j.panels * j.panel_bytes).sum();
+        Cut { jobs, bytes, workers, few, small: tokens * bytes < SMALL }
     }
 
-    /// Runs `task(job, first panel, panels)` for every task.
+    /// Runs `task(job, first panel, panels)` until every panel of every job is done once.
     fn each(&self, task: &(dyn Fn(usize, usize, usize) + Sync)) {
-        let tasks: usize = self.jobs.iter().map(|(panels, group)| panels.div_ceil(*group)).sum();
-        let run = |mut i: usize| {
-            for (job, (panels, group)) in self.jobs.iter().enumerate() {
-                let own = panels.div_ceil(*group);
-                if i < own {
-                    return task(job, i * group, (*group).min(panels - i * group));
-                }
-                i -= own;
-            }
+        let tasks = if self.few {
+            self.workers * ROUNDS.len()
+        } else {
+            self.jobs.iter().map(|j| j.panels.div_ceil(j.group)).sum()
         };
-        if self.small { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
+        let run = |i: usize| if self.few { self.share(i, task) } else { self.group(i, task) };
+        if self.small || self.workers == 1 && self.few { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
+    }
+
+    /// Task `i` of many tokens: a group of one job.
+    fn group(&self, mut i: usize, task: &(dyn Fn(usize, usize, usize) + Sync)) {
+        for (job, Job { panels, group, .. }) in self.jobs.iter().enumerate() {
+            let own = panels.div_ceil(*group);
+            if i < own {
+                return task(job, i * group, (*group).min(panels - i * group));
+            }
+            i -= own;
+        }
+    }
+
+    /// Task `i` of few tokens: a run of bytes over all jobs.
+    fn share(&self, i: usize, task: &(dyn Fn(usize, usize, usize) + Sync)) {
+        let (from, to) = (self.bound(i), self.bound(i + 1));
+        let mut start = 0;
+        for (job, j) in self.jobs.iter().enumerate() {
+            let unit = if j.panels < 4 * TOGETHER { 1 } else { TOGETHER };
+            // The first panel that begins at this byte or after it, in whole units.
+            let panel = |at: usize| at.saturating_sub(start).div_ceil(j.panel_bytes * unit).saturating_mul(unit);
+            let (first, end) = (panel(from).min(j.panels), panel(to).min(j.panels));
+            for first in (first..end).step_by(j.group) {
+                task(job, first, j.group.min(end - first));
+            }
+            start += j.panels * j.panel_bytes;
+        }
+    }
+
+    /// The byte at which task `i` of few tokens begins.
+    fn bound(&self, i: usize) -> usize {
+        let (round, place) = (i / self.workers, i % self.workers);
+        let before: usize = ROUNDS[..round].iter().sum();
+        let whole: usize = ROUNDS.iter().sum();
+        let parts = before * self.workers + place * ROUNDS.get(round).unwrap_or(&0);
+        (self.bytes as u128 * parts as u128 / (whole * self.workers) as u128) as usize
     }
 }
 

@@ -98,7 +98,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
     let piece = if len % CHUNK != 0 { 2 * len } else { len };
     let piece = piece * (256 / piece).max(1);
     let sub = usize::from(codes.sub);
-    let stepped = matches!(codes.scales, Scales::Steps | Scales::Pairs);
+    let stepped = matches!(codes.scales, Scales::Steps | Scales::Sixes | Scales::Pairs);
     let mut p = Piece::<PIECE> {
         codes: [[0; PIECE]; LANES],
         d: [[0; LANES]; SUBS],
@@ -106,7 +106,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
         steps: [[0; LANES]; SUBS],
         mins: [[0; LANES]; SUBS],
     };
-    let (mut at, mut chunk) = (0, 0);
+    let mut chunk = 0;
     for from in (0..cols).step_by(piece) {
         for (lane, row) in rows.chunks_exact(width).enumerate() {
             for part in 0..piece / len {
@@ -134,35 +134,64 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
         }
         for c in 0..(cols.div_ceil(CHUNK) - chunk).min(piece / CHUNK) {
             let subs = c * CHUNK / sub..(c + 1) * CHUNK / sub;
-            if chunk % form.span() == 0 && form.span_header() > 0 {
+            let place = Place::of(form, chunk);
+            if place.number == 0 && form.span_header() > 0 {
+                let mut at = place.span;
                 put(&mut at, out, bytemuck::bytes_of(&p.d[subs.start]));
                 if codes.minimum {
                     put(&mut at, out, bytemuck::bytes_of(&p.m[subs.start]));
                 }
             }
-            chunk_scales(codes, &p, subs, &mut at, out);
+            chunk_scales(codes, &p, subs, place, out);
             let mut steps = [[0u8; 64]; CHUNK / 4];
             // SAFETY: every lane holds a chunk of codes from this column on.
             unsafe { V::transpose(p.codes[0][c * CHUNK..].as_ptr(), PIECE, steps.as_mut_ptr().cast()) };
-            for half in steps.as_chunks::<8>().0 {
-                let out = &mut out[at..at + 64 * usize::from(codes.bits)];
-                planes(half, codes.bits, out);
-                at += out.len();
-            }
+            let halves = out[place.codes..][..form.chunk_body()].chunks_exact_mut(form.chunk_body() / 2);
+            steps.as_chunks::<8>().0.iter().zip(halves).for_each(|(half, out)| planes(half, codes.bits, out));
             chunk += 1;
         }
     }
 }
 
-/// Writes the scales before the codes of a chunk.
+/// Where a chunk lies in its panel.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its span.
+    span: usize,
+    /// Which of the span's it is.
+    number: usize,
+    /// Its scales.
+    scales: usize,
+    /// Its codes.
+    codes: usize,
+}
+
+impl Place {
+    #[inline(always)]
+    fn of(form: Form, chunk: usize) -> Place {
+        let (chunks, places) = (form.span(), form.chunk_places());
+        let bytes = form.span_header() + chunks * (form.chunk_header() + form.chunk_body());
+        let (span, number) = (chunk / chunks * bytes, chunk % chunks);
+        let first = span + form.span_header();
+        Place {
+            span,
+            number,
+            scales: first + number * places.scale_step,
+            codes: first + places.codes + number * places.code_step,
+        }
+    }
+}
+
+/// Writes the scales of a chunk.
 #[inline(always)]
 fn chunk_scales<const PIECE: usize>(
     codes: Codes,
     p: &Piece<PIECE>,
     subs: std::ops::Range<usize>,
-    at: &mut usize,
+    place: Place,
     out: &mut [u8],
 ) {
+    let (first, at) = (subs.start, &mut { place.scales });
     match codes.scales {
         Scales::Halves => {
             subs.clone().for_each(|s| put(at, out, bytemuck::bytes_of(&p.d[s])));
@@ -171,10 +200,14 @@ fn chunk_scales<const PIECE: usize>(
             }
         }
         Scales::Group(_) => {}
-        Scales::Steps => {
-            subs.clone().for_each(|s| put(at, out, &p.steps[s]));
-            if codes.minimum {
-                subs.for_each(|s| put(at, out, &p.mins[s]));
+        Scales::Steps => subs.for_each(|s| put(at, out, &p.steps[s])),
+        Scales::Sixes => {
+            for lane in 0..LANES {
+                let fields = [p.steps[first], p.steps[first + 1], p.mins[first], p.mins[first + 1]];
+                let low = fields.iter().rev().fold(0, |word, field| word << 6 | u32::from(field[lane]));
+                let [d, m] = [p.d, p.m].map(|half| half[first][lane].to_le_bytes());
+                let word = low | u32::from([d, m].as_flattened()[place.number]) << 24;
+                put(at, out, &word.to_le_bytes());
             }
         }
         Scales::Pairs => subs.for_each(|s| {
@@ -251,16 +284,11 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
         Form::Codes(codes) => codes,
     };
     let sub = usize::from(codes.sub);
-    let subs = CHUNK / sub;
-    let (mut at, mut span) = (0, 0);
     for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
-        if chunk % form.span() == 0 {
-            span = at;
-            at += form.span_header();
-        }
+        let place = Place::of(form, chunk);
         for (k, o) in out.iter_mut().enumerate() {
-            let (scale, minimum) = lane_scales(codes, panel, span, at, k / sub, subs, lane);
-            let planes = &panel[at + form.chunk_header() + k / 32 * 64 * usize::from(codes.bits)..];
+            let (scale, minimum) = lane_scales(codes, panel, place, k / sub, lane);
+            let planes = &panel[place.codes + k / 32 * 64 * usize::from(codes.bits)..];
             let code = lane_code(planes, codes.bits, k % 32, lane);
             let level = if codes.table {
                 i32::from(grid::IQ4_NL[usize::from(code)])
@@ -269,39 +297,32 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
             };
             *o = scale * level as f32 + minimum;
         }
-        at += form.chunk_header() + form.chunk_body();
     }
 }
 
 /// Scale and minimum of a sub-block of one lane.
-fn lane_scales(
-    codes: Codes,
-    panel: &[u8],
-    span: usize,
-    chunk: usize,
-    sub: usize,
-    subs: usize,
-    lane: usize,
-) -> (f32, f32) {
+fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, sub: usize, lane: usize) -> (f32, f32) {
     let half = |at: usize| grid::widen(u16::from_le_bytes([panel[at], panel[at + 1]]));
     let min = codes.minimum;
     match codes.scales {
         Scales::Halves => {
-            let at = chunk + 2 * (sub * LANES + lane);
-            (half(at), if min { half(at + 2 * LANES * subs) } else { -0.0 })
+            let at = scales + 2 * (sub * LANES + lane);
+            (half(at), if min { half(at + 2 * LANES * CHUNK / usize::from(codes.sub)) } else { -0.0 })
         }
         Scales::Group(_) => (half(span + 2 * lane), if min { half(span + 2 * (LANES + lane)) } else { -0.0 }),
         Scales::Steps => {
-            let step = panel[chunk + sub * LANES + lane];
-            let d = half(span + 2 * lane);
-            if !min {
-                return (d * f32::from(step as i8), -0.0);
-            }
-            let m = half(span + 2 * (LANES + lane));
-            (d * f32::from(step), -(m * f32::from(panel[chunk + (subs + sub) * LANES + lane])))
+            let step = panel[scales + sub * LANES + lane];
+            (half(span + 2 * lane) * f32::from(step as i8), -0.0)
+        }
+        Scales::Sixes => {
+            let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| panel[at + 4 * lane + i]));
+            let shared = [0, 1, 2, 3].map(|quarter| (word(span + quarter * 4 * LANES) >> 24) as u16);
+            let [d, m] = [shared[0] | shared[1] << 8, shared[2] | shared[3] << 8].map(grid::widen);
+            let field = |i: usize| (word(scales) >> (6 * i) & 63) as f32;
+            (d * field(sub), -(m * field(2 + sub)))
         }
         Scales::Pairs => {
-            let pair = panel[chunk + sub * LANES + lane];
+            let pair = panel[scales + sub * LANES + lane];
             let (d, m) = (half(span + 2 * lane), half(span + 2 * (LANES + lane)));
             (d * f32::from(pair & 15), -(m * f32::from(pair >> 4)))
         }
