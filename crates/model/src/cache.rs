@@ -11,13 +11,15 @@ pub struct Cache {
     pub(crate) tokens: Vec<u32>,
     /// The length of the sequence when its keys were last turned.
     turned_for: usize,
+    /// Positions for which there is room.
+    room: usize,
 }
 
 impl Cache {
     /// An empty cache for `model`, in the format that it asks for.
     pub fn new(model: &Model) -> Cache {
         let memory = |b: &crate::BlockSpec| Memory::new(model.key_value, b.kv_heads, b.head_dim);
-        Cache { blocks: model.spec.blocks.iter().map(memory).collect(), tokens: Vec::new(), turned_for: 0 }
+        Cache { blocks: model.spec.blocks.iter().map(memory).collect(), tokens: Vec::new(), turned_for: 0, room: 0 }
     }
 
     /// The same with room for so many positions, so that none is made while they come.
@@ -29,7 +31,8 @@ impl Cache {
 
     /// Makes room for so many positions in all.
     pub fn reserve(&mut self, positions: usize) {
-        self.blocks.iter_mut().for_each(|m| m.reserve(positions));
+        Memory::reserve(&mut self.blocks, positions);
+        self.room = self.room.max(positions);
         self.tokens.reserve(positions.saturating_sub(self.tokens.len()));
     }
 
@@ -72,6 +75,10 @@ impl Cache {
             self.blocks.iter_mut().for_each(|m| m.truncate(0));
         }
         self.turned_for = length;
+        if length > self.room {
+            // All blocks grow at once, and so much that growing stays rare.
+            self.reserve(length.max(self.room * 3 / 2));
+        }
         self.tokens.extend_from_slice(new);
         if anew { length } else { new.len() }
     }

@@ -4,7 +4,7 @@ use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use std::{
     fs::File,
     io,
-    ops::{Deref, Range},
+    ops::{Deref, DerefMut, Range},
     path::Path,
     sync::Arc,
 };
@@ -109,20 +109,6 @@ impl Bytes {
     }
 }
 
-/// Asks for huge pages behind the whole ones of a run of memory that is not yet written; only speed depends on it.
-pub(crate) fn ask_for_huge_pages(memory: &mut [std::mem::MaybeUninit<u8>]) {
-    const HUGE: usize = 2 << 20;
-    let skip = memory.as_ptr().align_offset(HUGE);
-    if memory.len() < skip.saturating_add(HUGE) {
-        return;
-    }
-    let whole = &mut memory[skip..];
-    let len = whole.len() / HUGE * HUGE;
-    #[cfg(target_os = "linux")]
-    // SAFETY: the advice changes no byte of the memory, which is ours.
-    let _ = unsafe { rustix::mm::madvise(whole.as_mut_ptr().cast(), len, rustix::mm::Advice::LinuxHugepage) };
-}
-
 /// Memory in huge pages where the system has them (2 MiB instead of 4 KiB: reads of many gigabytes a second
 /// otherwise wait for address translation), to be filled and then frozen.
 pub struct Pages {
@@ -138,8 +124,9 @@ impl Pages {
         if len == 0 {
             return Ok(Pages { map: None });
         }
-        // A whole number of huge pages: the last one counts too.
-        let map = MmapMut::map_anon(len.next_multiple_of(2 << 20))?;
+        // A whole number of huge pages, so that the last one counts too, unless it would be the only one.
+        const HUGE: usize = 2 << 20;
+        let map = MmapMut::map_anon(if len < HUGE / 2 { len } else { len.next_multiple_of(HUGE) })?;
         // Where it cannot be had, ordinary pages do.
         #[cfg(target_os = "linux")]
         let _ = map.advise(Advice::HugePage);
@@ -156,6 +143,77 @@ impl Pages {
         let Some(map) = self.map else { return Bytes::from_vec(Vec::new()) };
         let range = 0..map.len();
         Bytes { owner: Arc::new(Owner::Pages(map)), range }
+    }
+}
+
+/// A range of [`Pages`] of its own, zeroed at first; a clone is a copy.
+pub struct Region {
+    /// Keeps the memory that `start` points into.
+    pages: Arc<Pages>,
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a region alone reads and writes its range, which `Region::cut` keeps apart from all others.
+unsafe impl Send for Region {}
+// SAFETY: as above; what is shared is only read.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Regions of these lengths, one after the other in the same pages, each from a cache line on.
+    ///
+    /// Memory that is missing ends the program, as with a `Vec`.
+    pub fn cut(lens: &[usize]) -> Vec<Region> {
+        let whole = lens.iter().map(|len| len.next_multiple_of(64)).sum();
+        let Ok(mut pages) = Pages::new(whole) else {
+            let layout = std::alloc::Layout::from_size_align(whole, 64);
+            std::alloc::handle_alloc_error(layout.unwrap_or(std::alloc::Layout::new::<u8>()))
+        };
+        let mut rest = pages.as_mut_slice();
+        let mut starts = Vec::with_capacity(lens.len());
+        for len in lens {
+            let (own, others) = rest.split_at_mut(len.next_multiple_of(64));
+            starts.push(own.as_mut_ptr());
+            rest = others;
+        }
+        let pages = Arc::new(pages);
+        starts.into_iter().zip(lens).map(|(start, len)| Region { pages: pages.clone(), start, len: *len }).collect()
+    }
+}
+
+impl Default for Region {
+    fn default() -> Region {
+        Region { pages: Arc::new(Pages { map: None }), start: std::ptr::NonNull::dangling().as_ptr(), len: 0 }
+    }
+}
+
+impl Clone for Region {
+    fn clone(&self) -> Region {
+        let mut own = Region::cut(&[self.len]).pop().unwrap_or_default();
+        own.copy_from_slice(self);
+        own
+    }
+}
+
+impl Deref for Region {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies inside the pages that `self` keeps, and nobody else writes it.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+impl DerefMut for Region {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Region({} of {})", self.len, self.pages.map.as_ref().map_or(0, |m| m.len()))
     }
 }
 
@@ -183,6 +241,22 @@ mod tests {
         assert_eq!(&*b.slice(2..5).unwrap().slice(1..3).unwrap(), [3, 4]);
         assert!(b.slice(5..11).is_none());
         assert_eq!(Bytes::from_f32(vec![1.0, 2.0]).as_f32(), Some(&[1.0, 2.0][..]));
+    }
+
+    #[test]
+    fn regions_are_apart_and_clones_are_copies() {
+        for scale in [1, 1 << 20] {
+            let lens = [3 * scale, 0, 65 * scale / 8, 1];
+            let mut regions = Region::cut(&lens);
+            assert!(regions.iter().zip(lens).all(|(r, len)| r.len() == len && r.iter().all(|b| *b == 0)));
+            for (i, r) in regions.iter_mut().enumerate() {
+                r.fill(i as u8 + 1);
+            }
+            let mut copy = regions[2].clone();
+            copy.fill(9);
+            assert!(regions.iter().enumerate().all(|(i, r)| r.iter().all(|b| *b == i as u8 + 1)));
+        }
+        assert!(Region::default().is_empty());
     }
 
     #[test]

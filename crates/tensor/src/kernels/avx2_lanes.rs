@@ -72,10 +72,6 @@ unsafe impl Lanes for Avx2 {
         unsafe { [half(p, 0), half(p, 1)] }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn and(b: [__m256i; 2], mask: u8) -> [__m256i; 2] {
         unsafe { both(b, |v| _mm256_and_si256(v, _mm256_set1_epi8(mask as i8))) }
     }

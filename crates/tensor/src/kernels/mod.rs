@@ -49,8 +49,6 @@ pub struct FloatTiles {
     pub widths: &'static [usize],
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
-    /// Says that bytes are read soon.
-    pub prefetch: fn(&[u8]),
     /// Replaces the scores of a chunk, `[64 / 16][width][16]`, by `exp(cap tanh(score / cap) - highest)` where they are
     /// seen and by 0 elsewhere, and brings each query's highest score and sum up to date. The last argument is
     /// scratch for as many numbers as there are queries.

@@ -128,11 +128,6 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe { four!(i => vld1q_u8(p.add(16 * i))) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        // SAFETY: a hint that changes nothing and never faults; its intrinsic is not stable.
-        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags)) }
-    }
-    #[inline(always)]
     unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
         for first in (0..16).step_by(4) {
             for word in (0..16).step_by(4) {

@@ -11,6 +11,7 @@ use crate::packed::form::{CHUNK, Codes, Form, LANES, Scales};
 /// For [`Form::Codes`] the inputs of a chunk are `[16][T][4]` signed bytes, `[CHUNK / sub][T]` four-byte offsets (whole
 /// numbers to start a sum from, or the sums of the inputs as floats where the form has minima) and `[T]` scales.
 /// For floats they are `[cols][T]` floats, or `[cols / 2][T][2]` brain floats.
+#[derive(Clone, Copy)]
 pub struct Tile {
     /// How the weights lie.
     pub form: Form,
@@ -112,20 +113,6 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
                 V::store(out.add((r * T + t) * LANES), acc[r][t]);
             }
         }
-    }
-}
-
-/// Says that inputs of the next tile are read soon: with many tokens they come from far away.
-///
-/// # Safety
-/// The processor has the instructions.
-#[inline(always)]
-unsafe fn read_soon<V: Lanes>(inputs: *const u8, bytes: usize) {
-    let mut at = 0;
-    while at < bytes {
-        // SAFETY: what is only said may lie anywhere.
-        unsafe { V::prefetch(inputs.wrapping_add(at)) };
-        at += 64;
     }
 }
 
@@ -340,7 +327,6 @@ unsafe fn code_panels<
         let mut w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
         let mut x = tile.inputs;
         let mut left = tile.length;
-        let ahead = tile.length * input_chunk(T, SUB);
         while left > 0 {
             let mut shared = [[V::zero(); 2]; R];
             for r in 0..R {
@@ -349,9 +335,6 @@ unsafe fn code_panels<
             let mut scales = w.map(|w| w.add(span_header));
             let mut codes = scales.map(|s| s.add(places.codes));
             for _ in 0..span.min(left) {
-                if T > 3 && panel == 0 {
-                    read_soon::<V>(x.wrapping_add(ahead), input_chunk(T, SUB));
-                }
                 chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, scales, codes, x, &mut acc);
                 scales = scales.map(|s| s.add(places.scale_step));
                 codes = codes.map(|c| c.add(places.code_step));
@@ -507,17 +490,6 @@ macro_rules! float_tiles {
             // SAFETY: as above.
             unsafe { inner(what, turns) }
         }
-        fn prefetch(bytes: &[u8]) {
-            $(#[target_feature(enable = $features)])?
-            unsafe fn inner(bytes: &[u8]) {
-                for line in bytes.chunks(64) {
-                    // SAFETY: the table exists only where the instructions do, and the line is there.
-                    unsafe { <$lanes as crate::kernels::lanes::Lanes>::prefetch(line.as_ptr()) }
-                }
-            }
-            // SAFETY: as above.
-            unsafe { inner(bytes) }
-        }
         fn soften(
             scores: &mut [f32],
             width: usize,
@@ -542,7 +514,7 @@ macro_rules! float_tiles {
             unsafe { inner(scores, width, cap, queries, highest) }
         }
         pub(super) const FLOATS: crate::kernels::FloatTiles =
-            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften, prefetch };
+            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften };
     };
 }
 pub(crate) use float_tiles;

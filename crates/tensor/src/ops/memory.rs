@@ -1,12 +1,14 @@
 //! Keys and values of past positions, in the layout that attention multiplies.
 //!
-//! Positions are kept in chunks of [`CHUNK`]. Per chunk and head, float formats hold the keys as panels of positions
+//! Positions are kept in chunks of [`CHUNK`], all chunks of a head one after the other: reading them is one run of
+//! memory. Per chunk and head, float formats hold the keys as panels of positions
 //! (`[CHUNK / LANES][head_dim][LANES]`, pairs of channels together for brain floats) and the values as panels of
 //! channels (`[head_dim / LANES][CHUNK][LANES]`, pairs of positions together). Rounded formats hold position after
 //! position in groups of [`GROUP`] channels, and are widened to brain floats chunk by chunk when they are read.
 
 use crate::{
     Tensor,
+    bytes::Region,
     grid::widen,
     packed::{Form, brain, form::LANES},
     threads::{self, Shared},
@@ -145,14 +147,16 @@ pub struct Memory {
     kv_heads: usize,
     head_dim: usize,
     len: usize,
-    /// `[chunks][kv_heads]` blocks of [`Memory::block_bytes`].
-    data: Vec<u8>,
+    /// Chunks for which there is room.
+    room: usize,
+    /// `[kv_heads][room]` blocks of [`Memory::block_bytes`].
+    data: Region,
 }
 
 impl Memory {
     /// An empty memory.
     pub fn new(format: KeyValue, kv_heads: usize, head_dim: usize) -> Memory {
-        Memory { format, kv_heads, head_dim, len: 0, data: Vec::new() }
+        Memory { format, kv_heads, head_dim, len: 0, room: 0, data: Region::default() }
     }
 
     /// Positions held.
@@ -165,25 +169,43 @@ impl Memory {
         self.len == 0
     }
 
-    /// Makes room for so many positions in all, so that none is made while they come.
-    pub fn reserve(&mut self, positions: usize) {
-        let bytes = positions.div_ceil(CHUNK) * self.kv_heads * self.block_bytes();
-        self.data.reserve_exact(bytes.saturating_sub(self.data.len()));
-        crate::bytes::ask_for_huge_pages(self.data.spare_capacity_mut());
+    /// Makes room for so many positions in all of some memories, so that none is made while they come. They then lie
+    /// side by side: in huge pages, which one alone would not fill.
+    pub fn reserve(memories: &mut [Memory], positions: usize) {
+        let room = positions.div_ceil(CHUNK);
+        if memories.iter().all(|m| m.room >= room) {
+            return;
+        }
+        let lens: Vec<usize> = memories.iter().map(|m| m.kv_heads * room.max(m.room) * m.block_bytes()).collect();
+        for (memory, data) in memories.iter_mut().zip(Region::cut(&lens)) {
+            memory.move_to(data, room.max(memory.room));
+        }
+    }
+
+    /// Moves what is held to zeroed memory for `room` chunks.
+    fn move_to(&mut self, mut data: Region, room: usize) {
+        let block = self.block_bytes();
+        let used = self.chunks() * block;
+        for head in 0..self.kv_heads {
+            let (from, to) = (head * self.room * block, head * room * block);
+            data[to..to + used].copy_from_slice(&self.data[from..from + used]);
+        }
+        (self.room, self.data) = (room, data);
+    }
+
+    /// Chunks that are in use.
+    fn chunks(&self) -> usize {
+        self.len.div_ceil(CHUNK)
     }
 
     /// Forgets every position from `len` on.
     pub fn truncate(&mut self, len: usize) {
-        if len >= self.len {
-            return;
-        }
-        self.len = len;
-        self.data.truncate(len.div_ceil(CHUNK) * self.kv_heads * self.block_bytes());
+        self.len = self.len.min(len);
     }
 
-    /// Bytes held.
+    /// Bytes in use.
     pub fn size_bytes(&self) -> usize {
-        self.data.len()
+        self.chunks() * self.kv_heads * self.block_bytes()
     }
 
     pub(super) fn panels(&self) -> Panels {
@@ -202,14 +224,21 @@ impl Memory {
     pub fn append(&mut self, keys: &Tensor, values: &Tensor, from: usize, to: usize) {
         let (hd, block, heads) = (self.head_dim, self.block_bytes(), self.kv_heads);
         let end = self.len + to - from;
-        self.data.resize(end.div_ceil(CHUNK) * heads * block, 0);
-        let (format, panels, len) = (self.format, self.panels(), self.len);
+        if end > self.room * CHUNK {
+            let positions = end.max(self.room * CHUNK * 3 / 2);
+            Memory::reserve(std::slice::from_mut(self), positions);
+        }
+        let (format, panels, len, room) = (self.format, self.panels(), self.len, self.room);
         let shared = Shared::new(&mut self.data);
         let head = |head: usize| {
             for row in from..to {
                 let position = len + row - from;
-                // SAFETY: `data` holds every chunk up to `end`; this task alone writes this head's blocks.
-                let out = unsafe { shared.slice((position / CHUNK * heads + head) * block, block) };
+                // SAFETY: there is room for every chunk up to `end`; this task alone writes this head's blocks.
+                let out = unsafe { shared.slice((head * room + position / CHUNK) * block, block) };
+                if position % CHUNK == 0 {
+                    // What is not yet there takes part with a weight of zero, which forgotten infinities would survive.
+                    out.fill(0);
+                }
                 let (key, value) = (&keys.row(row)[head * hd..][..hd], &values.row(row)[head * hd..][..hd]);
                 let p = position % CHUNK;
                 let width = format.row_bytes(hd);
@@ -230,10 +259,9 @@ impl Memory {
         self.len = end;
     }
 
-    /// The stored bytes of one head in one chunk; none where there is no such chunk.
-    pub(super) fn block(&self, chunk: usize, head: usize) -> &[u8] {
-        let at = (chunk * self.kv_heads + head) * self.block_bytes();
-        self.data.get(at..at + self.block_bytes()).unwrap_or_default()
+    /// The stored bytes of one head in one chunk.
+    fn block(&self, chunk: usize, head: usize) -> &[u8] {
+        &self.data[(head * self.room + chunk) * self.block_bytes()..][..self.block_bytes()]
     }
 
     /// The panels of one head in one chunk: keys, then values. `scratch` holds them where they must be widened.
