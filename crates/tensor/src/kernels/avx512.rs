@@ -53,7 +53,7 @@ float_tiles!(
 code_tiles!(
     Avx512<false>,
     "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c",
-    [1 x 1 2 x 4 3 x 4 6 x 2]
+    [1 x 1 2 x 1 4 x 1 8 x 1 12 x 1]
 );
 
 mod with_bf16 {

@@ -48,6 +48,10 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
         unsafe {
             let mut t = [_mm512_setzero_pd(); 16];

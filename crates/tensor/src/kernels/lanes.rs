@@ -20,6 +20,9 @@ pub(crate) unsafe trait Lanes {
 
     /// Reads 64 bytes.
     unsafe fn bytes(p: *const u8) -> Self::Bytes;
+    /// Says that a cache line is read soon.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     /// Transposes words of four bytes: reads 64 bytes of each of sixteen rows, `stride` bytes apart, and writes
     /// sixteen times the sixteen words of a column.
     #[inline(always)]

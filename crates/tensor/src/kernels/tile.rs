@@ -116,6 +116,28 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
     }
 }
 
+/// Tokens from which on a panel of codes is multiplied more slowly than memory is read, while its inputs, read again and again,
+/// distract the prefetcher of the weights. For fewer tokens what the processor reads ahead by itself is faster.
+const BUSY: usize = 8;
+/// How far ahead of the products weights are asked for then.
+const AHEAD: usize = 4096;
+
+/// Says that what lies [`AHEAD`] bytes on is read soon.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn read_ahead<V: Lanes, const R: usize>(panels: [*const u8; R], bytes: usize) {
+    for panel in panels {
+        let mut at = 0;
+        while at < bytes {
+            // SAFETY: a line that is only announced may lie anywhere.
+            unsafe { V::prefetch(panel.wrapping_add(AHEAD + at)) };
+            at += 64;
+        }
+    }
+}
+
 /// Scales and minima of the sub-blocks of a chunk.
 #[derive(Clone, Copy)]
 struct ChunkScales<F> {
@@ -335,6 +357,9 @@ unsafe fn code_panels<
             let mut scales = w.map(|w| w.add(span_header));
             let mut codes = scales.map(|s| s.add(places.codes));
             for _ in 0..span.min(left) {
+                if T >= BUSY {
+                    read_ahead::<V, R>(codes, places.code_step);
+                }
                 chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, scales, codes, x, &mut acc);
                 scales = scales.map(|s| s.add(places.scale_step));
                 codes = codes.map(|c| c.add(places.code_step));
