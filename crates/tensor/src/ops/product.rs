@@ -276,8 +276,6 @@ struct Cut<const N: usize> {
     /// Bytes of all of them.
     bytes: usize,
     workers: usize,
-    /// Do so few tokens pass that reading the weights is what takes time?
-    few: bool,
     /// Are there so few multiplications that no other worker should hear of them?
     small: bool,
 }
@@ -299,55 +297,35 @@ const READ_AHEAD: usize = 80 << 10;
 const MANY: usize = 16;
 /// Products of fewer multiplications are done before another worker has heard of them.
 const SMALL: usize = 1 << 15;
-/// Tasks per worker of many tokens: so many that the last ones end together.
-const TASKS: usize = 6;
-/// Tasks per worker of few tokens, in 32nds of its share. Each begins with memory that no prefetcher reads yet, so
-/// the first one is long, and the last ones so short that all workers end together.
+/// Tasks of a worker, in 32nds of its share. Each begins with memory that no prefetcher reads yet, and writes beside
+/// what other workers write, so the first one is long, and the last ones so short that all workers end together.
 const ROUNDS: [usize; 5] = [20, 6, 3, 2, 1];
-/// Panels that some kernels run together: a task of few tokens is a multiple of it where there are enough.
+/// Panels that some kernels run together: a task is a multiple of it where there are enough.
 const TOGETHER: usize = 4;
 
 impl<const N: usize> Cut<N> {
     /// `passes`: how often the tokens' tiles pass over a weight.
     fn new(tokens: usize, passes: usize, sources: [&Source<'_>; N]) -> Cut<N> {
-        let (few, workers) = (tokens < MANY, threads::count());
         let jobs = sources.map(|s| {
             let (panels, panel_bytes) = (s.rows().div_ceil(LANES), s.panel_bytes().max(1));
-            let fair = panels.div_ceil(workers * TASKS).next_multiple_of(TOGETHER);
             let group = match s {
-                Source::Packed(_) if passes == 1 && few => panels,
-                _ if few => (READ_AHEAD / panel_bytes).clamp(1, 16),
-                _ => (RESIDENT / panel_bytes).clamp(1, 16).min(fair),
+                Source::Packed(_) if passes == 1 => panels,
+                _ => (if tokens < MANY { READ_AHEAD } else { RESIDENT } / panel_bytes).clamp(1, 16),
             };
             Job { panels, panel_bytes, group: group.max(1) }
         });
         let bytes: usize = jobs.iter().map(|j| j.panels * j.panel_bytes).sum();
-        Cut { jobs, bytes, workers, few, small: tokens * bytes < SMALL }
+        Cut { jobs, bytes, workers: threads::count(), small: tokens * bytes < SMALL }
     }
 
     /// Runs `task(job, first panel, panels)` until every panel of every job is done once.
     fn each(&self, task: &(dyn Fn(usize, usize, usize) + Sync)) {
-        let tasks = if self.few {
-            self.workers * ROUNDS.len()
-        } else {
-            self.jobs.iter().map(|j| j.panels.div_ceil(j.group)).sum()
-        };
-        let run = |i: usize| if self.few { self.share(i, task) } else { self.group(i, task) };
-        if self.small || self.workers == 1 && self.few { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
+        let tasks = self.workers * ROUNDS.len();
+        let run = |i: usize| self.share(i, task);
+        if self.small || self.workers == 1 { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
     }
 
-    /// Task `i` of many tokens: a group of one job.
-    fn group(&self, mut i: usize, task: &(dyn Fn(usize, usize, usize) + Sync)) {
-        for (job, Job { panels, group, .. }) in self.jobs.iter().enumerate() {
-            let own = panels.div_ceil(*group);
-            if i < own {
-                return task(job, i * group, (*group).min(panels - i * group));
-            }
-            i -= own;
-        }
-    }
-
-    /// Task `i` of few tokens: a run of bytes over all jobs.
+    /// Task `i`: a run of bytes over all jobs.
     fn share(&self, i: usize, task: &(dyn Fn(usize, usize, usize) + Sync)) {
         let (from, to) = (self.bound(i), self.bound(i + 1));
         let mut start = 0;
@@ -363,7 +341,7 @@ impl<const N: usize> Cut<N> {
         }
     }
 
-    /// The byte at which task `i` of few tokens begins.
+    /// The byte at which task `i` begins.
     fn bound(&self, i: usize) -> usize {
         let (round, place) = (i / self.workers, i % self.workers);
         let before: usize = ROUNDS[..round].iter().sum();
