@@ -148,8 +148,8 @@ impl Pages {
 
 /// A range of [`Pages`] of its own, zeroed at first; a clone is a copy.
 pub struct Region {
-    /// Keeps the memory that `start` points into.
-    pages: Arc<Pages>,
+    /// Keeps the memory that `start` points into; an empty region has none.
+    pages: Option<Arc<Pages>>,
     start: *mut u8,
     len: usize,
 }
@@ -177,13 +177,17 @@ impl Region {
             rest = others;
         }
         let pages = Arc::new(pages);
-        starts.into_iter().zip(lens).map(|(start, len)| Region { pages: pages.clone(), start, len: *len }).collect()
+        starts
+            .into_iter()
+            .zip(lens)
+            .map(|(start, len)| Region { pages: Some(pages.clone()), start, len: *len })
+            .collect()
     }
 }
 
 impl Default for Region {
     fn default() -> Region {
-        Region { pages: Arc::new(Pages { map: None }), start: std::ptr::NonNull::dangling().as_ptr(), len: 0 }
+        Region { pages: None, start: std::ptr::NonNull::dangling().as_ptr(), len: 0 }
     }
 }
 
@@ -213,7 +217,7 @@ impl DerefMut for Region {
 
 impl std::fmt::Debug for Region {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Region({} of {})", self.len, self.pages.map.as_ref().map_or(0, |m| m.len()))
+        write!(f, "Region({} of {})", self.len, self.pages.as_ref().and_then(|p| p.map.as_ref()).map_or(0, |m| m.len()))
     }
 }
 

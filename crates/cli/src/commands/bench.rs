@@ -88,10 +88,11 @@ fn print(s: &Speed, check: Option<Check>) {
             format!("decode, {} tokens", d.tokens),
             speed(d.tokens_per_second, d.range),
             format!(
-                "{:.1} GB/s, {:.1} % of {:.1}",
+                "{:.1} GB/s, {:.1} % of {:.1} ({:.1} % of reads beside it)",
                 d.gigabytes_per_second,
                 100.0 * d.share_of_bandwidth,
-                l.read_gigabytes_per_second
+                l.read_gigabytes_per_second,
+                100.0 * d.share_beside,
             ),
         ],
     ];

@@ -17,7 +17,7 @@ pub struct Limits {
     pub threads: usize,
     /// Instruction set of the kernels.
     pub instruction_set: String,
-    /// Reading memory: the best of five reads of 2 GiB in huge pages, or of half of what is free.
+    /// Reading memory: the best of five or more reads of 2 GiB in huge pages, or of half of what is free.
     pub read_gigabytes_per_second: f64,
     /// Products of 8-bit whole numbers.
     pub int8_gigaops: f64,
@@ -30,11 +30,16 @@ pub struct Limits {
 impl Limits {
     /// Measures this machine.
     pub fn measure() -> Limits {
-        let bytes = READ.min(free_memory_bytes() as usize / 2);
+        let read = limits::read_bandwidth(bytes_to_read()).unwrap_or(f64::NAN);
+        Limits::with_bandwidth(read)
+    }
+
+    /// The same with a bandwidth, in bytes per second, that is known.
+    pub fn with_bandwidth(read: f64) -> Limits {
         Limits {
             threads: tensor::threads::count(),
             instruction_set: kernels().isa.into(),
-            read_gigabytes_per_second: limits::read_bandwidth(bytes).unwrap_or(f64::NAN) / 1e9,
+            read_gigabytes_per_second: read / 1e9,
             int8_gigaops: limits::peak(Arithmetic::Int8) / 1e9,
             bf16_gigaflops: limits::peak(Arithmetic::Bf16) / 1e9,
             f32_gigaflops: limits::peak(Arithmetic::F32) / 1e9,
@@ -52,6 +57,11 @@ impl Limits {
             _ => self.f32_gigaflops,
         }
     }
+}
+
+/// Bytes whose reading tells the bandwidth: 2 GiB, or half of what is free.
+pub fn bytes_to_read() -> usize {
+    READ.min(free_memory_bytes() as usize / 2)
 }
 
 /// What one token asks of a machine.

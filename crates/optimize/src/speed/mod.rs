@@ -14,7 +14,7 @@ use crate::{Error, Result, progress};
 use model::{Cache, Model, Runner, Wanted, uniform};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use tensor::{Bytes, Weight, ops};
+use tensor::{Bytes, Weight, limits::Reading, ops};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -90,6 +90,9 @@ pub struct Decode {
     pub gigabytes_per_second: f64,
     /// That over the bandwidth of reading memory.
     pub share_of_bandwidth: f64,
+    /// Median over the rounds of the share of what memory gave right before and after: the one that tells where the
+    /// machine's memory changes its speed from second to second.
+    pub share_beside: f64,
 }
 
 /// Decode under other circumstances, in the same rounds as the plain one.
@@ -109,15 +112,19 @@ pub struct Other {
 /// If the model's context is too short, or the job was interrupted.
 pub fn measure(model: &Model, ask: &Ask) -> Result<Speed> {
     let mut bench = Bench::new(model, ask)?;
-    // One round more than counts: the first one finds cold caches.
-    for round in 0..=ask.runs.max(1) {
-        progress::check()?;
-        bench.round(round > 0)?;
-    }
+    let work = Work::of(model);
+    // A round that does not count: it finds cold caches, and needs all the memory that the others will.
+    bench.round(None)?;
     let operations = if ask.profile { profile::measure(model, ask.prefill, ask.decode)? } else { Vec::new() };
     let peak = peak_rss_bytes();
-    let work = Work::of(model);
-    let limits = Limits::measure();
+    let mut reads = Reads { memory: Reading::new(limits::bytes_to_read()).ok(), best: f64::NAN, shares: Vec::new() };
+    let runs = ask.runs.max(1);
+    for _ in 0..runs {
+        progress::check()?;
+        bench.round(Some((&mut reads, work.bytes_per_token)))?;
+    }
+    (2 * runs..5).for_each(|_| _ = reads.read());
+    let limits = Limits::with_bandwidth(reads.best);
     let (fill, step) = (Spread::of(&mut bench.fill), Spread::of(&mut bench.step));
     let read = work.bytes_per_token as f64 * step.median / 1e9;
     Ok(Speed {
@@ -133,6 +140,7 @@ pub fn measure(model: &Model, ask: &Ask) -> Result<Speed> {
             range: step.range,
             gigabytes_per_second: read,
             share_of_bandwidth: read / limits.read_gigabytes_per_second,
+            share_beside: Spread::of(&mut reads.shares).median,
         },
         contexts: bench.contexts.iter_mut().map(|c| c.result()).collect(),
         sequences: bench.sequences.iter_mut().map(|c| c.result()).collect(),
@@ -141,6 +149,22 @@ pub fn measure(model: &Model, ask: &Ask) -> Result<Speed> {
         work,
         limits,
     })
+}
+
+/// What reading memory gave during a measurement.
+struct Reads {
+    memory: Option<Reading>,
+    best: f64,
+    /// Of each decode, the share of the better of the reads beside it.
+    shares: Vec<f64>,
+}
+
+impl Reads {
+    fn read(&mut self) -> f64 {
+        let rate = self.memory.as_ref().map_or(f64::NAN, Reading::bandwidth);
+        self.best = self.best.max(rate);
+        rate
+    }
 }
 
 /// The rounds of a measurement.
@@ -198,12 +222,19 @@ impl<'m> Bench<'m> {
         Ok(Bench { model, runner, prompt, decode: ask.decode, fill: vec![], step: vec![], contexts, sequences })
     }
 
-    fn round(&mut self, counts: bool) -> Result<()> {
+    /// One round, which counts if there are reads to compare it with, and the bytes that a token reads.
+    fn round(&mut self, mut reads: Option<(&mut Reads, usize)>) -> Result<()> {
+        let counts = reads.is_some();
         let mut cache = [Cache::with_room(self.model, self.prompt.len() + self.decode)];
         let begin = Instant::now();
         self.runner.read(&self.prompt, &mut cache[0])?;
         let fill = self.prompt.len() as f64 / begin.elapsed().as_secs_f64();
+        let before = reads.as_mut().map_or(f64::NAN, |(reads, _)| reads.read());
         let step = decode(&mut self.runner, &mut cache, self.decode)?;
+        if let Some((reads, bytes)) = &mut reads {
+            let beside = before.max(reads.read());
+            reads.shares.push(step * *bytes as f64 / beside);
+        }
         if counts {
             self.fill.push(fill);
             self.step.push(step);
