@@ -3,8 +3,8 @@
 use super::{
     Kernels,
     avx2_lanes::Avx2,
+    compile::{code_tiles, float_tiles},
     once::instantiate,
-    tile::{code_tiles, float_tiles},
 };
 
 /// The table, where this machine has the instructions.

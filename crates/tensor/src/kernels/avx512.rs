@@ -3,8 +3,8 @@
 use super::{
     Kernels,
     avx512_lanes::Avx512,
+    compile::{code_tiles, float_tiles},
     once::instantiate,
-    tile::{code_tiles, float_tiles},
 };
 use crate::grid::{Grid, widen};
 use std::arch::x86_64::*;

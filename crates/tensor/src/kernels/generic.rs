@@ -2,9 +2,9 @@
 
 use super::{
     Kernels,
+    compile::{code_tiles, float_tiles},
     generic_lanes::Generic,
     once,
-    tile::{code_tiles, float_tiles},
 };
 use crate::packed;
 

@@ -13,6 +13,7 @@ mod avx2_lanes;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_lanes;
+mod compile;
 mod generic;
 mod generic_lanes;
 mod lanes;

@@ -2,9 +2,9 @@
 
 use super::{
     Kernels,
+    compile::{code_tiles, float_tiles},
     neon_lanes::Neon,
     once::instantiate,
-    tile::{code_tiles, float_tiles},
 };
 use std::arch::is_aarch64_feature_detected;
 

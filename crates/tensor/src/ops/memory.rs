@@ -235,7 +235,7 @@ impl Memory {
                 let position = len + row - from;
                 // SAFETY: there is room for every chunk up to `end`; this task alone writes this head's blocks.
                 let out = unsafe { shared.slice((head * room + position / CHUNK) * block, block) };
-                if position % CHUNK == 0 {
+                if position.is_multiple_of(CHUNK) {
                     // What is not yet there takes part with a weight of zero, which forgotten infinities would survive.
                     out.fill(0);
                 }
