@@ -316,7 +316,8 @@ impl Model {
         if self.spec.gated {
             let gate = self.linear(site(Role::Gate))?;
             tap.at(Point::Input(site(Role::Gate)), flow.input.values());
-            if is_packed(gate) && is_packed(up) {
+            // Side by side only in one storage: others' inputs may be cut into other tiles of tokens.
+            if is_packed(gate) && gate.weight.storage() == up.weight.storage() && is_packed(up) {
                 // What is laid out for speed is not watched: both products stay in the caches.
                 ops::gated(&mut flow.input, activation, gate, up, first);
             } else {

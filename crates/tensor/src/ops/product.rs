@@ -112,13 +112,14 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
 /// `out = activation(gate(x)) * up(x)`, without either product in memory.
 ///
 /// # Panics
-/// If sizes differ, which is the caller's fault.
+/// If sizes or kinds of inputs (see [`InputKind`]) differ, which is the caller's fault.
 pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear, out: &mut Tensor) {
     assert!(x.x.cols() == gate.weight.cols() && x.x.cols() == up.weight.cols(), "inner sizes of a product");
     assert_eq!(gate.weight.rows(), up.weight.rows(), "outputs of gate and up");
     let rows = gate.weight.rows();
     out.reset(x.x.rows(), rows);
     let sources = [Source::of(&gate.weight), Source::of(&up.weight)];
+    assert_eq!(sources[0].kind(), sources[1].kind(), "kinds of the inputs of gate and up");
     sources.iter().for_each(|s| x.prepare(s.kind()));
     let shared = Shared::new(out.as_mut_slice());
     let x = &*x;
