@@ -77,7 +77,7 @@ pub(crate) unsafe trait Lanes {
     /// Reads the low and the high halves of sixteen bytes.
     unsafe fn nibbles(p: *const u8) -> (Self::Floats, Self::Floats);
     /// Reads four numbers of six bits from the word of each lane, lowest first; returns the first two times `d` and
-    /// the others times `-m`, each rounded once.
+    /// the others times `-m`, each rounded once; a zero has either sign.
     unsafe fn sixes(p: *const u8, d: Self::Floats, m: Self::Floats) -> [Self::Floats; 4];
     /// `a + b`.
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
