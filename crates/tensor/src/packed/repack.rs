@@ -202,13 +202,17 @@ fn chunk_scales<const PIECE: usize>(
         Scales::Group(_) => {}
         Scales::Steps => subs.for_each(|s| put(at, out, &p.steps[s])),
         Scales::Sixes => {
-            for lane in 0..LANES {
-                let fields = [p.steps[first], p.steps[first + 1], p.mins[first], p.mins[first + 1]];
-                let low = fields.iter().rev().fold(0, |word, field| word << 6 | u32::from(field[lane]));
-                let [d, m] = [p.d, p.m].map(|half| half[first][lane].to_le_bytes());
-                let word = low | u32::from([d, m].as_flattened()[place.number]) << 24;
-                put(at, out, &word.to_le_bytes());
+            // The four bytes of what a span shares, one to each of its chunks.
+            let shared = if place.number < 2 { &p.d[first] } else { &p.m[first] };
+            let (scale, minimum) = ([&p.steps[first], &p.steps[first + 1]], [&p.mins[first], &p.mins[first + 1]]);
+            let mut words = [0u32; LANES];
+            for (lane, word) in words.iter_mut().enumerate() {
+                let field = |six: &[u8; LANES]| u32::from(six[lane]);
+                let byte = u32::from(shared[lane] >> (8 * (place.number % 2)) & 0xff);
+                *word = field(scale[0]) | field(scale[1]) << 6 | field(minimum[0]) << 12 | field(minimum[1]) << 18;
+                *word = (*word | byte << 24).to_le();
             }
+            put(at, out, bytemuck::bytes_of(&words));
         }
         Scales::Pairs => subs.for_each(|s| {
             let pairs: [u8; LANES] = std::array::from_fn(|l| p.steps[s][l] | p.mins[s][l] << 4);
