@@ -6,7 +6,10 @@ use formats::{
     tokenizer::{GgufVocab, Tokenizer},
 };
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::{
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+};
 
 /// Everything that a model's files hold.
 pub struct Gpt {
@@ -34,22 +37,22 @@ impl Gpt {
     /// # Errors
     /// As [`load::open`], and if the tokenizer is missing or malformed.
     pub fn open(path: &Path) -> Result<Gpt> {
-        let opened = load::open(path)?;
-        let (tokenizer, template, generation) = match &opened.source {
-            Source::Gguf(file) => {
-                let vocab = GgufVocab::read(file)?;
-                (Tokenizer::from_gguf(&vocab, path)?, vocab.chat_template, None)
-            }
-            Source::Safetensors(_) => {
-                let tokenizer = Tokenizer::from_dir(path)?;
-                let template = template(path, &tokenizer)?;
-                let generation = path.join("generation_config.json");
-                let generation =
-                    if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
-                (tokenizer, template, generation)
-            }
-        };
-        let mut files = opened.source.files();
+        Gpt::open_and(path, |_| Ok(())).map(|(gpt, ())| gpt)
+    }
+
+    /// Opens a model and makes it ready: `prepare` works on the weights while the tokenizer is read.
+    ///
+    /// # Errors
+    /// As [`Gpt::open`], and those of `prepare`.
+    pub fn open_and<T>(path: &Path, prepare: impl FnOnce(&mut Model) -> Result<T>) -> Result<(Gpt, T)> {
+        let load::Opened { mut model, source, unused } = load::open(path)?;
+        let (words, prepared) = std::thread::scope(|scope| {
+            let words = scope.spawn(|| Words::read(&source, path));
+            let prepared = prepare(&mut model);
+            (words.join(), prepared)
+        });
+        let Words { tokenizer, template, generation } = words.unwrap_or_else(|panic| resume_unwind(panic))?;
+        let mut files = source.files();
         if path.is_dir() {
             let beside = [
                 "config.json",
@@ -66,12 +69,12 @@ impl Gpt {
             template,
             generation,
             files,
-            unused: opened.unused,
-            model: opened.model,
+            unused,
+            model,
             tokenizer,
         };
         gpt.ends = gpt.end_tokens();
-        Ok(gpt)
+        Ok((gpt, prepared?))
     }
 
     fn end_tokens(&self) -> Vec<u32> {
@@ -108,6 +111,33 @@ impl Gpt {
             chat_template::render(template, messages, &name(self.tokenizer.bos()), &name(self.tokenizer.eos()), true)?;
         // The template writes the special tokens itself.
         Ok(self.tokenizer.encode(&text, false)?)
+    }
+}
+
+/// What a model's files hold beside its weights.
+struct Words {
+    tokenizer: Tokenizer,
+    template: Option<String>,
+    generation: Option<Map<String, Value>>,
+}
+
+impl Words {
+    fn read(source: &Source, path: &Path) -> Result<Words> {
+        match source {
+            Source::Gguf(file) => {
+                let vocab = GgufVocab::read(file)?;
+                let tokenizer = Tokenizer::from_gguf(&vocab, path)?;
+                Ok(Words { tokenizer, template: vocab.chat_template, generation: None })
+            }
+            Source::Safetensors(_) => {
+                let tokenizer = Tokenizer::from_dir(path)?;
+                let template = template(path, &tokenizer)?;
+                let generation = path.join("generation_config.json");
+                let generation =
+                    if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
+                Ok(Words { tokenizer, template, generation })
+            }
+        }
     }
 }
 

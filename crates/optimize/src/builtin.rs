@@ -14,11 +14,11 @@ const STORIES: u64 = 1200;
 /// Stories of evaluation come from seeds that training does not use.
 const SEED: u64 = 0x7e57_0000_0000;
 
-/// Unpacks the sample into the temporary folder and opens it.
+/// Unpacks the sample into the temporary folder; returns its directory.
 ///
 /// # Errors
 /// If it cannot be written there.
-pub fn open() -> Result<Gpt> {
+pub fn unpack() -> Result<PathBuf> {
     let directory = directory();
     std::fs::create_dir_all(&directory).map_err(formats::Error::io(&directory, "make it"))?;
     for (name, bytes) in sample::files() {
@@ -27,7 +27,7 @@ pub fn open() -> Result<Gpt> {
             atomic::write_bytes(&path, bytes)?;
         }
     }
-    Ok(Gpt::open(&directory)?)
+    Ok(directory)
 }
 
 /// Its folder's name holds its hash, so that versions do not meet.

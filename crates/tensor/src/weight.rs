@@ -2,7 +2,7 @@
 //!
 //! How the values were chosen (a method) is not known here.
 
-use crate::{Bytes, Pages, Storage, Tensor, grid::Grid, packed::Packed};
+use crate::{Bytes, Storage, Tensor, grid::Grid, packed::Packed, stored::Stored};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -47,15 +47,6 @@ pub enum Weight {
     Packed(Packed),
 }
 
-/// Rows of bytes with the storage that gives them meaning.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    storage: Storage,
-    rows: usize,
-    cols: usize,
-    bytes: Bytes,
-}
-
 impl Weight {
     /// Gives bytes their meaning.
     ///
@@ -71,17 +62,13 @@ impl Weight {
         if bytes.len() != want {
             return Err(WeightError::Length { rows, cols, storage, want, got: bytes.len() });
         }
-        let stored = Stored { storage, rows, cols, bytes };
-        Ok(match storage {
-            Storage::Grid(_) => Weight::Quant(stored),
-            _ => Weight::Dense(stored),
-        })
+        Ok(Weight::of(Stored::new(storage, rows, cols, bytes)))
     }
 
     /// Stores a tensor as 32-bit floats.
     pub fn from_tensor(x: Tensor) -> Weight {
         let (rows, cols) = (x.rows(), x.cols());
-        Weight::Dense(Stored { storage: Storage::F32, rows, cols, bytes: Bytes::from_f32(x.into_vec()) })
+        Weight::Dense(Stored::new(Storage::F32, rows, cols, Bytes::from_f32(x.into_vec())))
     }
 
     /// Rounds a tensor to a storage: to nearest, or by the grid's own fit, row by row.
@@ -105,8 +92,15 @@ impl Weight {
         Weight::new(storage, rows, cols, Bytes::from_vec(bytes))
     }
 
+    fn of(stored: Stored) -> Weight {
+        match stored.storage() {
+            Storage::Grid(_) => Weight::Quant(stored),
+            _ => Weight::Dense(stored),
+        }
+    }
+
     /// The stored rows; `None` once they are packed.
-    fn stored(&self) -> Option<&Stored> {
+    pub fn stored(&self) -> Option<&Stored> {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => Some(s),
             Weight::Packed(_) => None,
@@ -116,7 +110,7 @@ impl Weight {
     /// Outputs.
     pub fn rows(&self) -> usize {
         match self {
-            Weight::Dense(s) | Weight::Quant(s) => s.rows,
+            Weight::Dense(s) | Weight::Quant(s) => s.rows(),
             Weight::Packed(p) => p.rows(),
         }
     }
@@ -124,7 +118,7 @@ impl Weight {
     /// Inputs.
     pub fn cols(&self) -> usize {
         match self {
-            Weight::Dense(s) | Weight::Quant(s) => s.cols,
+            Weight::Dense(s) | Weight::Quant(s) => s.cols(),
             Weight::Packed(p) => p.cols(),
         }
     }
@@ -142,7 +136,7 @@ impl Weight {
     /// How it is stored.
     pub fn storage(&self) -> Storage {
         match self {
-            Weight::Dense(s) | Weight::Quant(s) => s.storage,
+            Weight::Dense(s) | Weight::Quant(s) => s.storage(),
             Weight::Packed(p) => p.storage(),
         }
     }
@@ -163,16 +157,13 @@ impl Weight {
     /// The stored bytes, row by row; those of a packed matrix are gone.
     pub fn bytes(&self) -> &Bytes {
         static GONE: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
-        self.stored().map_or_else(|| GONE.get_or_init(|| Bytes::from_vec(Vec::new())), |s| &s.bytes)
+        self.stored().map_or_else(|| GONE.get_or_init(|| Bytes::from_vec(Vec::new())), Stored::bytes)
     }
 
     /// Decodes one row into `out` (`[cols]`).
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         match self {
-            Weight::Dense(s) | Weight::Quant(s) => {
-                let width = s.storage.row_bytes(s.cols);
-                decode_row(s.storage, &s.bytes[row * width..(row + 1) * width], out);
-            }
+            Weight::Dense(s) | Weight::Quant(s) => decode_row(s.storage(), s.row(row), out),
             Weight::Packed(p) => p.decode_row(row, out),
         }
     }
@@ -187,36 +178,15 @@ impl Weight {
 
     /// Rows `from..to` without a copy; `None` where there are not so many, or they are packed.
     pub fn row_range(&self, from: usize, to: usize) -> Option<Weight> {
-        let s = self.stored()?;
-        let width = s.storage.row_bytes(s.cols);
-        let bytes = s.bytes.slice(from.checked_mul(width)?..to.checked_mul(width)?)?;
-        let rows = to.checked_sub(from)?;
-        Weight::new(s.storage, rows, s.cols, bytes).ok()
+        self.stored()?.range(from, to).map(Weight::of)
     }
 
-    /// The listed rows, copied: any storage can be permuted along its outputs.
+    /// The listed rows, without a copy: any storage can be permuted along its outputs.
     pub fn select_rows(&self, rows: &[usize]) -> Weight {
-        let (Weight::Dense(s) | Weight::Quant(s)) = self else {
-            let dense = self.to_tensor().select_rows(rows);
-            return Weight::from_tensor(dense);
-        };
-        let width = s.storage.row_bytes(s.cols);
-        let copy = |(out, r): (&mut [u8], &usize)| out.copy_from_slice(&s.bytes[r * width..(r + 1) * width]);
-        // A large copy into huge pages does not wait for a fault per 4 KiB.
-        let bytes = match Pages::new(rows.len() * width) {
-            Ok(mut pages) if rows.len() * width >= 1 << 20 => {
-                pages.as_mut_slice().par_chunks_mut(width).zip(rows).for_each(copy);
-                pages.freeze()
-            }
-            _ => {
-                let mut bytes = vec![0; rows.len() * width];
-                bytes.chunks_mut(width.max(1)).zip(rows).for_each(copy);
-                Bytes::from_vec(bytes)
-            }
-        };
-        let bytes = bytes.slice(0..rows.len() * width).unwrap_or(bytes);
-        let stored = Stored { rows: rows.len(), bytes, ..s.clone() };
-        if matches!(self, Weight::Quant(_)) { Weight::Quant(stored) } else { Weight::Dense(stored) }
+        match self {
+            Weight::Dense(s) | Weight::Quant(s) => Weight::of(s.select(rows)),
+            Weight::Packed(_) => Weight::from_tensor(self.to_tensor().select_rows(rows)),
+        }
     }
 
     /// Matrices one below the other; `None` where storages or columns differ, or for none at all.
@@ -236,15 +206,14 @@ impl Weight {
     /// The transposed matrix, kept in its float type; `None` for codes on a grid, whose rows are indivisible.
     pub fn transposed(&self) -> Option<Weight> {
         let Weight::Dense(s) = self else { return None };
-        let width = s.storage.row_bytes(1);
-        let mut bytes = vec![0u8; s.bytes.len()];
-        for r in 0..s.rows {
-            for c in 0..s.cols {
-                let (from, to) = ((r * s.cols + c) * width, (c * s.rows + r) * width);
-                bytes[to..to + width].copy_from_slice(&s.bytes[from..from + width]);
+        let (rows, cols, width) = (s.rows(), s.cols(), s.storage().row_bytes(1));
+        let mut bytes = vec![0u8; rows * cols * width];
+        for r in 0..rows {
+            for (c, value) in s.row(r).chunks_exact(width).enumerate() {
+                bytes[(c * rows + r) * width..][..width].copy_from_slice(value);
             }
         }
-        Weight::new(s.storage, s.cols, s.rows, Bytes::from_vec(bytes)).ok()
+        Weight::new(s.storage(), cols, rows, Bytes::from_vec(bytes)).ok()
     }
 }
 
@@ -310,7 +279,13 @@ mod tests {
             let w = Weight::encode(&x, storage, None).unwrap();
             let all = w.to_tensor();
             assert_eq!(w.row_range(2, 4).unwrap().to_tensor().row(1), all.row(3));
-            assert_eq!(w.select_rows(&[5, 0]).to_tensor().row(0), all.row(5));
+            let picked = w.select_rows(&[5, 0, 3]);
+            assert_eq!(picked.to_tensor().row(0), all.row(5));
+            // Picked from once more, cut, and as bytes that another weight takes.
+            let again = picked.select_rows(&[2, 0]).row_range(0, 1).unwrap();
+            assert_eq!(again.to_tensor().as_slice(), all.row(3));
+            let copied = Weight::new(storage, 3, 32, picked.bytes().clone()).unwrap();
+            assert_eq!(copied.to_tensor(), picked.to_tensor());
             assert!(w.row_range(5, 7).is_none());
         }
     }

@@ -1,6 +1,6 @@
 //! `planish bench`.
 
-use super::{open, prepare_model, print_json};
+use super::{key_value, open, prepare_model, print_json};
 use crate::{
     args::{Bench, Common},
     show,
@@ -14,11 +14,12 @@ use tensor::{Storage, Weight};
 
 /// Measures speed.
 pub fn run(args: &Bench, common: &Common) -> Result<u8> {
+    let kv = key_value(args.running.kv.as_deref())?;
     let (mut model, path) = subject(args, common.seed)?;
     let (exact, mut check) = (args.running.exact, None);
     let logits = if exact { None } else { Some(speed::exact_logits(&model)?) };
     speed::forget_peak();
-    let slow = prepare_model(&mut model, exact, args.running.kv.as_deref())?;
+    let slow = prepare_model(&mut model, exact, kv)?;
     if let Some(logits) = logits {
         check = Some(speed::check(&model, &logits)?);
     }

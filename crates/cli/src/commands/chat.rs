@@ -2,7 +2,7 @@
 
 use super::{
     generate::{add_work, draft, generator, limits, sampling, say, stats},
-    open, prepare_model, print_json,
+    open_to_run, place, print_json,
 };
 use crate::args::{Chat, Common};
 use anyhow::{Context, Result};
@@ -13,8 +13,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 /// Talks with a model: one message, or line by line until the input ends.
 pub fn run(args: &Chat, common: &Common) -> Result<u8> {
-    let mut gpt = open(&args.model)?;
-    prepare_model(&mut gpt.model, args.running.exact, args.running.kv.as_deref())?;
+    let mut gpt = open_to_run(&place(&args.model)?, args.running.exact, args.running.kv.as_deref())?;
     if let Some(path) = &args.template {
         gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
     }

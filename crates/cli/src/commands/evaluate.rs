@@ -1,6 +1,6 @@
 //! `planish evaluate`.
 
-use super::{open, prepare_model, print_json};
+use super::{open_to_run, place, print_json};
 use crate::{
     args::{Common, Evaluate},
     show::{self, Bar},
@@ -18,8 +18,7 @@ use std::{fs::File, io::BufWriter, io::Write, path::Path};
 
 /// Measures quality.
 pub fn run(args: &Evaluate, common: &Common) -> Result<u8> {
-    let mut gpt = open(&args.model)?;
-    prepare_model(&mut gpt.model, !args.fast, args.kv.as_deref())?;
+    let gpt = open_to_run(&place(&args.model)?, !args.fast, args.kv.as_deref())?;
     let blocks = match args.protocol.as_str() {
         "documents" => false,
         "blocks" => true,

@@ -1,6 +1,6 @@
 //! `planish generate`.
 
-use super::{open, prepare_model, print_json};
+use super::{open_to_run, place, print_json};
 use crate::args::{Choosing, Common, Generate, Running, Speculating};
 use anyhow::{Context, Result};
 use model::{
@@ -17,8 +17,7 @@ const GUESSES: u8 = 8;
 /// Continues a prompt.
 pub fn run(args: &Generate, common: &Common) -> Result<u8> {
     let text = prompt(args)?;
-    let mut gpt = open(&args.model)?;
-    prepare_model(&mut gpt.model, args.running.exact, args.running.kv.as_deref())?;
+    let gpt = open_to_run(&place(&args.model)?, args.running.exact, args.running.kv.as_deref())?;
     let draft = draft(&args.speculating, &args.running)?;
     let mut generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
     let prompt = gpt.tokenizer.encode(&text, true)?;
@@ -53,9 +52,7 @@ fn prompt(args: &Generate) -> Result<Cow<'_, str>> {
 /// Opens the model that guesses and makes it run as the one that checks it.
 pub fn draft(speculating: &Speculating, running: &Running) -> Result<Option<Gpt>> {
     let Some(path) = &speculating.draft else { return Ok(None) };
-    let mut gpt = Gpt::open(path)?;
-    prepare_model(&mut gpt.model, running.exact, running.kv.as_deref())?;
-    Ok(Some(gpt))
+    Ok(Some(open_to_run(path, running.exact, running.kv.as_deref())?))
 }
 
 /// A generator that guesses as asked.

@@ -18,6 +18,7 @@ use ::optimize::builtin;
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use serde::Serialize;
+use std::path::{Path, PathBuf};
 use tensor::ops::KeyValue;
 
 /// Runs a command; returns the exit code.
@@ -66,22 +67,41 @@ pub fn prepare(common: &Common) -> Result<()> {
     .context("cannot watch for interrupts")
 }
 
+/// Where a model lies: as asked, or the built-in sample.
+fn place(model: &Model) -> Result<PathBuf> {
+    Ok(match &model.model {
+        Some(path) => path.clone(),
+        None => builtin::unpack()?,
+    })
+}
+
 /// Opens a model, or the built-in sample.
 fn open(model: &Model) -> Result<Gpt> {
-    match &model.model {
-        Some(path) => Ok(Gpt::open(path)?),
-        None => Ok(builtin::open()?),
-    }
+    Ok(Gpt::open(&place(model)?)?)
+}
+
+/// Opens a model that runs as asked: see [`prepare_model`].
+fn open_to_run(path: &Path, exact: bool, kv: Option<&str>) -> Result<Gpt> {
+    let kv = key_value(kv)?;
+    Ok(Gpt::open_and(path, |model| prepare_model(model, exact, kv))?.0)
 }
 
 /// Makes a model run as asked: fast unless `exact`; returns the sites that have no fast form.
-fn prepare_model(model: &mut ::model::Model, exact: bool, kv: Option<&str>) -> Result<Vec<::model::Site>> {
+fn prepare_model(
+    model: &mut ::model::Model,
+    exact: bool,
+    kv: Option<KeyValue>,
+) -> Result<Vec<::model::Site>, ::model::Error> {
     let slow = if exact { Vec::new() } else { model.pack()? };
-    if let Some(name) = kv {
-        let known = KeyValue::ALL.iter().find(|f| f.name() == name);
-        model.key_value = *known.with_context(|| format!("--kv takes f32, bf16, int8 or int4, not {name:?}"))?;
-    }
+    model.key_value = kv.unwrap_or(model.key_value);
     Ok(slow)
+}
+
+/// The format of keys and values that was asked for.
+fn key_value(name: Option<&str>) -> Result<Option<KeyValue>> {
+    let Some(name) = name else { return Ok(None) };
+    let known = KeyValue::ALL.into_iter().find(|f| f.name() == name);
+    known.map(Some).with_context(|| format!("--kv takes f32, bf16, int8 or int4, not {name:?}"))
 }
 
 /// Prints a value as one line of JSON.

@@ -10,13 +10,13 @@ pub(crate) use inputs::{brain, pack_inputs};
 pub(crate) use repack::pack_panel;
 
 use crate::{
-    Bytes, Storage, Weight,
+    Bytes, Storage, Stored, Weight,
     bytes::Pages,
     kernels::kernels,
     threads::{self, Shared},
 };
 use form::LANES;
-use std::io;
+use std::{io, ops::Range};
 
 /// A matrix `[rows, cols]` in a packed form.
 #[derive(Clone, Debug)]
@@ -28,8 +28,8 @@ pub struct Packed {
     bytes: Bytes,
 }
 
-/// Stored bytes that are packed before their pages are given back.
-const SLAB: usize = 16 << 20;
+/// Stored bytes that one task packs before their pages are given back.
+const RUN: usize = 1 << 20;
 
 impl Packed {
     /// Packs matrices into one run of huge pages, each in turn; a weight's own bytes are let go as soon as they are
@@ -38,36 +38,38 @@ impl Packed {
     /// # Errors
     /// If the system has no memory for them.
     pub fn all(weights: Vec<Weight>) -> io::Result<Vec<Weight>> {
-        let size = |w: &Weight| match (w, Form::of(w.storage())) {
-            (Weight::Packed(_), _) | (_, None) => 0,
-            (_, Some(form)) => form.bytes(w.rows(), w.cols()).next_multiple_of(64),
-        };
-        let mut pages = Pages::new(weights.iter().map(size).sum())?;
-        let mut spans = Vec::with_capacity(weights.len());
-        let mut at = 0;
-        // First those whose stored bytes are memory of our own: while they are still held, little has been packed.
-        let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by_key(|i| weights[*i].bytes().is_mapped());
-        let mut weights: Vec<Option<Weight>> = weights.into_iter().map(Some).collect();
-        for i in order {
-            let Some(weight) = weights[i].take() else { continue };
-            let bytes = size(&weight);
-            if bytes == 0 {
-                weights[i] = Some(weight);
-                continue;
+        let mut matrices = Vec::with_capacity(weights.len());
+        let mut done: Vec<Option<Weight>> = Vec::with_capacity(weights.len());
+        let mut size = 0;
+        for (i, weight) in weights.into_iter().enumerate() {
+            let form = Form::of(weight.storage());
+            match (weight, form) {
+                (Weight::Dense(stored) | Weight::Quant(stored), Some(form)) => {
+                    let bytes = form.bytes(stored.rows(), stored.cols());
+                    matrices.push(Matrix { i, stored, form, place: size..size + bytes });
+                    size = (size + bytes).next_multiple_of(64);
+                    done.push(None);
+                }
+                (other, _) => done.push(Some(other)),
             }
-            fill(&weight, &mut pages.as_mut_slice()[at..at + bytes]);
-            spans.push((i, at, weight.storage(), weight.rows(), weight.cols()));
-            at += bytes;
         }
+        let mut pages = Pages::new(size)?;
+        // First those whose stored bytes are memory of our own, each let go before the next: while they are still
+        // held, little has been packed.
+        let (mapped, owned): (Vec<Matrix>, Vec<Matrix>) = matrices.into_iter().partition(|m| m.stored.is_mapped());
+        let mut packed = Vec::new();
+        for matrix in owned {
+            fill(std::slice::from_ref(&matrix), pages.as_mut_slice());
+            packed.push(matrix.into_place());
+        }
+        fill(&mapped, pages.as_mut_slice());
+        packed.extend(mapped.into_iter().map(Matrix::into_place));
         let bytes = pages.freeze();
-        for (i, at, storage, rows, cols) in spans {
-            let form = Form::of(storage);
-            let span = form.and_then(|form| bytes.slice(at..at + form.bytes(rows, cols)));
-            let packed = form.zip(span).map(|(form, bytes)| Packed { storage, form, rows, cols, bytes });
-            weights[i] = packed.map(Weight::Packed);
+        for (i, place, [rows, cols], storage, form) in packed {
+            let bytes = bytes.slice(place).unwrap_or_else(|| Bytes::from_vec(Vec::new()));
+            done[i] = Some(Weight::Packed(Packed { storage, form, rows, cols, bytes }));
         }
-        Ok(weights.into_iter().flatten().collect())
+        Ok(done.into_iter().flatten().collect())
     }
 
     /// Outputs.
@@ -112,25 +114,45 @@ impl Packed {
     }
 }
 
-/// Packs one matrix, all workers at once, slab by slab.
-fn fill(weight: &Weight, out: &mut [u8]) {
-    let (storage, cols) = (weight.storage(), weight.cols());
-    let Some(form) = Form::of(storage) else { return };
-    let (panel, width) = (form.panel_bytes(cols), storage.row_bytes(cols));
-    let per_slab = (SLAB / (LANES * width).max(1)).max(1);
-    let shared = Shared::new(out);
-    let panels = weight.rows().div_ceil(LANES);
-    for slab in (0..panels).step_by(per_slab) {
-        let end = panels.min(slab + per_slab);
-        let source = slab * LANES * width..weight.rows().min(end * LANES) * width;
-        weight.bytes().will_need(source.clone());
-        threads::each(end - slab, &|i| {
-            let first = (slab + i) * LANES;
-            let rows = first * width..weight.rows().min(first + LANES) * width;
-            // SAFETY: `out` outlives the section and holds every panel; this task alone writes this one.
-            let out = unsafe { shared.slice((slab + i) * panel, panel) };
-            (kernels().codes.pack_panel)(storage, cols, &weight.bytes()[rows], out);
-        });
-        weight.bytes().release(source);
+/// A matrix that is packed, and where to.
+struct Matrix {
+    /// Its number among all weights.
+    i: usize,
+    stored: Stored,
+    form: Form,
+    place: Range<usize>,
+}
+
+impl Matrix {
+    /// What is known of it without its stored bytes, which are let go.
+    fn into_place(self) -> (usize, Range<usize>, [usize; 2], Storage, Form) {
+        let shape = [self.stored.rows(), self.stored.cols()];
+        (self.i, self.place, shape, self.stored.storage(), self.form)
     }
+}
+
+/// Packs matrices, all workers at once; mapped pages are given back run by run.
+fn fill(matrices: &[Matrix], out: &mut [u8]) {
+    let shared = Shared::new(out);
+    let run = |m: &Matrix| (RUN / (LANES * m.stored.storage().row_bytes(m.stored.cols())).max(1)).max(1);
+    let runs: Vec<(&Matrix, usize)> = matrices
+        .iter()
+        .flat_map(|m| (0..m.stored.rows().div_ceil(LANES)).step_by(run(m)).map(move |first| (m, first)))
+        .collect();
+    threads::each(runs.len(), &|i| {
+        let (m, first) = runs[i];
+        let (stored, panel) = (&m.stored, m.form.panel_bytes(m.stored.cols()));
+        let rows = |panels: Range<usize>| panels.start * LANES..stored.rows().min(panels.end * LANES);
+        let panels = first..stored.rows().div_ceil(LANES).min(first + run(m));
+        stored.will_need(rows(panels.clone()));
+        let mut source = Vec::new();
+        for p in panels.clone() {
+            // Sixteen rows side by side are more than a prefetcher follows; one after the other they are not.
+            stored.copy(rows(p..p + 1), &mut source);
+            // SAFETY: `out` outlives the section and has a place for every panel; this task alone writes this one.
+            let out = unsafe { shared.slice(m.place.start + p * panel, panel) };
+            (kernels().codes.pack_panel)(stored.storage(), stored.cols(), &source, out);
+        }
+        stored.release(rows(panels));
+    });
 }
