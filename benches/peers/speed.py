@@ -173,10 +173,14 @@ def words(known):
 
 def read_planish(printed):
     said = json.loads(printed)
-    return {"prefill": said["prefill"]["tokens_per_second"], "decode": said["contexts"][0]["tokens_per_second"],
-            "share_of_peak": said["prefill"]["share_of_peak"],
+    return {**shares(said), "decode": said["contexts"][0]["tokens_per_second"], "limits": said["limits"]}
+
+
+def shares(said):
+    """Prefill, and the shares of the machine's limits."""
+    return {"prefill": said["prefill"]["tokens_per_second"], "share_of_peak": said["prefill"]["share_of_peak"],
             "share_of_bandwidth": said["decode"]["share_of_bandwidth"],
-            "share_beside": said["decode"]["share_beside"], "limits": said["limits"]}
+            "share_beside": said["decode"]["share_beside"]}
 
 
 def read_start(printed):
@@ -188,7 +192,7 @@ def read_start(printed):
 def read_long(printed):
     """Ratios to the plain decode of the same rounds."""
     said = json.loads(printed)
-    return {"prefill": said["prefill"]["tokens_per_second"], "decode": said["decode"]["tokens_per_second"],
+    return {**shares(said), "decode": said["decode"]["tokens_per_second"],
             "after_long": said["contexts"][0]["ratio"], "together": said["sequences"][0]["ratio"]}
 
 
@@ -347,6 +351,9 @@ def take_rounds(cells, options):
                 print(f"{cell.name} is left out: {error}", file=sys.stderr, flush=True)
         print(f"round {turn + 1} of {options.rounds}: {time.monotonic() - begin:.0f} s, "
               f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+        if options.json:
+            # What was measured is kept, whatever becomes of the rest.
+            options.json.write_text(json.dumps({f"{cell.file.name}: {cell.name}": cell.runs for cell in cells}, indent=1))
 
 
 def spread(values):
