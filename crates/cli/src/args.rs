@@ -53,6 +53,11 @@ pub enum Command {
         after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --method gptq --storage q4_k --override head=q6_k --data text.txt --out small.gguf"
     )]
     Quantize(Quantize),
+    /// Teach a model a text
+    #[command(
+        after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
+    )]
+    Finetune(Finetune),
     /// Measure quality, alone or against the original, with intervals
     #[command(after_help = "Example:\n  planish evaluate small --against ./model --data text.txt")]
     Evaluate(Evaluate),
@@ -231,6 +236,75 @@ pub struct Quantize {
     pub data: Data,
     #[command(flatten)]
     pub writing: Writing,
+}
+
+#[derive(Args)]
+pub struct Finetune {
+    #[command(flatten)]
+    pub model: Model,
+    /// The text to learn (UTF-8)
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// A text to measure on (default: a twentieth of the documents, by their hash)
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<PathBuf>,
+    /// What separates documents in the texts
+    #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
+    pub separator: String,
+    /// Steps of the optimizer
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub steps: u64,
+    /// Sequences of a step
+    #[arg(long, value_name = "B", default_value_t = 8)]
+    pub batch: usize,
+    /// Longest sequence in tokens (default: the model's context, 1024 at most)
+    #[arg(long, value_name = "T")]
+    pub context: Option<usize>,
+    /// Highest learning rate
+    #[arg(long, value_name = "X", default_value_t = 1e-4)]
+    pub lr: f64,
+    /// How the rate falls after the warm-up: cosine, linear, wsd or constant
+    #[arg(long, value_name = "NAME", default_value = "cosine")]
+    pub schedule: String,
+    /// What it falls to, as a part of the highest
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub least: f64,
+    /// Steps in which the rate rises (default: a twentieth)
+    #[arg(long, value_name = "N")]
+    pub warm_up: Option<u64>,
+    /// AdamW's decay of matrices
+    #[arg(long, value_name = "X", default_value_t = 0.01)]
+    pub weight_decay: f32,
+    /// AdamW's first moment
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    pub beta1: f32,
+    /// AdamW's second moment
+    #[arg(long, value_name = "X", default_value_t = 0.999)]
+    pub beta2: f32,
+    /// Largest norm of the gradient, which is shortened to it; 0 is none
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub clip: f32,
+    /// Numbers in which products run, f32 or bf16; values and sums are 32-bit floats in any case
+    #[arg(long, value_name = "NAME", default_value = "bf16")]
+    pub precision: String,
+    /// Steps between validations (default: a tenth of all)
+    #[arg(long, value_name = "N")]
+    pub validate_every: Option<u64>,
+    /// End after so many validations without a better loss; 0 never
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub patience: u64,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub checkpoint_every: u64,
+    /// Where the result goes: a directory
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace what lies there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Discard unfinished work of another job
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Args)]

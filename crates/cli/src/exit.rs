@@ -18,10 +18,13 @@ pub const INTERRUPTED: u8 = 130;
 /// The exit code of an error.
 pub fn code(e: &anyhow::Error) -> u8 {
     for cause in e.chain() {
+        if let Some(lesson) = cause.downcast_ref::<train::Error>() {
+            return of_lesson(lesson);
+        }
         if let Some(job) = cause.downcast_ref::<Job>() {
             match job {
                 Job::Gate(_) => return GATE,
-                Job::Interrupted => return INTERRUPTED,
+                Job::Train(lesson) => return of_lesson(lesson),
                 Job::Memory { .. } | Job::Model(model::Error::NoRoom { .. }) => return RESOURCE,
                 Job::File(f) | Job::Model(model::Error::Format(f)) => return of_file(f),
                 _ => return USAGE,
@@ -42,6 +45,15 @@ pub fn code(e: &anyhow::Error) -> u8 {
         }
     }
     USAGE
+}
+
+fn of_lesson(lesson: &train::Error) -> u8 {
+    match lesson {
+        train::Error::Interrupted => INTERRUPTED,
+        train::Error::Model(model::Error::NoRoom { .. }) => RESOURCE,
+        train::Error::File(f) | train::Error::Model(model::Error::Format(f)) => of_file(f),
+        _ => USAGE,
+    }
 }
 
 fn of_file(f: &File) -> u8 {

@@ -6,7 +6,7 @@
 use crate::{Error, Model, Operation, Point, Profile, Result, Role, Site, Tap};
 use tensor::{
     Linear, Tensor,
-    ops::{self, AttentionShape, Memory, Operand, Rotation, Target},
+    ops::{self, Memory, Operand, Rotation, Target},
 };
 
 /// The stages of a block, in the order of execution.
@@ -57,12 +57,35 @@ pub struct Flow {
 /// What a stage writes and the next one does not need; a copy of a flow starts without.
 #[derive(Default)]
 struct Scratch {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     y: Tensor,
     normed: Tensor,
     held: Tensor,
+    /// Is what a block's gradient needs to be kept?
+    keep: bool,
+    kept: Kept,
+}
+
+/// What a block leaves behind; a block that learns ([`Flow::keep`]) leaves all of it, any other what it needs itself.
+#[derive(Default)]
+pub struct Kept {
+    /// The residual stream before the block.
+    pub(crate) entry: Tensor,
+    /// Queries and keys before their norms, where they have any.
+    pub(crate) raw: [Tensor; 2],
+    /// Queries, keys and values as attention reads them.
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+    /// What attention returned, and the logarithms of its sums.
+    pub(crate) attended: Tensor,
+    pub(crate) log_sums: Tensor,
+    /// What the products [`Role::O`] and [`Role::Down`] returned, where norms follow them.
+    pub(crate) returned: [Tensor; 2],
+    /// The residual stream between attention and the feed-forward network.
+    pub(crate) middle: Tensor,
+    /// Gate and up before the nonlinearity.
+    pub(crate) gate: Tensor,
+    pub(crate) up: Tensor,
 }
 
 impl Clone for Scratch {
@@ -90,6 +113,21 @@ impl Flow {
     /// Times every operation from here on; returns what was timed before.
     pub fn profile(&mut self) -> Option<Profile> {
         self.profile.replace(Profile::default())
+    }
+
+    /// Keeps what the gradient of every block needs; takes what the last block left and gives memory for the next.
+    pub fn keep(&mut self, kept: &mut Kept) {
+        self.scratch.keep = true;
+        std::mem::swap(&mut self.scratch.kept, kept);
+    }
+
+    /// Tokens of each sequence.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    pub(crate) fn rotation(&self, rope: Option<usize>) -> Option<&Rotation> {
+        self.rotations.get(rope?)
     }
 
     pub(crate) fn lap(&mut self, operation: Operation) {
@@ -166,6 +204,9 @@ impl Model {
 
     /// Prepares the input of a block's first stage.
     pub fn enter(&self, layer: u16, flow: &mut Flow) -> Result<()> {
+        if flow.scratch.keep {
+            flow.scratch.kept.entry.copy_from(&flow.x);
+        }
         self.normed(Site::of(layer, Role::AttnNorm), &flow.x, flow.input.values_mut())?;
         flow.lap(Operation::Norm);
         Ok(())
@@ -186,6 +227,9 @@ impl Model {
             Stage::Qkv => self.attend(layer, flow, memory, tap),
             Stage::O => {
                 self.join_residual(layer, [Role::O, Role::PostAttnNorm], flow, self.spec.parallel, tap)?;
+                if flow.scratch.keep {
+                    flow.scratch.kept.middle.copy_from(&flow.x);
+                }
                 self.normed(Site::of(layer, Role::MlpNorm), &flow.x, flow.input.values_mut())?;
                 flow.lap(Operation::Norm);
                 Ok(())
@@ -262,7 +306,8 @@ impl Model {
 
     fn attend(&self, layer: u16, flow: &mut Flow, memory: &mut [Memory], tap: &mut dyn Tap) -> Result<()> {
         let b = &self.spec.blocks[usize::from(layer)];
-        let Scratch { q, k, v, .. } = &mut flow.scratch;
+        let keep = flow.scratch.keep;
+        let Kept { q, k, v, raw, log_sums, .. } = &mut flow.scratch.kept;
         let roles = [Role::Q, Role::K, Role::V];
         roles.iter().for_each(|r| tap.at(Point::Input(Site::of(layer, *r)), flow.input.values()));
         ops::products(
@@ -278,6 +323,10 @@ impl Model {
         }
         roles.iter().zip([&*q, k, v]).for_each(|(r, y)| tap.at(Point::Output(Site::of(layer, *r)), y));
         if self.spec.qk_norm {
+            if keep {
+                raw[0].copy_from(q);
+                raw[1].copy_from(k);
+            }
             for (role, x) in [(Role::QNorm, &mut *q), (Role::KNorm, k)] {
                 ops::norm_heads(self.spec.norm, x, &self.norm(Site::of(layer, role))?.scale, self.spec.norm_eps);
             }
@@ -294,15 +343,7 @@ impl Model {
         if let Some(profile) = &mut flow.profile {
             profile.lap(Operation::Rope);
         }
-        let shape = AttentionShape {
-            heads: b.heads,
-            kv_heads: b.kv_heads,
-            head_dim: b.head_dim,
-            scale: b.score_scale,
-            window: b.window,
-            soft_cap: b.score_cap,
-        };
-        ops::attention(q, &flow.rows, memory, &shape, flow.input.values_mut());
+        ops::attention(q, &flow.rows, memory, &b.attention(), flow.input.values_mut(), keep.then_some(log_sums));
         flow.lap(Operation::Attention);
         Ok(())
     }
@@ -310,29 +351,34 @@ impl Model {
     /// Runs gate and up with the nonlinearity, or up alone: the input of the last stage.
     fn feed_forward(&self, layer: u16, flow: &mut Flow, tap: &mut dyn Tap) -> Result<()> {
         let (activation, up) = (self.spec.activation, self.linear(Site::of(layer, Role::Up))?);
-        let Scratch { q: first, k: second, .. } = &mut flow.scratch;
+        let Scratch { keep, kept: Kept { gate: first, up: second, .. }, .. } = &mut flow.scratch;
         let site = |role| Site::of(layer, role);
         tap.at(Point::Input(site(Role::Up)), flow.input.values());
         if self.spec.gated {
             let gate = self.linear(site(Role::Gate))?;
             tap.at(Point::Input(site(Role::Gate)), flow.input.values());
             // Side by side only in one storage: others' inputs may be cut into other tiles of tokens.
-            if is_packed(gate) && gate.weight.storage() == up.weight.storage() && is_packed(up) {
+            if !*keep && is_packed(gate) && gate.weight.storage() == up.weight.storage() && is_packed(up) {
                 // What is laid out for speed is not watched: both products stay in the caches.
                 ops::gated(&mut flow.input, activation, gate, up, first);
+                std::mem::swap(first, flow.input.values_mut());
             } else {
                 let targets = [Target { linear: gate, out: first }, Target { linear: up, out: second }];
                 ops::products(&mut flow.input, targets);
                 tap.at(Point::Output(site(Role::Gate)), first);
                 tap.at(Point::Output(site(Role::Up)), second);
-                ops::gate(activation, first, second);
+                ops::gate_to(activation, first, second, flow.input.values_mut());
             }
         } else {
-            ops::products(&mut flow.input, [Target { linear: up, out: first }]);
-            tap.at(Point::Output(site(Role::Up)), first);
-            activation.apply(first);
+            ops::products(&mut flow.input, [Target { linear: up, out: second }]);
+            tap.at(Point::Output(site(Role::Up)), second);
+            if *keep {
+                flow.input.values_mut().copy_from(second);
+            } else {
+                std::mem::swap(second, flow.input.values_mut());
+            }
+            activation.apply(flow.input.values_mut());
         }
-        std::mem::swap(first, flow.input.values_mut());
         flow.lap(Operation::GateUp);
         Ok(())
     }
@@ -349,7 +395,7 @@ impl Model {
     ) -> Result<()> {
         let site = Site::of(layer, role);
         let linear = self.linear(site)?;
-        let Scratch { y, normed, held, .. } = &mut flow.scratch;
+        let Scratch { y, normed, held, keep, kept } = &mut flow.scratch;
         tap.at(Point::Input(site), flow.input.values());
         ops::products(&mut flow.input, [Target { linear, out: y }]);
         if let Some(profile) = &mut flow.profile {
@@ -359,6 +405,12 @@ impl Model {
         if self.spec.post_norms {
             self.normed(Site::of(layer, post), y, normed)?;
             std::mem::swap(y, normed);
+            if *keep {
+                std::mem::swap(normed, &mut kept.returned[usize::from(role == Role::Down)]);
+            }
+        }
+        if *keep && role == Role::O {
+            std::mem::swap(flow.input.values_mut(), &mut kept.attended);
         }
         if hold {
             std::mem::swap(y, held);

@@ -63,16 +63,8 @@ impl Gpt {
             ];
             files.extend(beside.map(|n| path.join(n)).into_iter().filter(|p| p.is_file()));
         }
-        let mut gpt = Gpt {
-            path: path.into(),
-            ends: Vec::new(),
-            template,
-            generation,
-            files,
-            unused,
-            model,
-            tokenizer,
-        };
+        let mut gpt =
+            Gpt { path: path.into(), ends: Vec::new(), template, generation, files, unused, model, tokenizer };
         gpt.ends = gpt.end_tokens();
         Ok((gpt, prepared?))
     }

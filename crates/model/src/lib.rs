@@ -3,6 +3,7 @@
 //! Only `families/` holds the tensor names of Hugging Face and GGUF files.
 #![forbid(unsafe_code)]
 
+mod backward;
 mod cache;
 mod config;
 mod decoder;
@@ -13,6 +14,7 @@ mod gpt;
 mod layout;
 pub mod load;
 mod model;
+mod parameters;
 mod profile;
 mod runner;
 mod sample;
@@ -24,13 +26,15 @@ pub mod spec;
 pub mod speculate;
 mod tap;
 
+pub use backward::{Backward, Tokens};
 pub use cache::Cache;
 pub use config::Config;
-pub use decoder::{Flow, Stage};
+pub use decoder::{Flow, Kept, Stage};
 pub use error::{Error, Result};
 pub use families::Family;
 pub use gpt::Gpt;
 pub use model::{Model, NormWeights};
+pub use parameters::Parameters;
 pub use profile::{Operation, Profile};
 pub use runner::{Runner, Wanted};
 pub use sample::{Sampling, uniform};

@@ -2,7 +2,7 @@
 
 use crate::{Role, Site};
 use std::borrow::Cow;
-use tensor::ops::{Activation, NormKind, Rotation};
+use tensor::ops::{Activation, AttentionShape, NormKind, Rotation};
 
 /// The shape and the switches of a model.
 #[derive(Clone, Debug)]
@@ -79,6 +79,20 @@ pub struct BlockSpec {
     pub score_scale: f32,
     /// Cap on the attention scores.
     pub score_cap: Option<f32>,
+}
+
+impl BlockSpec {
+    /// How its heads attend.
+    pub fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: self.score_scale,
+            window: self.window,
+            soft_cap: self.score_cap,
+        }
+    }
 }
 
 /// A rotary embedding.

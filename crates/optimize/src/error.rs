@@ -16,6 +16,9 @@ pub enum Error {
     /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] formats::tokenizer::Error),
+    /// A fault of the data, or an interruption.
+    #[error(transparent)]
+    Train(#[from] train::Error),
     /// The recipe is malformed or asks for what is not there.
     #[error("recipe: {0}")]
     Recipe(String),
@@ -62,9 +65,6 @@ pub enum Error {
         /// What it may use.
         allowed: u64,
     },
-    /// The user interrupted the job; what is finished is kept.
-    #[error("interrupted; run the same command again to go on from where it stopped")]
-    Interrupted,
 }
 
 /// The crate's result.

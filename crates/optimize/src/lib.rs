@@ -14,12 +14,13 @@ pub mod manifest;
 pub mod methods;
 pub mod optimize;
 pub mod plan;
-pub mod progress;
+pub use train::progress;
 pub mod recipe;
 pub mod report;
 pub mod run;
 pub mod solve;
 pub mod speed;
+pub mod teach;
 pub mod walk;
 pub mod written;
 

@@ -85,6 +85,17 @@ impl Bytes {
         bytemuck::try_cast_slice(self).ok()
     }
 
+    /// All of them, to be written: only memory of our own that nothing else shares.
+    pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
+        let range = self.range.clone();
+        match Arc::get_mut(&mut self.owner)? {
+            Owner::Bytes(v) => Some(&mut v[range]),
+            Owner::Floats(v) => Some(&mut bytemuck::cast_slice_mut::<f32, u8>(v)[range]),
+            Owner::Pages(map) => Some(&mut map[range]),
+            Owner::Map(_) => None,
+        }
+    }
+
     /// Says that a range is read next: the pages of a mapped file are brought in at once, not one fault at a time.
     pub fn will_need(&self, range: Range<usize>) {
         if let Owner::Map(map) = &*self.owner {

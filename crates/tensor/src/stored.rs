@@ -3,7 +3,7 @@
 //! Rows may lie in another order than they are counted in: a file's order of a matrix need not be ours, and to sort a
 //! mapped file would be to copy it.
 
-use crate::{Bytes, Storage};
+use crate::{Bytes, Storage, Tensor};
 use std::{
     ops::Range,
     sync::{Arc, OnceLock},
@@ -32,6 +32,17 @@ impl Stored {
     /// `rows` rows of `cols` values one after the other; the caller checked the length.
     pub(crate) fn new(storage: Storage, rows: usize, cols: usize, bytes: Bytes) -> Stored {
         Stored { storage, rows, cols, bytes, order: None }
+    }
+
+    /// Takes other values in the same memory; false where that cannot be.
+    pub(crate) fn set_floats(&mut self, values: &Tensor) -> bool {
+        let fits = self.storage == Storage::F32 && [self.rows, self.cols] == [values.rows(), values.cols()];
+        if !fits || self.order.is_some() {
+            return false;
+        }
+        let Some(bytes) = self.bytes.as_mut_slice() else { return false };
+        bytes.copy_from_slice(bytemuck::cast_slice(values.as_slice()));
+        true
     }
 
     /// How each row is stored.

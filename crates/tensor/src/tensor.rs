@@ -22,6 +22,12 @@ impl Tensor {
         self.data.resize(rows * cols, 0.0);
     }
 
+    /// Becomes a copy of `other`, in the same memory where it suffices.
+    pub fn copy_from(&mut self, other: &Tensor) {
+        self.reset(other.rows, other.cols);
+        self.data.copy_from_slice(&other.data);
+    }
+
     /// Wraps row-major values.
     ///
     /// # Panics

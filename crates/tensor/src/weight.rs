@@ -99,6 +99,16 @@ impl Weight {
         }
     }
 
+    /// Becomes 32-bit floats with these values, in the same memory where it has that shape and nothing else shares it.
+    pub fn set_floats(&mut self, values: &Tensor) {
+        if let Weight::Dense(stored) = self
+            && stored.set_floats(values)
+        {
+            return;
+        }
+        *self = Weight::from_tensor(values.clone());
+    }
+
     /// The stored rows; `None` once they are packed.
     pub fn stored(&self) -> Option<&Stored> {
         match self {

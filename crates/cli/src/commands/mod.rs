@@ -5,6 +5,7 @@ mod chat;
 mod doctor;
 mod evaluate;
 mod export;
+mod finetune;
 mod generate;
 mod inspect;
 mod job;
@@ -38,6 +39,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Generate(a) => generate::run(a, common),
         Command::Chat(a) => chat::run(a, common),
         Command::Bench(a) => bench::run(a, common),
+        Command::Finetune(a) => finetune::run(a, common),
         Command::Verify(a) => verify::run(a, common),
         Command::Doctor => doctor::run(common),
         Command::Methods => methods::run(common),

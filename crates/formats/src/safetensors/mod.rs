@@ -8,7 +8,7 @@ mod header;
 mod shards;
 mod write;
 
-pub use write::{Entry, write};
+pub use write::{Entry, View, write, write_views};
 
 use crate::{Dtype, Error, Result};
 use std::{

@@ -29,6 +29,13 @@ static KERNELS: Kernels = Kernels {
     silu,
     gelu_tanh,
     soft_cap,
+    brain_columns,
+    rms_norm_gradient,
+    layer_norm_gradient,
+    attention_gradient,
+    silu_slope,
+    gelu_tanh_slope,
+    adamw,
 };
 
 instantiate!("avx2,fma,f16c");

@@ -37,6 +37,13 @@ const TABLE: Kernels = Kernels {
     silu,
     gelu_tanh,
     soft_cap,
+    brain_columns,
+    rms_norm_gradient,
+    layer_norm_gradient,
+    attention_gradient,
+    silu_slope,
+    gelu_tanh_slope,
+    adamw,
 };
 
 static KERNELS: Kernels = TABLE;

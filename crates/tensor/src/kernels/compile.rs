@@ -129,6 +129,17 @@ macro_rules! code_tiles {
             // SAFETY: as above.
             unsafe { inner(storage, cols, rows, out) }
         }
+        fn pack_words(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
+            /// # Safety
+            /// As of the kernels' `run`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::packed::pack_words::<$lanes>(rows, cols, width, out) }
+            }
+            // SAFETY: as above.
+            unsafe { inner(rows, cols, width, out) }
+        }
         fn read(bytes: &[u8]) -> f32 {
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(p: *const u8, len: usize) -> f32 {
@@ -143,6 +154,7 @@ macro_rules! code_tiles {
             widths: &[$($width),*],
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
             pack_panel,
+            pack_words,
             read,
         };
     };

@@ -25,6 +25,13 @@ pub static KERNELS: Kernels = Kernels {
     silu: once::silu,
     gelu_tanh: once::gelu_tanh,
     soft_cap: once::soft_cap,
+    brain_columns: once::brain_columns,
+    rms_norm_gradient: once::rms_norm_gradient,
+    layer_norm_gradient: once::layer_norm_gradient,
+    attention_gradient: once::attention_gradient,
+    silu_slope: once::silu_slope,
+    gelu_tanh_slope: once::gelu_tanh_slope,
+    adamw: once::adamw,
 };
 
 float_tiles!(Generic, [1 x 1 4 x 1]);

@@ -17,6 +17,7 @@ mod compile;
 mod generic;
 mod generic_lanes;
 mod lanes;
+mod learn;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -35,9 +36,10 @@ pub(crate) use tile::input_chunk;
 use crate::{
     Storage, Tensor,
     grid::{Block, Grid},
+    ops::{AdamW, Asked},
     packed::{Form, InputKind, Span},
 };
-use std::sync::OnceLock;
+use std::{ops::Range, sync::OnceLock};
 
 /// Products of packed floats.
 pub struct FloatTiles {
@@ -56,6 +58,15 @@ pub struct FloatTiles {
     pub soften: Soften,
 }
 
+/// Input, weight, epsilon, gradient of the output, of the input, of the weight.
+pub type NormGradient = fn(&[f32], &[f32], f32, &[f32], &mut [f32], &mut [f32]);
+
+/// Scores, gradients of probabilities, the first position, a cap, and the queries.
+pub type AttentionGradient = fn(&mut [f32], &mut [f32], usize, Option<f32>, &[Asked]);
+
+/// A step, values, gradients, first and second moments.
+pub type AdamWStep = fn(AdamW, &mut [f32], &[f32], &mut [f32], &mut [f32]);
+
 /// Scores, width, cap, queries, scratch: see [`FloatTiles::soften`].
 pub type Soften = fn(&mut [f32], usize, Option<f32>, &mut [Softening], &mut [f32]);
 
@@ -72,6 +83,8 @@ pub struct CodeTiles {
     pub signed: bool,
     /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.
     pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
+    /// Turns rows of words into the tokens of a tile: rows, columns, tokens, `[columns][tokens]`.
+    pub pack_words: fn(&[u32], usize, usize, &mut [u32]),
     /// Reads bytes.
     pub read: fn(&[u8]) -> f32,
 }
@@ -84,7 +97,7 @@ pub struct Kernels {
     pub floats: FloatTiles,
     /// Products of packed codes.
     pub codes: CodeTiles,
-    /// Packs the inputs of a tile.
+    /// Rounds and packs the inputs of a tile of codes.
     pub pack_inputs: fn(&Tensor, Span, InputKind, &mut [u8]),
     /// Decodes a row of a grid.
     pub decode_row: fn(Grid, &[u8], &mut [f32]),
@@ -108,6 +121,22 @@ pub struct Kernels {
     pub gelu_tanh: fn(&mut [f32]),
     /// `x = cap * tanh(x / cap)`.
     pub soft_cap: fn(&mut [f32], f32),
+    /// Rounds some rows of the columns from one on, so many, to brain floats `[rows / 2][width][2]`; see
+    /// `packed::floats`.
+    pub brain_columns: fn(&Tensor, Range<usize>, usize, usize, &mut [u32]),
+    /// Of `rms_norm` (input, weight, epsilon): adds to the gradients of the input and of the weight (the last two) what
+    /// the gradient of the output (the fourth) gives.
+    pub rms_norm_gradient: NormGradient,
+    /// The same of `layer_norm`.
+    pub layer_norm_gradient: NormGradient,
+    /// Replaces scores by probabilities and the gradients of these by those of the scores; see [`learn::attention_gradient`].
+    pub attention_gradient: AttentionGradient,
+    /// Replaces `x` by the slope of `silu` there; its values go to the second argument.
+    pub silu_slope: fn(&mut [f32], &mut [f32]),
+    /// The same of `gelu_tanh`.
+    pub gelu_tanh_slope: fn(&mut [f32], &mut [f32]),
+    /// A step of AdamW: values, gradients, first and second moments.
+    pub adamw: AdamWStep,
 }
 
 impl Kernels {

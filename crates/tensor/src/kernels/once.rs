@@ -82,7 +82,7 @@ pub fn soft_cap(x: &mut [f32], cap: f32) {
 }
 
 #[inline(always)]
-fn lanes(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn lanes(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sum = [0f32; LANES];
     let whole = x.chunks_exact(LANES);
     let rest = whole.remainder();
@@ -180,7 +180,11 @@ pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
     }
 }
 
-/// Instantiates every kernel of this file inside functions compiled for the instruction sets `$features`.
+pub(crate) use super::learn::{
+    adamw, attention_gradient, brain_columns, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient, silu_slope,
+};
+
+/// Instantiates every kernel of this file, and of [`super::learn`], inside functions compiled for the instruction sets `$features`.
 ///
 /// The wrappers' `unsafe` is the call of a function whose instruction set was found on this machine: the
 /// table is only handed out after that check.
@@ -196,6 +200,19 @@ macro_rules! instantiate {
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
             brain_pairs(x: &[f32], out: &mut [u32]);
+            brain_columns(x: &crate::Tensor, rows: std::ops::Range<usize>, at: usize, width: usize, out: &mut [u32]);
+            rms_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);
+            layer_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);
+            attention_gradient(
+                scores: &mut [f32],
+                changes: &mut [f32],
+                first: usize,
+                cap: Option<f32>,
+                asked: &[crate::ops::Asked]
+            );
+            silu_slope(x: &mut [f32], out: &mut [f32]);
+            gelu_tanh_slope(x: &mut [f32], out: &mut [f32]);
+            adamw(step: crate::ops::AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]);
             pack_inputs(x: &crate::Tensor, span: crate::packed::Span, kind: crate::packed::InputKind, out: &mut [u8]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);
             fit(grid: crate::grid::Grid, x: &[f32], w: Option<&[f32]>) -> crate::grid::Block;

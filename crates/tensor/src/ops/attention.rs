@@ -31,17 +31,29 @@ pub struct AttentionShape {
 
 impl AttentionShape {
     /// First position that a query at `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
+    pub(super) fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
 }
 
 /// Attends with every query of `q` `[tokens, heads * head_dim]` over its own sequence; `out` takes its shape.
 ///
-/// Sequence `i` has `rows[i]` rows of the batch, and its memory already holds their keys and values.
-pub fn attention(q: &Tensor, rows: &[usize], memories: &[Memory], shape: &AttentionShape, out: &mut Tensor) {
+/// Sequence `i` has `rows[i]` rows of the batch, and its memory already holds their keys and values. `log_sums`, where it
+/// is wanted, becomes the logarithm of the sum of the exponentials of each query's scores, `[tokens, heads]`.
+pub fn attention(
+    q: &Tensor,
+    rows: &[usize],
+    memories: &[Memory],
+    shape: &AttentionShape,
+    out: &mut Tensor,
+    log_sums: Option<&mut Tensor>,
+) {
     out.reset(q.rows(), shape.heads * shape.head_dim);
     let shared = Shared::new(out.as_mut_slice());
+    let log_sums = log_sums.map(|sums| {
+        sums.reset(q.rows(), shape.heads);
+        Shared::new(sums.as_mut_slice())
+    });
     let group = shape.heads / shape.kv_heads;
     let widths = kernels().floats.widths;
     let widest = widths[widths.len() - 1];
@@ -55,7 +67,7 @@ pub fn attention(q: &Tensor, rows: &[usize], memories: &[Memory], shape: &Attent
                 let (head, first) = (i % shape.kv_heads, i / shape.kv_heads * width);
                 let count = width.min(rows * group - first);
                 let block = Block { q, row, rows: *rows, memory, shape, head, first, count };
-                return SCRATCH.with_borrow_mut(|scratch| block.attend(scratch, shared));
+                return SCRATCH.with_borrow_mut(|scratch| block.attend(scratch, shared, log_sums));
             }
             i -= tiles(*rows);
             row += rows;
@@ -127,7 +139,7 @@ impl Block<'_> {
         past + self.place(i).0 - self.row
     }
 
-    fn attend(&self, s: &mut Scratch, out: Shared<f32>) {
+    fn attend(&self, s: &mut Scratch, out: Shared<f32>, log_sums: Option<Shared<f32>>) {
         let (hd, panels) = (self.shape.head_dim, self.memory.panels());
         let width = kernels().floats.widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
         s.queries.clear();
@@ -153,7 +165,13 @@ impl Block<'_> {
         }
         for i in 0..self.count {
             let (row, head) = self.place(i);
-            let factor = 1.0 / s.softmax[i].sum;
+            let Softening { highest, sum, .. } = s.softmax[i];
+            let factor = 1.0 / sum;
+            if let Some(log_sums) = log_sums {
+                // SAFETY: as below.
+                let log_sum = unsafe { log_sums.slice(row * self.shape.heads + head, 1) };
+                log_sum[0] = highest + sum.ln();
+            }
             // SAFETY: `out` outlives the section; this task alone writes this head of this row.
             let out = unsafe { out.slice((row * self.shape.heads + head) * hd, hd) };
             for (slice, out) in out.chunks_mut(LANES).enumerate() {
@@ -296,7 +314,7 @@ mod tests {
                 let (q, k, v) = (wave(n, 4 * hd, 0.7), wave(n, 2 * hd, 0.3), wave(n, 2 * hd, 0.9));
                 let attend = |q: &Tensor, rows: usize, memory: &Memory| {
                     let mut out = Tensor::default();
-                    attention(q, &[rows], std::slice::from_ref(memory), &s, &mut out);
+                    attention(q, &[rows], std::slice::from_ref(memory), &s, &mut out, None);
                     out
                 };
                 let mut memory = Memory::new(format, 2, hd);

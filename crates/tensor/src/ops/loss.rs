@@ -1,6 +1,7 @@
 //! What a row of logits says: log-probabilities, divergence, the likeliest tokens.
 
-use crate::kernels::kernels;
+use super::each_row;
+use crate::{Tensor, kernels::kernels, threads::Shared};
 
 /// `ln sum exp(x)` of a row of logits.
 fn log_sum_exp(logits: &[f32], scratch: &mut Vec<f32>) -> f64 {
@@ -43,6 +44,28 @@ pub fn top(logits: &[f32], count: usize) -> Vec<usize> {
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     order.truncate(count);
     order
+}
+
+/// Replaces every row of logits by the gradient of its share of the loss, `factor (softmax - target)`, and writes the
+/// negative log-likelihood of the row's target (nats) to `losses`; rows without a target become zeros.
+///
+/// # Panics
+/// If a target is no column, which is the caller's fault.
+pub fn cross_entropy(logits: &mut Tensor, targets: &[Option<u32>], factor: f32, losses: &mut [f32]) {
+    let shared = Shared::new(losses);
+    each_row(logits, |t, row| {
+        let Some(target) = targets[t] else { return row.fill(0.0) };
+        let target = target as usize;
+        let max = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+        let own = row[target] - max;
+        let sum = (kernels().exp_sum)(row, max);
+        // SAFETY: `losses` outlives the section; this task alone writes this row's.
+        let loss = unsafe { shared.slice(t, 1) };
+        loss[0] = sum.ln() - own;
+        let factor_each = factor / sum;
+        row.iter_mut().for_each(|v| *v *= factor_each);
+        row[target] -= factor;
+    });
 }
 
 #[cfg(test)]

@@ -5,21 +5,31 @@
 
 mod activation;
 mod attention;
+mod attention_gradient;
+mod gradient;
 mod loss;
 mod memory;
 mod norm;
 mod product;
+mod product_gradient;
 mod rope;
 mod stats;
+mod update;
 
-pub use activation::{Activation, add_to, gate, scale, soft_cap};
+pub use activation::{Activation, add_to, gate_to, scale, soft_cap};
 pub use attention::{AttentionShape, attention};
-pub use loss::{argmax, divergence, log_prob, top};
+pub use attention_gradient::{Asked, Attended, attention_gradient};
+pub use gradient::{
+    Normed, activation_gradient, column_sums, gate_gradient, norm_gradient, rope_gradient, soft_cap_gradient,
+};
+pub use loss::{argmax, cross_entropy, divergence, log_prob, top};
 pub use memory::{KeyValue, Memory};
 pub use norm::{NormKind, norm, norm_heads, norm_rows};
 pub use product::{Operand, Target, gated, matmul, matmul_naive, products};
+pub use product_gradient::{Columns, weight_gradient};
 pub use rope::{Rotation, rope};
 pub use stats::{Gram, absolute_maxima};
+pub use update::{AdamW, adamw, add_slices, squared_norm};
 
 use crate::{
     Tensor,

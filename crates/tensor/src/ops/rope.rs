@@ -19,6 +19,11 @@ impl Rotation {
         self.sin.reset(tokens, half);
     }
 
+    /// Cosines and sines of token `t`, `[rotated / 2]` each.
+    pub(super) fn angles(&self, t: usize) -> (&[f32], &[f32]) {
+        (self.cos.row(t), self.sin.row(t))
+    }
+
     /// Sets the rotation of token `t` at `position` by inverse frequencies `[half]`, its length scaled by `scale`.
     ///
     /// Angles are products in `f32`, as the models were trained with.

@@ -1,12 +1,16 @@
 //! Packed inputs: the activations of a product, rounded and laid out as a tile kernel reads them.
 
-use super::form::{CHUNK, Codes, Form};
+use super::{
+    floats::pack_columns,
+    form::{CHUNK, Codes, Form, LANES},
+};
 use crate::{
     Tensor,
     kernels::{Kernels, input_chunk},
     threads::{self, Shared},
 };
 use half::bf16;
+use std::cell::RefCell;
 
 /// How inputs are rounded and laid out: forms of one kind read the same inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +43,12 @@ impl InputKind {
         }
     }
 
-    /// Bytes of the inputs of a tile of `width` tokens.
-    fn tile_bytes(self, width: usize, cols: usize) -> usize {
+    /// Words of four bytes of the inputs of a tile of `width` tokens.
+    fn tile_words(self, width: usize, cols: usize) -> usize {
         match self {
-            InputKind::F32 => 4 * width * cols,
-            InputKind::Bf16 => 4 * width * cols.div_ceil(2),
-            InputKind::Bytes { sub, .. } => input_chunk(width, sub) * cols.div_ceil(CHUNK),
+            InputKind::F32 => width * cols,
+            InputKind::Bf16 => width * cols.div_ceil(2),
+            InputKind::Bytes { sub, .. } => input_chunk(width, sub) / 4 * cols.div_ceil(CHUNK),
         }
     }
 
@@ -57,6 +61,9 @@ impl InputKind {
     }
 }
 
+/// Rows whose columns are packed together: as many as stay in the first-level cache.
+const RUN: usize = 64;
+
 /// Tokens that run side by side.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
@@ -64,7 +71,7 @@ pub struct Span {
     pub first: usize,
     /// Tokens.
     pub width: usize,
-    /// Where the tile's inputs start.
+    /// The word where the tile's inputs start.
     pub at: usize,
 }
 
@@ -73,33 +80,60 @@ pub struct Span {
 pub struct Inputs {
     kind: Option<InputKind>,
     cols: usize,
-    data: Vec<u8>,
+    data: Vec<u32>,
     spans: Vec<Span>,
 }
 
 impl Inputs {
-    /// Rounds and packs every row of `x`.
-    pub fn pack(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
-        self.kind = Some(kind);
-        self.cols = x.cols();
+    /// Cuts tokens into tiles and makes room for them.
+    fn cut(&mut self, tokens: usize, cols: usize, kind: InputKind, kernels: &'static Kernels) {
+        (self.kind, self.cols) = (Some(kind), cols);
         self.spans.clear();
         let widths = kind.widths(kernels);
         let (mut first, mut at) = (0, 0);
-        while first < x.rows() {
+        while first < tokens {
             // The widest that fits: there is always one of a single token.
-            let width = widths.iter().copied().rfind(|w| *w <= x.rows() - first).unwrap_or(1);
+            let width = widths.iter().copied().rfind(|w| *w <= tokens - first).unwrap_or(1);
             self.spans.push(Span { first, width, at });
-            at += kind.tile_bytes(width, x.cols());
+            at += kind.tile_words(width, cols);
             first += width;
         }
         self.data.resize(at, 0);
+    }
+
+    /// Rounds and packs every row of `x`.
+    pub fn pack(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
+        self.cut(x.rows(), x.cols(), kind, kernels);
         let shared = Shared::new(&mut self.data);
         let spans = &self.spans;
         threads::each(spans.len(), &|i| {
             let span = spans[i];
             // SAFETY: spans lie one after the other inside `data`; this task alone writes this one.
-            let out = unsafe { shared.slice(span.at, kind.tile_bytes(span.width, x.cols())) };
-            (kernels.pack_inputs)(x, span, kind, out);
+            let out = unsafe { shared.slice(span.at, kind.tile_words(span.width, x.cols())) };
+            match kind {
+                InputKind::Bytes { .. } => (kernels.pack_inputs)(x, span, kind, bytemuck::cast_slice_mut(out)),
+                _ => pack_floats(x, span, kind, kernels, out),
+            }
+        });
+    }
+
+    /// Packs the columns of `x` as tokens, for sums over its rows; `kind` is one of floats.
+    pub fn pack_columns(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
+        let form = if kind == InputKind::Bf16 { Form::Bf16 } else { Form::F32 };
+        let [tokens, cols] = [x.cols(), x.rows()];
+        self.cut(tokens, cols, kind, kernels);
+        let shared = Shared::new(&mut self.data);
+        let spans = &self.spans;
+        // A few rows at a time: what tile after tile reads of them then stays in the cache.
+        threads::each(cols.div_ceil(RUN), &|run| {
+            let rows = run * RUN..cols.min((run + 1) * RUN);
+            let first = form.length(rows.start);
+            let count = form.length(rows.end) - first;
+            for span in spans {
+                // SAFETY: spans lie one after the other inside `data`; this task alone writes these steps.
+                let out = unsafe { shared.slice(span.at + first * span.width, count * span.width) };
+                pack_columns(x, rows.clone(), span.first, span.width, form, out);
+            }
         });
     }
 
@@ -120,54 +154,64 @@ impl Inputs {
 
     /// The inputs of a tile, for a kernel.
     pub fn tile(&self, span: &Span) -> *const u8 {
-        self.data[span.at..].as_ptr()
+        self.data[span.at..].as_ptr().cast()
     }
 }
 
-/// Packs the tokens of one tile: see [`crate::kernels::Tile`] for the layout.
+/// Packs the tokens of one tile of floats: see [`crate::kernels::Tile`] for the layout.
+fn pack_floats(x: &Tensor, span: Span, kind: InputKind, kernels: &Kernels, out: &mut [u32]) {
+    let cols = x.cols();
+    // More rows than the tile has may lie behind it: they are read with it, and left.
+    let rows = x.rows().min(span.first + span.width.max(LANES));
+    if kind == InputKind::F32 {
+        let words = bytemuck::cast_slice(&x.as_slice()[span.first * cols..rows * cols]);
+        return (kernels.codes.pack_words)(words, cols, span.width, out);
+    }
+    WORDS.with_borrow_mut(|words| {
+        let pairs = cols.div_ceil(2);
+        // What fills the sixteen rows of a tile of fewer is left as it comes.
+        words.resize(LANES.max(span.width) * pairs, 0);
+        for (t, words) in (span.first..span.first + span.width).zip(words.chunks_exact_mut(pairs.max(1))) {
+            (kernels.brain_pairs)(x.row(t), words);
+        }
+        (kernels.codes.pack_words)(words, pairs, span.width, out);
+    });
+}
+
+thread_local! {
+    static WORDS: RefCell<Vec<u32>> = RefCell::default();
+}
+
+/// Rounds and packs the tokens of one tile of codes: see [`crate::kernels::Tile`] for the layout.
 #[inline(always)]
 pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8]) {
+    let InputKind::Bytes { sub, start } = kind else { return };
     let width = span.width;
     for t in 0..width {
         let row = x.row(span.first + t);
-        match kind {
-            InputKind::F32 => {
-                for (k, v) in row.iter().enumerate() {
-                    out[(k * width + t) * 4..][..4].copy_from_slice(&v.to_le_bytes());
-                }
+        let size = input_chunk(width, sub);
+        for (row, out) in row.chunks(CHUNK).zip(out.chunks_exact_mut(size)) {
+            let mut values = [0f32; CHUNK];
+            values[..row.len()].copy_from_slice(row);
+            let (codes, factor) = round(&values);
+            for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+                out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
             }
-            InputKind::Bf16 => {
-                for (k, pair) in row.chunks(2).enumerate() {
-                    let pair = [brain(pair[0]), if pair.len() > 1 { brain(pair[1]) } else { 0 }];
-                    out[(k * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(&pair));
-                }
+            let out = &mut out[CHUNK * width..];
+            let subs = CHUNK / sub;
+            let mut sums = [0i32; CHUNK / 16];
+            for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<16>().0) {
+                *sum = codes.iter().map(|c| i32::from(*c)).sum();
             }
-            InputKind::Bytes { sub, start } => {
-                let size = input_chunk(width, sub);
-                for (row, out) in row.chunks(CHUNK).zip(out.chunks_exact_mut(size)) {
-                    let mut values = [0f32; CHUNK];
-                    values[..row.len()].copy_from_slice(row);
-                    let (codes, factor) = round(&values);
-                    for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                        out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
-                    }
-                    let out = &mut out[CHUNK * width..];
-                    let subs = CHUNK / sub;
-                    let mut sums = [0i32; CHUNK / 16];
-                    for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<16>().0) {
-                        *sum = codes.iter().map(|c| i32::from(*c)).sum();
-                    }
-                    for i in 0..subs {
-                        let sum: i32 = sums[i * sub / 16..(i + 1) * sub / 16].iter().sum();
-                        let offset = match start {
-                            Some(times) => (times * sum).to_le_bytes(),
-                            None => (sum as f32).to_le_bytes(),
-                        };
-                        out[(i * width + t) * 4..][..4].copy_from_slice(&offset);
-                    }
-                    out[(subs * width + t) * 4..][..4].copy_from_slice(&factor.to_le_bytes());
-                }
+            for i in 0..subs {
+                let sum: i32 = sums[i * sub / 16..(i + 1) * sub / 16].iter().sum();
+                let offset = match start {
+                    Some(times) => (times * sum).to_le_bytes(),
+                    None => (sum as f32).to_le_bytes(),
+                };
+                out[(i * width + t) * 4..][..4].copy_from_slice(&offset);
             }
+            out[(subs * width + t) * 4..][..4].copy_from_slice(&factor.to_le_bytes());
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Packed weights: matrices laid out for the tile kernels, in huge pages, beside inputs that are laid out to match.
 
+mod floats;
 pub mod form;
 mod inputs;
 mod repack;
 
+pub use floats::Turn;
+pub(crate) use floats::pack_columns;
 pub use form::Form;
 pub use inputs::{InputKind, Inputs, Span};
 pub(crate) use inputs::{brain, pack_inputs};
-pub(crate) use repack::pack_panel;
+pub(crate) use repack::{pack_panel, pack_words};
 
 use crate::{
     Bytes, Storage, Stored, Weight,

@@ -68,6 +68,50 @@ unsafe fn transpose<V: Lanes, const U: usize>(rows: &[u8], width: usize, out: &m
     }
 }
 
+/// Turns rows of words, one after the other, into the tokens of a tile: `[cols][width]`. More rows than `width` may follow;
+/// sixteen make it fast.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub(crate) unsafe fn pack_words<V: Lanes>(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match width {
+            12 => words::<V, 12>(rows, cols, out),
+            8 => words::<V, 8>(rows, cols, out),
+            6 => words::<V, 6>(rows, cols, out),
+            4 => words::<V, 4>(rows, cols, out),
+            _ => {
+                for (k, out) in out.chunks_exact_mut(width).enumerate() {
+                    out.iter_mut().enumerate().for_each(|(t, o)| *o = rows[t * cols + k]);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn words<V: Lanes, const WIDTH: usize>(rows: &[u32], cols: usize, out: &mut [u32]) {
+    let quick = if rows.len() >= LANES * cols { cols / LANES * LANES } else { 0 };
+    let out = &mut out.as_chunks_mut::<WIDTH>().0[..cols];
+    let mut block = [[0u32; LANES]; LANES];
+    for at in (0..quick).step_by(LANES) {
+        // SAFETY: sixteen rows hold sixteen words from `at` on, and the block as many.
+        unsafe { V::transpose(rows[at..].as_ptr().cast(), 4 * cols, block.as_mut_ptr().cast()) };
+        for (out, words) in out[at..at + LANES].iter_mut().zip(&block) {
+            out.copy_from_slice(&words[..WIDTH]);
+        }
+    }
+    for k in quick..cols {
+        for t in 0..WIDTH {
+            out[k][t] = rows[t * cols + k];
+        }
+    }
+}
+
 /// The unpacked scales and codes of one piece of `PIECE` columns of all lanes: a whole number of blocks and of chunks.
 struct Piece<const PIECE: usize> {
     codes: [[u8; PIECE]; LANES],

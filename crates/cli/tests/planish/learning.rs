@@ -1,0 +1,98 @@
+//! What teaches models.
+
+use crate::{fails, json, path, planish, sample};
+use std::{fs, path::Path, process::Stdio, time::Instant};
+
+/// Words of a short lesson on the sample.
+fn lesson<'a>(folder: &'a str, text: &'a str, out: &'a str) -> Vec<&'a str> {
+    let words =
+        ["finetune", folder, "--data", text, "--steps", "24", "--batch", "4", "--context", "128", "--lr", "3e-4"];
+    [&words[..], &["--checkpoint-every", "5", "--validate-every", "6", "--out", out]].concat()
+}
+
+#[test]
+fn fine_tuning_learns_the_text_and_says_how_it_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = sample(&dir);
+    // Numbers are new to the model.
+    let text = path(&dir, "numbers.txt");
+    let count = |n: usize| (n..n + 40).map(|i| format!("{i} ")).collect::<String>();
+    let documents: Vec<String> = (0..80).map(|n| count(n * 7)).collect();
+    fs::write(&text, documents.join("\n<|endoftext|>\n")).unwrap();
+    for precision in ["f32", "bf16"] {
+        let out = path(&dir, precision);
+        let done = json(&[&lesson(&folder, &text, &out)[..], &["--precision", precision]].concat());
+        let number = |key: &str| done[key].as_f64().unwrap_or_else(|| panic!("{key} in {done}"));
+        assert_eq!(number("steps"), 24.0);
+        assert!(number("tokens") > 24.0 * 300.0 && number("tokens_per_second") > 0.0);
+        assert!(number("share_of_peak") > 0.0 && number("peak_rss_bytes") > 1e6);
+        assert!(number("validation_loss") < 0.7 * number("validation_loss_before"), "{done}");
+        // What was written is what was measured.
+        let measured = json(&["evaluate", &out, "--against", &folder, "--data", &text]);
+        assert!(measured["against"]["perplexity_ratio"].as_f64().unwrap() < 0.5, "{measured}");
+        assert!(json(&["verify", &out])["faults"].as_array().unwrap().is_empty());
+        // The same job again is done already; another one does not write over it.
+        assert_eq!(
+            json(&[&lesson(&folder, &text, &out)[..], &["--precision", precision]].concat())["already_done"],
+            true
+        );
+        fails(&[&lesson(&folder, &text, &out)[..], &["--seed", "9"]].concat(), 2, "--overwrite");
+    }
+}
+
+#[test]
+fn a_killed_lesson_goes_on_and_ends_in_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let (whole, killed) = (path(&dir, "whole"), path(&dir, "killed"));
+    let begin = Instant::now();
+    assert!(planish().args(lesson(&folder, &text, &whole)).output().unwrap().status.success());
+    let time = begin.elapsed();
+    for i in 1..=6 {
+        let words = [&lesson(&folder, &text, &killed)[..], &["--threads", "1"]].concat();
+        let mut child = planish().args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(time * i / 8);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(planish().args(lesson(&folder, &text, &killed)).output().unwrap().status.success());
+    for name in ["model.safetensors", "training.json", "manifest.json"] {
+        let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+        assert!(read(&whole) == read(&killed), "{name} differs");
+    }
+    assert!(!dir.path().join("killed.partial").exists());
+}
+
+#[test]
+fn lessons_that_cannot_be_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let out = path(&dir, "out");
+    let but = |data: &str, words: &[&str], code: i32, says: &str| {
+        let mut all = lesson(&folder, data, &out);
+        if let Some(at) = all.iter().position(|w| Some(w) == words.first()) {
+            all.drain(at..at + 2);
+        }
+        all.extend(words);
+        fails(&all, code, says);
+        assert!(!Path::new(&out).exists());
+    };
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(path(&dir, name), bytes).unwrap();
+        path(&dir, name)
+    };
+    but(&file("empty.txt", b" \n"), &[], 2, "is empty");
+    but(&file("tiny.txt", b"Tom sat."), &[], 2, "tokens to predict");
+    but(&file("latin.txt", b"caf\xe9 au lait"), &[], 2, "byte 3 is not UTF-8");
+    but(&text, &["--context", "100000"], 2, "--context 100000");
+    but(&text, &["--precision", "int4"], 2, "f32, bf16");
+    but(&text, &["--schedule", "round"], 2, "wsd");
+    but(&text, &["--steps", "0"], 2, "--steps");
+    but(&text, &["--lr", "nan"], 2, "--lr");
+    // Numbers that grow beyond all bounds are named; what was good stays.
+    but(&text, &["--lr", "1e30", "--warm-up", "0", "--clip", "0"], 3, "step 2");
+    assert!(dir.path().join("out.partial").exists());
+    let small = path(&dir, "small");
+    json(&["quantize", &folder, "--bits", "4", "--data", &text, "--out", &small]);
+    fails(&lesson(&small, &text, &out), 2, "quantized");
+}

@@ -1,0 +1,58 @@
+//! The real binary, as a user runs it, on the built-in sample.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod commands;
+mod learning;
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+fn planish() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_planish"))
+}
+
+fn run(words: &[&str]) -> Output {
+    planish().args(words).output().unwrap()
+}
+
+/// Runs a command that must succeed and print one JSON object.
+fn json(words: &[&str]) -> Value {
+    let out = run(&[words, &["--json"]].concat());
+    let (text, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{words:?}: {errors}");
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{words:?}: {e}: {text}"))
+}
+
+/// Runs a command that must fail with a code and say something.
+fn fails(words: &[&str], code: i32, says: &str) {
+    let begin = Instant::now();
+    let out = run(words);
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{words:?}: {errors}");
+    assert!(errors.contains(says), "{words:?} should say {says:?}: {errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+    assert!(begin.elapsed() < Duration::from_secs(120), "{words:?}");
+}
+
+fn path(dir: &tempfile::TempDir, name: &str) -> String {
+    dir.path().join(name).to_string_lossy().into_owned()
+}
+
+/// The sample's folder, and a text of its stories.
+fn sample(dir: &tempfile::TempDir) -> (String, String) {
+    let folder = path(dir, "sample");
+    fs::create_dir_all(&folder).unwrap();
+    for (name, bytes) in sample::files() {
+        fs::write(Path::new(&folder).join(name), bytes).unwrap();
+    }
+    let text = path(dir, "stories.txt");
+    let stories: Vec<String> = (0..600).map(|n| sample::story(4242, n).text).collect();
+    fs::write(&text, stories.join("\n<|endoftext|>\n")).unwrap();
+    (folder, text)
+}

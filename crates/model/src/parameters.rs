@@ -1,0 +1,128 @@
+//! `Parameters`: numbers by site, in 32-bit floats: values that learn, their gradients, an optimizer's moments.
+
+use crate::{Error, Model, NormWeights, Result, Site};
+use std::collections::BTreeMap;
+use tensor::{Linear, Tensor, Weight};
+
+/// A number for every parameter of a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters {
+    /// `[outputs, inputs]`; a tied head is the embedding.
+    pub matrices: BTreeMap<Site, Tensor>,
+    /// `[outputs]`.
+    pub biases: BTreeMap<Site, Vec<f32>>,
+    /// `[width]`.
+    pub scales: BTreeMap<Site, Vec<f32>>,
+    /// `[width]`.
+    pub shifts: BTreeMap<Site, Vec<f32>>,
+}
+
+impl Parameters {
+    /// The values of a model.
+    pub fn of(model: &Model) -> Parameters {
+        let mut all = Parameters::default();
+        for (site, linear) in &model.linears {
+            all.matrices.insert(*site, linear.weight.to_tensor());
+            all.biases.extend(linear.bias.clone().map(|bias| (*site, bias)));
+        }
+        for (site, norm) in &model.norms {
+            all.scales.insert(*site, norm.scale.clone());
+            all.shifts.extend(norm.shift.clone().map(|shift| (*site, shift)));
+        }
+        all
+    }
+
+    /// Zeros of the same shapes.
+    pub fn zeros(&self) -> Parameters {
+        let zeros = |all: &BTreeMap<Site, Vec<f32>>| all.iter().map(|(s, v)| (*s, vec![0.0; v.len()])).collect();
+        Parameters {
+            matrices: self.matrices.iter().map(|(s, m)| (*s, Tensor::zeros(m.rows(), m.cols()))).collect(),
+            biases: zeros(&self.biases),
+            scales: zeros(&self.scales),
+            shifts: zeros(&self.shifts),
+        }
+    }
+
+    /// All numbers, parameter by parameter in a fixed order: matrices first.
+    pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
+        let vectors = self.biases.values().chain(self.scales.values()).chain(self.shifts.values());
+        self.matrices.values().map(Tensor::as_slice).chain(vectors.map(Vec::as_slice))
+    }
+
+    /// The same to be written.
+    pub fn slices_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let Parameters { matrices, biases, scales, shifts } = self;
+        let vectors = biases.values_mut().chain(scales.values_mut()).chain(shifts.values_mut());
+        matrices.values_mut().map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
+    }
+
+    /// Which parameter each slice is, in the same order: its site and `weight`, `bias`, `scale` or `shift`.
+    pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
+        let named = |name: &'static str| move |site: &Site| (*site, name);
+        let vectors = self.biases.keys().map(named("bias")).chain(self.scales.keys().map(named("scale")));
+        self.matrices.keys().map(named("weight")).chain(vectors).chain(self.shifts.keys().map(named("shift")))
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.slices().map(<[f32]>::len).sum()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts the vectors into a model; its matrices are packed ([`crate::Backward::refresh`]).
+    pub fn give_vectors(&self, model: &mut Model) {
+        for (site, bias) in &self.biases {
+            if let Some(linear) = model.linears.get_mut(site) {
+                linear.bias = Some(bias.clone());
+            }
+        }
+        for (site, scale) in &self.scales {
+            let shift = self.shifts.get(site).cloned();
+            model.norms.insert(*site, NormWeights { scale: scale.clone(), shift });
+        }
+    }
+
+    /// A model with these values, its matrices stored as those of `like` where these are floats, else as brain floats.
+    ///
+    /// # Errors
+    /// If a matrix cannot be stored.
+    pub fn model(&self, like: &Model) -> Result<Model> {
+        let mut model = like.clone();
+        for (site, values) in &self.matrices {
+            let storage = like.linear(*site)?.weight.storage();
+            let weight = match storage {
+                tensor::Storage::F32 => Ok(Weight::from_tensor(values.clone())),
+                tensor::Storage::Grid(_) => Weight::encode(values, tensor::Storage::Bf16, None),
+                float => Weight::encode(values, float, None),
+            };
+            let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
+            let bias = self.biases.get(site).cloned();
+            model.linears.insert(*site, Linear { weight, bias });
+        }
+        self.give_vectors(&mut model);
+        Ok(model)
+    }
+
+    /// The matrix of a site.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn matrix(&mut self, site: Site) -> Result<&mut Tensor> {
+        let none = || Error::Site { site, reason: "the model has no such matrix".into() };
+        self.matrices.get_mut(&site).ok_or_else(none)
+    }
+
+    /// Scale and shift of a norm.
+    ///
+    /// # Errors
+    /// If there is no such norm.
+    pub fn norm(&mut self, site: Site) -> Result<(&mut [f32], Option<&mut [f32]>)> {
+        let none = || Error::Site { site, reason: "the model has no such norm".into() };
+        let scale = self.scales.get_mut(&site).ok_or_else(none)?;
+        Ok((scale, self.shifts.get_mut(&site).map(Vec::as_mut_slice)))
+    }
+}

@@ -1,0 +1,138 @@
+//! Every gradient against finite differences of the exact loss, on every family and every switch.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use model::{Backward, Model, Parameters, Tokens, load, uniform};
+use std::path::{Path, PathBuf};
+use tensor::{
+    Linear, Weight,
+    ops::{self, Activation},
+    packed::Form,
+    threads,
+};
+
+fn directories() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut all: Vec<PathBuf> =
+        root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("config.json").is_file()).collect();
+    all.sort();
+    assert!(all.len() > 40, "{} golden models", all.len());
+    all
+}
+
+/// Two texts of different lengths, with holes in what counts.
+fn batch(model: &Model) -> Tokens {
+    let vocab = model.spec.vocab as f64;
+    let longest = model.spec.context.min(70);
+    let text =
+        |seed: u64, len: usize| -> Vec<u32> { (0..len).map(|i| (uniform(seed, i as u64) * vocab) as u32).collect() };
+    let sequences = vec![text(1, longest), text(2, longest / 3)];
+    let mut targets: Vec<Option<u32>> =
+        sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
+    targets[3] = None;
+    Tokens { sequences, targets }
+}
+
+fn packed(model: &Model, values: &Parameters, form: Form) -> (Model, Backward) {
+    let mut working = model.clone();
+    let mut back = Backward::new(&working, form);
+    for (site, matrix) in &values.matrices {
+        back.refresh(&mut working, *site, matrix).unwrap();
+    }
+    values.give_vectors(&mut working);
+    (working, back)
+}
+
+/// The mean loss of the exact path.
+fn loss(model: &Model, values: &Parameters, batch: &Tokens) -> f64 {
+    let mut exact = model.clone();
+    for (site, matrix) in &values.matrices {
+        let bias = values.biases.get(site).cloned();
+        exact.linears.insert(*site, Linear { weight: Weight::from_tensor(matrix.clone()), bias });
+    }
+    values.give_vectors(&mut exact);
+    let sequences: Vec<&[u32]> = batch.sequences.iter().map(Vec::as_slice).collect();
+    let logits = exact.forward(&sequences, &mut ()).unwrap();
+    let rows = batch.targets.iter().enumerate();
+    let sum: f64 = rows.filter_map(|(t, id)| id.map(|id| -ops::log_prob(logits.row(t), id as usize))).sum();
+    sum / batch.counted() as f64
+}
+
+fn gradient(model: &Model, values: &Parameters, batch: &Tokens, form: Form) -> (f64, Parameters) {
+    let (working, mut back) = packed(model, values, form);
+    let mut gradient = values.zeros();
+    let count = batch.counted();
+    let sum = back.run(&working, batch, 1.0 / count as f32, &mut gradient).unwrap();
+    assert_eq!(back.loss(&working, batch).unwrap(), sum, "the loss alone");
+    // A second run in the same memory gives the same.
+    let mut again = values.zeros();
+    back.run(&working, batch, 1.0 / count as f32, &mut again).unwrap();
+    assert!(again == gradient, "a second run differs");
+    (sum / count as f64, gradient)
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    for dir in directories() {
+        let model = load::open(&dir).unwrap().model;
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let (values, batch) = (Parameters::of(&model), batch(&model));
+        let (mean, gradient) = gradient(&model, &values, &batch, Form::F32);
+        let exact = loss(&model, &values, &batch);
+        assert!((mean - exact).abs() < 1e-5, "{name}: loss {mean} {exact}");
+        for (i, (site, what)) in values.names().collect::<Vec<_>>().into_iter().enumerate() {
+            let own = gradient.slices().nth(i).unwrap();
+            // Along the gradient itself, bent by chance, so that a wrong part of it shows.
+            let size = dot(own, own).sqrt() / (own.len() as f64).sqrt();
+            let direction: Vec<f32> = own
+                .iter()
+                .enumerate()
+                .map(|(k, g)| (f64::from(*g) / size.max(1e-12) + 2.0 * uniform(i as u64, k as u64) - 1.0) as f32)
+                .collect();
+            let slope = dot(own, &direction);
+            let at = |h: f32| {
+                let mut moved = values.clone();
+                let slice = moved.slices_mut().nth(i).unwrap();
+                slice.iter_mut().zip(&direction).for_each(|(v, d)| *v += h * d);
+                loss(&model, &moved, &batch)
+            };
+            // A step that changes the loss by some thousandths: above its rounding, below its curvature.
+            let h =
+                (4e-3 / slope.abs().max(1e-6)).min(2e-2 / dot(&direction, &direction).sqrt().max(1e-6) * 4.0) as f32;
+            let wide = (at(h) - at(-h)) / (2.0 * f64::from(h));
+            let near = (at(h / 2.0) - at(-h / 2.0)) / f64::from(h);
+            // Richardson's extrapolation takes the third derivative away.
+            let numeric = (4.0 * near - wide) / 3.0;
+            // Between the two ends some inputs cross the bend of a ReLU.
+            let part = if model.spec.activation == Activation::Relu { 2e-2 } else { 5e-3 };
+            let bound = part * slope.abs() + 2e-6 / f64::from(h);
+            assert!(
+                (numeric - slope).abs() <= bound,
+                "{name}: {what} of {site}: by differences {numeric:.6e}, by the gradient {slope:.6e}, step {h:.1e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn brain_floats_change_gradients_little_and_threads_not_at_all() {
+    for name in ["llama-gqa-tied", "gpt2", "gemma3", "neox", "qwen3-tied"] {
+        let dir = directories().into_iter().find(|d| d.ends_with(name)).unwrap();
+        let model = load::open(&dir).unwrap().model;
+        let (values, batch) = (Parameters::of(&model), batch(&model));
+        for form in [Form::F32, Form::Bf16] {
+            let (many, all) = gradient(&model, &values, &batch, form);
+            let (one, alone) = threads::limited(1, || gradient(&model, &values, &batch, form));
+            assert_eq!(many, one);
+            assert!(all == alone, "{name}: threads change the gradient");
+        }
+        let (_, exact) = gradient(&model, &values, &batch, Form::F32);
+        let (_, brain) = gradient(&model, &values, &batch, Form::Bf16);
+        let both = |a: &Parameters, b: &Parameters| a.slices().zip(b.slices()).map(|(a, b)| dot(a, b)).sum::<f64>();
+        let cosine = both(&exact, &brain) / (both(&exact, &exact) * both(&brain, &brain)).sqrt();
+        assert!(cosine > 0.999, "{name}: cosine {cosine}");
+    }
+}

@@ -1,0 +1,251 @@
+//! Fine-tuning as a job: a model and a text in, an artefact out that appears whole or not at all.
+
+use crate::{
+    Error, Result,
+    artefact::{self, Staged, Target},
+    data::{self, Cutting, Document},
+    journal::Journal,
+    manifest::{self, Manifest},
+    progress::Progress,
+    speed::peak_rss_bytes,
+};
+use model::{Gpt, Model};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+use tensor::limits;
+use train::{
+    Learner, Precision, Rule, Sequences,
+    course::{Course, Plan, Record},
+};
+
+/// What is to be learned, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lesson {
+    /// The text.
+    pub data: PathBuf,
+    /// Another text to measure on; without it, the twentieth part of the documents by their hash.
+    pub validation: Option<PathBuf>,
+    /// What separates documents.
+    pub separator: String,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// Steps, rates, checkpoints.
+    pub plan: Plan,
+    /// The optimizer.
+    pub rule: Rule,
+    /// In which numbers products run.
+    pub precision: Precision,
+    /// Start of all random numbers.
+    pub seed: u64,
+}
+
+/// Where the result goes.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// A directory.
+    pub out: PathBuf,
+    /// Replace an existing result?
+    pub overwrite: bool,
+    /// Discard unfinished work of another job?
+    pub restart: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Taught {
+    /// Was it there already, from the same job?
+    pub already: bool,
+    /// How it went.
+    pub record: Record,
+    /// Predictions a second of this run's steps; 0 where there were none.
+    pub tokens_per_second: f64,
+    /// Operations of the products of these steps over what this machine can do at most.
+    pub share_of_peak: f64,
+    /// Most memory that this process held.
+    pub peak_rss_bytes: u64,
+}
+
+/// Name of the record beside the weights.
+const RECORD: &str = "training.json";
+
+/// What `training.json` holds: nothing in it depends on the clock.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    lesson: Lesson,
+    record: Record,
+}
+
+/// Teaches a model a text and writes the result.
+///
+/// # Errors
+/// If the data are of no use, numbers grow beyond all bounds, or a file cannot be written. Nothing appears at `out` then;
+/// checkpoints stay beside it, and the same call goes on from them.
+pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
+    refuse(gpt, lesson, place)?;
+    let documents = documents(gpt, &lesson.data, lesson)?;
+    let (learned, measured) = match &lesson.validation {
+        Some(path) => (documents, self::documents(gpt, path, lesson)?),
+        None => documents.into_iter().partition(|d| d.percentile < 95),
+    };
+    let key = key(gpt, lesson, [&learned, &measured])?;
+    if let Some(record) = finished(&place.out, &key) {
+        let (tokens_per_second, share_of_peak, peak_rss_bytes) = (0.0, 0.0, peak_rss_bytes());
+        return Ok(Taught { already: true, record, tokens_per_second, share_of_peak, peak_rss_bytes });
+    }
+    artefact::check_free(&place.out, place.overwrite)?;
+    let parameters = gpt.model.parameters() as u64;
+    // A checkpoint and its successor of values and two moments, the best values, and the result.
+    formats::atomic::check_room(&place.out, 4 * parameters * (2 * 3 + 1 + 1))?;
+    let journal = Journal::open(&place.out, &key, place.restart)?;
+    let directory = crate::journal::partial(&place.out);
+
+    let sequences = Sequences::new(&learned, lesson.context, lesson.seed, &lesson.data)?;
+    let validation = match Sequences::new(&measured, lesson.context, lesson.seed, &lesson.data) {
+        Ok(measured) => measured.once(lesson.plan.part),
+        Err(_) => {
+            bar.note("the text is too small to keep a part of it for validation: the loss is of the training only");
+            Vec::new()
+        }
+    };
+    let learner = Learner::new(&gpt.model, lesson.precision, lesson.rule)?;
+    let mut course = Course::new(learner, sequences, validation, lesson.plan, Some(&directory));
+    course.run(bar)?;
+
+    let tokens_per_second = course.speed();
+    let taught = Taught {
+        already: false,
+        record: course.record().clone(),
+        tokens_per_second,
+        share_of_peak: tokens_per_second * operations(&gpt.model, lesson.context)
+            / limits::peak(lesson.precision.arithmetic()),
+        peak_rss_bytes: peak_rss_bytes(),
+    };
+    let model = course.learner.values().model(&gpt.model)?;
+    drop(course);
+    write(gpt, &model, lesson, &key, &taught.record, place, journal)?;
+    Ok(taught)
+}
+
+/// Refuses before any work what cannot be done.
+fn refuse(gpt: &Gpt, lesson: &Lesson, place: &Place) -> Result<()> {
+    if gpt.model.is_quantized() {
+        return Err(Error::Asked(format!(
+            "{} is quantized, and its codes cannot learn; fine-tune the original and quantize the result",
+            gpt.path.display()
+        )));
+    }
+    if Target::of(&place.out) == Target::Gguf {
+        return Err(Error::Asked(
+            "--out takes a directory here; make a GGUF of it with `planish export DIR --to gguf --out FILE`".into(),
+        ));
+    }
+    if lesson.context < 1 || lesson.context > gpt.model.spec.context {
+        return Err(Error::Asked(format!(
+            "--context {} is not from 1 to {}, the model's context",
+            lesson.context, gpt.model.spec.context
+        )));
+    }
+    Ok(())
+}
+
+/// Whole documents: training cuts them into pieces itself.
+fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
+    let text = data::read_text(path)?;
+    let separated = text.contains(lesson.separator.as_str());
+    // A text without separators is one stream, whose pieces are split between training and validation.
+    let context = if separated { usize::MAX } else { lesson.context + 1 };
+    let cutting = Cutting { separator: lesson.separator.clone(), context, blocks: false };
+    let mut documents = data::documents(&text, &gpt.tokenizer, &cutting)?;
+    if documents.is_empty() {
+        return Err(Error::Data { path: path.into(), reason: "holds no document of two tokens or more".into() });
+    }
+    if separated && let Some(end) = gpt.tokenizer.eos().filter(|_| !gpt.tokenizer.adds_eos()) {
+        // Where a document ends is to be learned as well.
+        documents.iter_mut().for_each(|d| d.ids.push(end));
+    }
+    Ok(documents)
+}
+
+/// The hash of everything that decides the result's bytes.
+fn key(gpt: &Gpt, lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    put(env!("CARGO_PKG_VERSION"));
+    put(tensor::kernels::kernels().isa);
+    for (name, sum) in manifest::sums(&gpt.files)? {
+        put(&name);
+        put(&sum.blake3);
+    }
+    let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
+    put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);
+    for ids in parts.into_iter().flatten().map(|d| &d.ids) {
+        hasher.update(&(ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| {
+            hasher.update(&id.to_le_bytes());
+        });
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The record of a finished and unchanged result of the same job.
+fn finished(out: &Path, key: &str) -> Option<Record> {
+    let text = fs::read_to_string(out.join(RECORD)).ok()?;
+    let kept: Kept = serde_json::from_str(&text).ok()?;
+    let sound = manifest::verify(out).is_ok_and(|(_, faults)| faults.is_empty());
+    (kept.key == key && sound).then_some(kept.record)
+}
+
+fn write(
+    gpt: &Gpt,
+    model: &Model,
+    lesson: &Lesson,
+    key: &str,
+    record: &Record,
+    place: &Place,
+    journal: Journal,
+) -> Result<()> {
+    let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
+    Target::Directory.write(gpt, model, &staging)?;
+    let after = Gpt::open(&staging)?;
+    let kept = Kept { key: key.into(), lesson: lesson.clone(), record: record.clone() };
+    artefact::write_json(&staging.join(RECORD), &kept)?;
+    let mut outputs = BTreeMap::new();
+    let entries = fs::read_dir(&staging).map_err(formats::Error::io(&staging, "read it"))?;
+    for path in entries.flatten().map(|e| e.path()) {
+        outputs.extend(manifest::sums(&[path])?);
+    }
+    let manifest = Manifest {
+        planish: env!("CARGO_PKG_VERSION").into(),
+        instruction_set: tensor::kernels::kernels().isa.into(),
+        seed: lesson.seed,
+        gate: "none was asked for".into(),
+        inputs: manifest::sums(&gpt.files)?,
+        tensors: manifest::tensors(&after.model),
+        outputs,
+    };
+    artefact::write_json(&staging.join("manifest.json"), &manifest)?;
+    artefact::publish(&Staged { path: staging, fallbacks: Vec::new() }, &place.out, place.overwrite)?;
+    journal.discard()
+}
+
+/// Operations of the products of one token, forth and back: six for each value of a matrix that multiplies, and those of
+/// attention over a full sequence of `context` tokens.
+fn operations(model: &Model, context: usize) -> f64 {
+    let head = model.spec.resolve(model::Site::HEAD);
+    let products = model.linears.iter().filter(|(site, _)| site.layer.is_some() || **site == head);
+    let values: usize = products.map(|(_, linear)| linear.weight.len()).sum();
+    let attended = |b: &model::BlockSpec| {
+        let seen = b.window.map_or(context, |w| w.min(context)) as f64 / 2.0;
+        4.0 * seen * (b.heads * b.head_dim) as f64
+    };
+    // The gradient takes five products where attention takes two.
+    6.0 * values as f64 + model.spec.blocks.iter().map(attended).sum::<f64>() * 3.5
+}

@@ -1,0 +1,64 @@
+//! Steps of optimizers, fused: every value is read and written once.
+
+use crate::{
+    kernels::kernels,
+    threads::{self, Shared},
+};
+
+/// A step of AdamW (arXiv 1711.05101).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Learning rate.
+    pub rate: f32,
+    /// Decay of the two moments.
+    pub beta: [f32; 2],
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Weight decay, times the learning rate.
+    pub decay: f32,
+    /// `1 / (1 - beta^step)` of either moment.
+    pub corrections: [f32; 2],
+    /// Factor on the gradients: what clips them, and undoes the scale of the loss.
+    pub scale: f32,
+}
+
+/// Values of a task.
+const RUN: usize = 1 << 14;
+
+/// Takes a step: values, gradients, first and second moments, all of one length.
+pub fn adamw(step: AdamW, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+    let len = values.len();
+    assert!(gradient.len() == len && first.len() == len && second.len() == len, "lengths of a step");
+    let shared = [Shared::new(values), Shared::new(first), Shared::new(second)];
+    threads::each(len.div_ceil(RUN), &|run| {
+        let range = run * RUN..len.min((run + 1) * RUN);
+        // SAFETY: all of them outlive the section; this task alone writes these values.
+        let [p, m, v] = shared.map(|s| unsafe { s.slice(range.start, range.len()) });
+        (kernels().adamw)(step, p, &gradient[range], m, v);
+    });
+}
+
+/// `to += from`.
+pub fn add_slices(to: &mut [f32], from: &[f32]) {
+    let len = to.len().min(from.len());
+    let shared = Shared::new(to);
+    threads::each(len.div_ceil(RUN), &|run| {
+        let range = run * RUN..len.min((run + 1) * RUN);
+        // SAFETY: `to` outlives the section; this task alone writes these values.
+        let to = unsafe { shared.slice(range.start, range.len()) };
+        to.iter_mut().zip(&from[range]).for_each(|(t, f)| *t += f);
+    });
+}
+
+/// Sum of the squares, in a fixed order.
+pub fn squared_norm(x: &[f32]) -> f64 {
+    let mut sums = vec![0f64; x.len().div_ceil(RUN)];
+    let shared = Shared::new(&mut sums);
+    threads::each(x.len().div_ceil(RUN), &|run| {
+        let part = &x[run * RUN..x.len().min((run + 1) * RUN)];
+        // SAFETY: `sums` outlives the section; this task alone writes this run's.
+        let sum = unsafe { shared.slice(run, 1) };
+        sum[0] = f64::from((kernels().dot)(part, part));
+    });
+    sums.iter().sum()
+}

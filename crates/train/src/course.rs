@@ -1,0 +1,220 @@
+//! A course: steps over data with a schedule, validation, checkpoints, and an early end where nothing is gained.
+
+use crate::{Error, Learner, Result, Schedule, Sequences, checkpoint, progress, progress::Progress};
+use model::{Parameters, Tokens};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// What a course is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Learning rates, and with them the number of steps.
+    pub schedule: Schedule,
+    /// Predictions of a step.
+    pub predictions: usize,
+    /// Predictions that are in memory together.
+    pub part: usize,
+    /// Steps between validations.
+    pub validate_every: u64,
+    /// Validations without a better loss after which it ends; 0 never.
+    pub patience: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// What was measured at a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Steps taken.
+    pub step: u64,
+    /// Mean loss of the step's predictions, nats.
+    pub loss: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Norm of the gradient before it was clipped.
+    pub norm: f64,
+    /// Mean loss of the validation, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<f64>,
+}
+
+/// How a course went; nothing in it depends on the clock.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Predictions that were learned from.
+    pub predictions: u64,
+    /// Validation before the first step.
+    pub before: Option<f64>,
+    /// Step and loss of the best validation.
+    pub best: Option<(u64, f64)>,
+    /// Validations since then.
+    pub worse: u64,
+    /// Did it end before its last step, since nothing was gained any more?
+    pub ended_early: bool,
+    /// Every step.
+    pub points: Vec<Point>,
+}
+
+/// A learner at work.
+pub struct Course<'a> {
+    /// Who learns.
+    pub learner: Learner,
+    /// From what.
+    pub sequences: Sequences,
+    /// What it is measured on.
+    pub validation: Vec<Tokens>,
+    /// How.
+    pub plan: Plan,
+    /// Where checkpoints go; nowhere for short courses.
+    pub directory: Option<&'a Path>,
+    record: Record,
+    /// Predictions a second of each step of this run.
+    speeds: Vec<f64>,
+}
+
+impl<'a> Course<'a> {
+    /// A course that has not begun.
+    pub fn new(
+        learner: Learner,
+        sequences: Sequences,
+        validation: Vec<Tokens>,
+        plan: Plan,
+        directory: Option<&'a Path>,
+    ) -> Course<'a> {
+        Course { learner, sequences, validation, plan, directory, record: Record::default(), speeds: Vec::new() }
+    }
+
+    /// How it went so far.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Predictions a second: the median over this run's steps, validation and checkpoints not counted.
+    pub fn speed(&self) -> f64 {
+        let mut speeds = self.speeds.clone();
+        speeds.sort_by(f64::total_cmp);
+        speeds.get(speeds.len() / 2).copied().unwrap_or(0.0)
+    }
+
+    /// Runs to the end, from the last checkpoint where there is one. The learner then holds the values of the best
+    /// validation, or of the last step where there is none.
+    ///
+    /// # Errors
+    /// If numbers are no longer finite, a file cannot be written, or it is interrupted; checkpoints stay.
+    pub fn run(&mut self, bar: &dyn Progress) -> Result<()> {
+        self.resume()?;
+        let steps = self.plan.schedule.steps;
+        bar.begin("learning", steps);
+        bar.advance(self.learner.steps());
+        if self.record.before.is_none() && !self.validation.is_empty() {
+            self.record.before = Some(self.learner.loss(&self.validation)?);
+        }
+        while self.learner.steps() < steps && !self.record.ended_early {
+            if let Err(e) = progress::check() {
+                self.save()?;
+                return Err(e);
+            }
+            self.step()?;
+            bar.advance(1);
+            let done = self.learner.steps();
+            if done.is_multiple_of(self.plan.checkpoint_every) && done < steps {
+                self.save()?;
+            }
+        }
+        self.take_best()
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let begin = Instant::now();
+        let done = self.learner.steps();
+        let rate = self.plan.schedule.at(done);
+        let parts = next_parts(&mut self.sequences, &self.plan);
+        let count: u64 = parts.iter().map(|p| p.counted() as u64).sum();
+        let from = self.record.predictions;
+        let stepped = self.learner.step(&parts, rate).map_err(|e| match e {
+            Error::NotFinite { step, what, .. } => Error::NotFinite { step, what, from, to: from + count },
+            other => other,
+        })?;
+        self.record.predictions += count;
+        self.speeds.push(count as f64 / begin.elapsed().as_secs_f64());
+        let step = done + 1;
+        let last = step == self.plan.schedule.steps;
+        let due = step.is_multiple_of(self.plan.validate_every) || last;
+        let validation =
+            (due && !self.validation.is_empty()).then(|| self.learner.loss(&self.validation)).transpose()?;
+        self.record.points.push(Point { step, loss: stepped.loss, rate, norm: stepped.norm, validation });
+        if let Some(loss) = validation {
+            self.compare(step, loss)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the values where they are the best so far.
+    fn compare(&mut self, step: u64, loss: f64) -> Result<()> {
+        if self.record.best.is_none_or(|(_, best)| loss < best) {
+            (self.record.best, self.record.worse) = (Some((step, loss)), 0);
+            if let Some(path) = self.file("best") {
+                checkpoint::write(&path, &[("values", self.learner.values())], &step)?;
+            }
+        } else {
+            self.record.worse += 1;
+            self.record.ended_early = self.plan.patience > 0 && self.record.worse >= self.plan.patience;
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: &str) -> Option<PathBuf> {
+        self.directory.map(|d| d.join(format!("{name}.safetensors")))
+    }
+
+    fn save(&self) -> Result<()> {
+        let Some(path) = self.file("checkpoint") else { return Ok(()) };
+        let [values, first, second] = self.learner.state();
+        let about = (self.learner.steps(), &self.record);
+        checkpoint::write(&path, &[("values", values), ("first", first), ("second", second)], &about)
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let Some(path) = self.file("checkpoint").filter(|p| p.is_file()) else { return Ok(()) };
+        let mut sets: [Parameters; 3] = std::array::from_fn(|_| self.learner.values().zeros());
+        let [values, first, second] = &mut sets;
+        let (steps, record): (u64, Record) =
+            checkpoint::read(&path, &mut [("values", values), ("first", first), ("second", second)])?;
+        self.learner.restore(sets, steps)?;
+        self.record = record;
+        // What was learned before is passed over.
+        for _ in 0..steps {
+            next_parts(&mut self.sequences, &self.plan);
+        }
+        Ok(())
+    }
+
+    fn take_best(&mut self) -> Result<()> {
+        let Some(path) = self.file("best").filter(|p| p.is_file()) else { return Ok(()) };
+        let best = self.record.best.map(|(step, _)| step);
+        if best == Some(self.learner.steps()) {
+            return Ok(());
+        }
+        let mut values = self.learner.values().zeros();
+        let _: u64 = checkpoint::read(&path, &mut [("values", &mut values)])?;
+        self.learner.set_values(values)
+    }
+}
+
+/// The parts of the next step.
+fn next_parts(sequences: &mut Sequences, plan: &Plan) -> Vec<Tokens> {
+    let mut left = plan.predictions;
+    let mut parts = Vec::new();
+    loop {
+        let part = sequences.batch(left.min(plan.part));
+        left = left.saturating_sub(part.targets.len());
+        let full = part.targets.is_empty() || left == 0 || parts.len() + 1 >= plan.predictions.div_ceil(plan.part);
+        parts.push(part);
+        if full {
+            return parts;
+        }
+    }
+}

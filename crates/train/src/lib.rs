@@ -1,0 +1,18 @@
+//! Training: a model's values, what changes them, and what survives a crash.
+//!
+//! The forward pass and its gradient are the model's ([`model::Backward`]); this crate holds the loop around them.
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod course;
+pub mod data;
+mod error;
+mod learner;
+pub mod progress;
+mod schedule;
+mod sequences;
+
+pub use error::{Error, Result};
+pub use learner::{Learner, Precision, Rule, Stepped};
+pub use schedule::{Curve, Schedule};
+pub use sequences::Sequences;
