@@ -4,7 +4,7 @@
 //! What a block's gradient needs is what its forward pass leaves in [`Kept`]: cheap things (norms, gated products) are
 //! made again.
 
-use crate::{Error, Flow, Kept, Model, Parameters, Result, Role, Site};
+use crate::{BlockSpec, Error, Flow, Kept, Model, Parameters, Result, Role, Site};
 use std::{collections::BTreeMap, ops::Range};
 use tensor::{
     Linear, Tensor, Weight,
@@ -38,13 +38,14 @@ pub struct Backward {
     across: BTreeMap<Site, Linear>,
     flow: Flow,
     kept: Vec<Kept>,
-    memories: Vec<Vec<Memory>>,
+    /// Keys and values of the block at hand.
+    memories: Vec<Memory>,
     /// Gradient of the residual stream.
-    dx: Tensor,
+    dx: Operand,
     /// Parameters of outputs of products, as their inputs' products read them.
     outs: [Operand; 3],
     /// The same before the other half of a parallel block.
-    beside: Tensor,
+    beside: Operand,
     sum: Tensor,
     part: Tensor,
     /// Inputs of products, made again.
@@ -68,10 +69,10 @@ impl Backward {
             across: BTreeMap::new(),
             flow: Flow::default(),
             kept: (0..layers).map(|_| Kept::default()).collect(),
-            memories: (0..layers).map(|_| Vec::new()).collect(),
-            dx: Tensor::default(),
+            memories: Vec::new(),
+            dx: Operand::default(),
             outs: Default::default(),
-            beside: Tensor::default(),
+            beside: Operand::default(),
             sum: Tensor::default(),
             part: Tensor::default(),
             normed: Tensor::default(),
@@ -164,8 +165,12 @@ impl Backward {
         for layer in 0..model.spec.layers() {
             let at = usize::from(layer);
             flow.keep(&mut self.kept[at]);
-            let memories = &mut self.memories[at];
+            let memories = &mut self.memories;
             memories.iter_mut().for_each(|m| m.truncate(0));
+            let shape = |b: &BlockSpec| (b.kv_heads, b.head_dim);
+            if at > 0 && shape(&model.spec.blocks[at]) != shape(&model.spec.blocks[at - 1]) {
+                memories.clear();
+            }
             memories.truncate(batch.sequences.len());
             memories.extend(model.memory(layer, flow).into_iter().skip(memories.len()));
             model.block(layer, flow, memories, &mut ())?;
@@ -211,7 +216,7 @@ impl Backward {
         let site = model.spec.resolve(Site::HEAD);
         let norm = model.norm(Site::FINAL_NORM)?;
         let mut loss = 0.0;
-        self.dx.reset(flow.tokens(), model.spec.dim);
+        self.dx.values_mut().reset(flow.tokens(), model.spec.dim);
         for first in (0..flow.tokens()).step_by(HEAD_ROWS) {
             let rows = first..flow.tokens().min(first + HEAD_ROWS);
             loss += self.logits(model, flow, rows.clone(), targets, factor)?;
@@ -221,7 +226,7 @@ impl Backward {
             ops::products(&mut self.logits, [Target { linear, out: &mut self.sum }]);
             self.some.reset(rows.len(), model.spec.dim);
             self.part.reset(rows.len(), model.spec.dim);
-            self.part.as_mut_slice().fill(0.0);
+            ops::clear(self.part.as_mut_slice());
             for (i, row) in rows.clone().enumerate() {
                 self.some.row_mut(i).copy_from_slice(flow.residual().row(row));
             }
@@ -229,7 +234,7 @@ impl Backward {
             let (scale, shift) = into.norm(Site::FINAL_NORM)?;
             ops::norm_gradient(normed, &self.sum, &mut self.part, scale, shift, &mut self.scratch);
             for (i, row) in rows.enumerate() {
-                self.dx.row_mut(row).copy_from_slice(self.part.row(i));
+                self.dx.values_mut().row_mut(row).copy_from_slice(self.part.row(i));
             }
         }
         Ok(loss)
@@ -241,41 +246,41 @@ impl Backward {
         let mut kept = std::mem::take(&mut self.kept[usize::from(layer)]);
         if spec.parallel {
             // Both halves read the same and return beside each other: what attention returned has this gradient too.
-            self.beside.copy_from(&self.dx);
+            self.beside.values_mut().copy_from(self.dx.values());
         }
-        self.returned(model, site(Role::PostMlpNorm), &kept.returned[1], false, into)?;
-        self.feed_forward(model, layer, &mut kept, into)?;
+        let from = self.returned(model, site(Role::PostMlpNorm), &kept.returned[1], Out::Residual, into)?;
+        self.feed_forward(model, layer, from, &mut kept, into)?;
         let middle = if spec.parallel { &kept.entry } else { &kept.middle };
         self.norm(model, site(Role::MlpNorm), middle, into)?;
-        self.returned(model, site(Role::PostAttnNorm), &kept.returned[0], spec.parallel, into)?;
-        self.attention(model, layer, flow, &kept, into)?;
+        let before = if spec.parallel { Out::Beside } else { Out::Residual };
+        let from = self.returned(model, site(Role::PostAttnNorm), &kept.returned[0], before, into)?;
+        self.attention(model, layer, from, flow, &kept, into)?;
         self.norm(model, site(Role::AttnNorm), &kept.entry, into)?;
         self.kept[usize::from(layer)] = kept;
         Ok(())
     }
 
-    /// The gradient of what a half of the block returned (`outs[0]`), before its norm where it has one.
+    /// Where the gradient of what a half of the block returned lies: at `from`, or before the norm that follows it.
     fn returned(
         &mut self,
         model: &Model,
         post: Site,
         before: &Tensor,
-        beside: bool,
+        from: Out,
         into: &mut Parameters,
-    ) -> Result<()> {
-        let dx = if beside { &self.beside } else { &self.dx };
+    ) -> Result<Out> {
         if !model.spec.post_norms {
-            self.outs[0].values_mut().copy_from(dx);
-            return Ok(());
+            return Ok(from);
         }
+        let dx = if from == Out::Beside { self.beside.values() } else { self.dx.values() };
         let weight = &model.norm(post)?.scale;
         let normed = Normed { kind: model.spec.norm, x: before, weight, eps: model.spec.norm_eps };
         let out = self.outs[0].values_mut();
         out.reset(dx.rows(), dx.cols());
-        out.as_mut_slice().fill(0.0);
+        ops::clear(out.as_mut_slice());
         let (scale, shift) = into.norm(post)?;
         ops::norm_gradient(normed, dx, out, scale, shift, &mut self.scratch);
-        Ok(())
+        Ok(Out::Of(0))
     }
 
     /// Adds what a norm's input gets through the norm, whose output's gradient is `self.sum`, to that of the residual.
@@ -283,12 +288,19 @@ impl Backward {
         let weight = &model.norm(site)?.scale;
         let normed = Normed { kind: model.spec.norm, x, weight, eps: model.spec.norm_eps };
         let (scale, shift) = into.norm(site)?;
-        ops::norm_gradient(normed, &self.sum, &mut self.dx, scale, shift, &mut self.scratch);
+        ops::norm_gradient(normed, &self.sum, self.dx.values_mut(), scale, shift, &mut self.scratch);
         Ok(())
     }
 
-    /// From the gradient of what the feed-forward network returned (`outs[0]`) to that of its input (`sum`).
-    fn feed_forward(&mut self, model: &Model, layer: u16, kept: &mut Kept, into: &mut Parameters) -> Result<()> {
+    /// From the gradient of what the feed-forward network returned (`from`) to that of its input (`sum`).
+    fn feed_forward(
+        &mut self,
+        model: &Model,
+        layer: u16,
+        from: Out,
+        kept: &mut Kept,
+        into: &mut Parameters,
+    ) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
         if spec.gated {
             ops::gate_to(spec.activation, &kept.gate, &kept.up, &mut self.normed);
@@ -297,9 +309,7 @@ impl Backward {
             spec.activation.apply(&mut self.normed);
         }
         self.columns.pack(&self.normed, self.form);
-        self.weight(site(Role::Down), Out::Of(0), into)?;
-        let linear = across(&self.across, site(Role::Down))?;
-        ops::products(&mut self.outs[0], [Target { linear, out: &mut self.part }]);
+        self.back(site(Role::Down), from, into)?;
         if spec.gated {
             ops::gate_gradient(spec.activation, &mut kept.gate, &mut kept.up, &self.part);
         } else {
@@ -313,14 +323,20 @@ impl Backward {
         self.inputs(layer, roles, into)
     }
 
-    /// From the gradient of what attention returned (`outs[0]`) to that of its input (`sum`).
-    fn attention(&mut self, model: &Model, layer: u16, flow: &Flow, kept: &Kept, into: &mut Parameters) -> Result<()> {
+    /// From the gradient of what attention returned (`from`) to that of its input (`sum`).
+    fn attention(
+        &mut self,
+        model: &Model,
+        layer: u16,
+        from: Out,
+        flow: &Flow,
+        kept: &Kept,
+        into: &mut Parameters,
+    ) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
         let b = &spec.blocks[usize::from(layer)];
         self.columns.pack(&kept.attended, self.form);
-        self.weight(site(Role::O), Out::Of(0), into)?;
-        let linear = across(&self.across, site(Role::O))?;
-        ops::products(&mut self.outs[0], [Target { linear, out: &mut self.part }]);
+        self.back(site(Role::O), from, into)?;
         let shape = b.attention();
         let attended = Attended {
             q: &kept.q,
@@ -343,7 +359,7 @@ impl Backward {
                 let normed = Normed { kind: spec.norm, x: &kept.raw[i], weight, eps: spec.norm_eps };
                 let dy = self.outs[i].values_mut();
                 self.part.reset(dy.rows(), dy.cols());
-                self.part.as_mut_slice().fill(0.0);
+                ops::clear(self.part.as_mut_slice());
                 let (scale, _) = into.norm(site(role))?;
                 ops::norm_gradient(normed, dy, &mut self.part, scale, None, &mut self.scratch);
                 std::mem::swap(dy, &mut self.part);
@@ -368,12 +384,26 @@ impl Backward {
             let site = Site::of(layer, *role);
             self.weight(site, Out::Of(i), into)?;
             let linear = across(&self.across, site)?;
-            let out = if i == 0 { &mut self.sum } else { &mut self.part };
-            ops::products(&mut self.outs[i], [Target { linear, out }]);
-            if i > 0 {
-                ops::add_to(&mut self.sum, &self.part);
+            if i == 0 {
+                ops::products(&mut self.outs[i], [Target { linear, out: &mut self.sum }]);
+            } else {
+                ops::add_product(&mut self.outs[i], linear, &mut self.sum);
             }
         }
+        Ok(())
+    }
+
+    /// The gradients of a product's weight and bias, and that of its input (`part`) from that of its output.
+    fn back(&mut self, site: Site, from: Out, into: &mut Parameters) -> Result<()> {
+        self.weight(site, from, into)?;
+        let linear = across(&self.across, site)?;
+        let from = match from {
+            Out::Of(i) => &mut self.outs[i],
+            Out::Logits => &mut self.logits,
+            Out::Residual => &mut self.dx,
+            Out::Beside => &mut self.beside,
+        };
+        ops::products(from, [Target { linear, out: &mut self.part }]);
         Ok(())
     }
 
@@ -382,6 +412,8 @@ impl Backward {
         let dy = match out {
             Out::Of(i) => self.outs[i].values(),
             Out::Logits => self.logits.values(),
+            Out::Residual => self.dx.values(),
+            Out::Beside => self.beside.values(),
         };
         let kernels = tensor::kernels::kernels();
         self.rows.pack_columns(dy, InputKind::of(self.form, kernels), kernels);
@@ -399,27 +431,31 @@ impl Backward {
             let mut row = 0;
             for sequence in &batch.sequences {
                 for position in 0..sequence.len() {
-                    add(table.row_mut(position), self.dx.row(row));
+                    add(table.row_mut(position), self.dx.values().row(row));
                     row += 1;
                 }
             }
         }
         if let Some(scale) = model.spec.embed_scale {
-            ops::scale(&mut self.dx, scale);
+            ops::scale(self.dx.values_mut(), scale);
         }
         let table = into.matrix(Site::EMBED)?;
         for (row, token) in batch.sequences.iter().flatten().enumerate() {
-            add(table.row_mut(*token as usize), self.dx.row(row));
+            add(table.row_mut(*token as usize), self.dx.values().row(row));
         }
         Ok(())
     }
 }
 
 /// Which gradient of an output.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Out {
     Of(usize),
     Logits,
+    /// Of the residual stream.
+    Residual,
+    /// The same before the other half of a parallel block.
+    Beside,
 }
 
 fn across(all: &BTreeMap<Site, Linear>, site: Site) -> Result<&Linear> {

@@ -111,6 +111,13 @@ impl Model {
         8.0 * self.size_bytes() as f64 / self.parameters().max(1) as f64
     }
 
+    /// Says that the weights are not read again soon: pages of a mapped file then need no memory.
+    pub fn release(&self) {
+        for stored in self.linears.values().filter_map(|l| l.weight.stored()) {
+            stored.release(0..stored.rows());
+        }
+    }
+
     /// Does any weight lie on a grid?
     pub fn is_quantized(&self) -> bool {
         self.linears.values().any(|l| l.weight.grid().is_some())

@@ -113,6 +113,7 @@ pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Res
         }
     };
     let learner = Learner::new(&gpt.model, lesson.precision, lesson.rule)?;
+    gpt.model.release();
     let mut course = Course::new(learner, sequences, validation, lesson.plan, Some(&directory));
     course.run(bar)?;
 

@@ -2,30 +2,50 @@
 //!
 //! Weights are not tensors: how they are stored is [`crate::Weight`]'s business.
 
+use crate::ops;
+
 /// A dense row-major `[rows, cols]` matrix of `f32`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Tensor {
     rows: usize,
     cols: usize,
+    /// Memory for the largest shape so far.
     data: Vec<f32>,
+    /// Where in `data` the values begin: at a cache line, in memory that was made here.
+    start: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Tensor) -> bool {
+        self.rows == other.rows && self.cols == other.cols && self.as_slice() == other.as_slice()
+    }
 }
 
 impl Tensor {
     /// A matrix of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Tensor { rows, cols, data: vec![0.0; rows * cols] }
+        let mut all = Tensor::default();
+        all.reset(rows, cols);
+        all
     }
 
     /// Takes another shape, in the same memory where it suffices; the values are left as they come.
     pub fn reset(&mut self, rows: usize, cols: usize) {
         (self.rows, self.cols) = (rows, cols);
-        self.data.resize(rows * cols, 0.0);
+        let len = rows * cols;
+        if self.start + len > self.data.len() {
+            self.data = vec![0.0; len + LINE / size_of::<f32>()];
+            self.start = self.data.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        }
     }
 
     /// Becomes a copy of `other`, in the same memory where it suffices.
     pub fn copy_from(&mut self, other: &Tensor) {
         self.reset(other.rows, other.cols);
-        self.data.copy_from_slice(&other.data);
+        ops::copy_slices(self.as_mut_slice(), other.as_slice());
     }
 
     /// Wraps row-major values.
@@ -34,7 +54,7 @@ impl Tensor {
     /// If `data` does not hold `rows * cols` values, which is the caller's fault.
     pub fn from_vec(rows: usize, cols: usize, data: Vec<f32>) -> Self {
         assert_eq!(data.len(), rows * cols, "a tensor of {rows} x {cols}");
-        Tensor { rows, cols, data }
+        Tensor { rows, cols, data, start: 0 }
     }
 
     /// Number of rows (tokens, for activations).
@@ -49,26 +69,29 @@ impl Tensor {
 
     /// One row.
     pub fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.cols..(row + 1) * self.cols]
+        &self.as_slice()[row * self.cols..(row + 1) * self.cols]
     }
 
     /// One row, to be written.
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.data[row * self.cols..(row + 1) * self.cols]
+        let cols = self.cols;
+        &mut self.as_mut_slice()[row * cols..(row + 1) * cols]
     }
 
     /// All values, row by row.
     pub fn as_slice(&self) -> &[f32] {
-        &self.data
+        &self.data[self.start..self.start + self.rows * self.cols]
     }
 
     /// All values, row by row, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.data
+        &mut self.data[self.start..self.start + self.rows * self.cols]
     }
 
     /// The values, row by row.
-    pub fn into_vec(self) -> Vec<f32> {
+    pub fn into_vec(mut self) -> Vec<f32> {
+        self.data.truncate(self.start + self.rows * self.cols);
+        self.data.drain(..self.start);
         self.data
     }
 
@@ -85,11 +108,12 @@ impl Tensor {
     pub fn transposed(&self) -> Tensor {
         const TILE: usize = 32;
         let mut out = Tensor::zeros(self.cols, self.rows);
+        let (from, to) = (self.as_slice(), out.as_mut_slice());
         for r0 in (0..self.rows).step_by(TILE) {
             for c0 in (0..self.cols).step_by(TILE) {
                 for r in r0..(r0 + TILE).min(self.rows) {
                     for c in c0..(c0 + TILE).min(self.cols) {
-                        out.data[c * self.rows + r] = self.data[r * self.cols + c];
+                        to[c * self.rows + r] = from[r * self.cols + c];
                     }
                 }
             }
@@ -99,6 +123,6 @@ impl Tensor {
 
     /// Is every value finite?
     pub fn is_finite(&self) -> bool {
-        self.data.iter().all(|v| v.is_finite())
+        self.as_slice().iter().all(|v| v.is_finite())
     }
 }

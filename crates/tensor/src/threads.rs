@@ -251,6 +251,15 @@ impl<T> Shared<T> {
         // SAFETY: the caller keeps the range inside the slice and to itself.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
+
+    /// Where value `at` lies, for a kernel.
+    ///
+    /// # Safety
+    /// As of [`Shared::slice`], for what is read and written there.
+    pub(crate) unsafe fn at(self, at: usize) -> *mut T {
+        // SAFETY: the caller keeps the place inside the slice.
+        unsafe { self.0.add(at) }
+    }
 }
 
 #[cfg(test)]

@@ -62,6 +62,8 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
             inputs: inputs.tile(span),
             width: span.width,
             out: out.as_mut_ptr(),
+            steps: Tile::block(span.width),
+            add: false,
         };
         // SAFETY: as the function says.
         unsafe { k.tile(&tile) };

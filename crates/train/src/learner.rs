@@ -165,7 +165,7 @@ impl Learner {
         let mut loss = 0.0;
         for part in parts {
             let mut sum = self.spare.pop().unwrap_or_else(|| self.values.zeros());
-            sum.slices_mut().for_each(|s| s.fill(0.0));
+            sum.slices_mut().for_each(ops::clear);
             loss += self.back.run(&self.working, part, factor, &mut sum)?;
             self.add((0, sum));
         }

@@ -5,6 +5,7 @@
 
 use super::lanes::Lanes;
 use crate::packed::form::{CHUNK, Codes, Form, LANES, Scales};
+use std::ops::Range;
 
 /// The operands of a tile product.
 ///
@@ -27,8 +28,55 @@ pub struct Tile {
     pub inputs: *const u8,
     /// Tokens: one of the widths that the table lists.
     pub width: usize,
-    /// `[panels][width][LANES]`; the product is added to it.
+    /// Where the sum of the first panel's first lane and the first token goes; those of its other lanes follow.
     pub out: *mut f32,
+    /// Floats from the sums of one panel to those of the next, and from those of one token to those of the next.
+    pub steps: [usize; 2],
+    /// Is the product added to what lies there?
+    pub add: bool,
+}
+
+impl Tile {
+    /// Weights without inputs, from the first panel on; sums are not added to anything.
+    pub fn new(form: Form, weights: *const u8, panel_bytes: usize, length: usize) -> Tile {
+        let (inputs, out) = (std::ptr::null(), std::ptr::null_mut());
+        Tile { form, weights, panel_bytes, panels: 0, length, inputs, width: 0, out, steps: [0; 2], add: false }
+    }
+
+    /// The steps of sums that lie as `[panels][width][LANES]`.
+    pub fn block(width: usize) -> [usize; 2] {
+        [width * LANES, LANES]
+    }
+
+    /// Multiplies some steps of some of the panels with inputs of `width` tokens; all but the first steps are added to
+    /// what lies at `out`. Only floats are cut into steps.
+    ///
+    /// # Safety
+    /// As of [`super::Kernels::tile`].
+    pub unsafe fn part(
+        &self,
+        panels: Range<usize>,
+        steps: Range<usize>,
+        inputs: *const u8,
+        width: usize,
+        out: *mut f32,
+    ) {
+        let weights = self.weights.wrapping_add(panels.start * self.panel_bytes + steps.start * self.form.step_bytes());
+        let tile = Tile {
+            form: self.form,
+            weights,
+            panel_bytes: self.panel_bytes,
+            panels: panels.len(),
+            length: steps.len(),
+            inputs: inputs.wrapping_add(steps.start * 4 * width),
+            width,
+            out,
+            steps: self.steps,
+            add: self.add || steps.start > 0,
+        };
+        // SAFETY: the caller's.
+        unsafe { super::kernels().tile(&tile) }
+    }
 }
 
 /// The levels of IQ4_NL plus 128.
@@ -69,11 +117,14 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
     // SAFETY: the caller's tile holds the panels, inputs and sums.
     unsafe {
         let w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
-        let out = tile.out.add(panel * T * LANES);
+        let [panel_step, token_step] = tile.steps;
+        let out = tile.out.add(panel * panel_step);
         let mut acc = [[V::zero(); T]; R];
-        for r in 0..R {
-            for t in 0..T {
-                acc[r][t] = V::load(out.add((r * T + t) * LANES));
+        if tile.add {
+            for r in 0..R {
+                for t in 0..T {
+                    acc[r][t] = V::load(out.add(r * panel_step + t * token_step));
+                }
             }
         }
         let x = tile.inputs;
@@ -110,7 +161,7 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
         }
         for r in 0..R {
             for t in 0..T {
-                V::store(out.add((r * T + t) * LANES), acc[r][t]);
+                V::store(out.add(r * panel_step + t * token_step), acc[r][t]);
             }
         }
     }
@@ -339,11 +390,14 @@ unsafe fn code_panels<
     let span_bytes = span_header + span * (tile.form.chunk_header() + BITS * 128);
     // SAFETY: the caller's tile holds the panels, chunks and sums.
     unsafe {
-        let out = tile.out.add(panel * T * LANES);
+        let [panel_step, token_step] = tile.steps;
+        let out = tile.out.add(panel * panel_step);
         let mut acc = [[V::zero(); T]; R];
-        for r in 0..R {
-            for t in 0..T {
-                acc[r][t] = V::load(out.add((r * T + t) * LANES));
+        if tile.add {
+            for r in 0..R {
+                for t in 0..T {
+                    acc[r][t] = V::load(out.add(r * panel_step + t * token_step));
+                }
             }
         }
         let mut w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
@@ -370,7 +424,7 @@ unsafe fn code_panels<
         }
         for r in 0..R {
             for t in 0..T {
-                V::store(out.add((r * T + t) * LANES), acc[r][t]);
+                V::store(out.add(r * panel_step + t * token_step), acc[r][t]);
             }
         }
     }

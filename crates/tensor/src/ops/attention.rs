@@ -186,7 +186,6 @@ impl Block<'_> {
         let panels = self.memory.panels();
         let mut widened = std::mem::take(&mut s.widened);
         let (keys, values) = self.memory.chunk(chunk, self.head, &mut widened);
-        s.scores.clear();
         s.scores.resize(CHUNK * width, 0.0);
         let tile = Tile {
             form: panels.form,
@@ -197,6 +196,8 @@ impl Block<'_> {
             inputs: s.queries.as_ptr().cast(),
             width,
             out: s.scores.as_mut_ptr(),
+            steps: Tile::block(width),
+            add: false,
         };
         // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
         unsafe { in_line(tile) }
@@ -208,6 +209,7 @@ impl Block<'_> {
             length: panels.value_steps(),
             inputs: s.probabilities.as_ptr().cast(),
             out: s.mixed.as_mut_ptr(),
+            add: true,
             ..tile
         };
         // SAFETY: a chunk of values holds so many panels, and the probabilities and mixtures are of this width.
@@ -255,7 +257,7 @@ unsafe fn in_line(tile: Tile) {
         // SAFETY: the caller's tile holds so many panels and their sums.
         unsafe {
             let weights = tile.weights.add(i * tile.panel_bytes);
-            kernels().tile(&Tile { weights, panels: 1, out: tile.out.add(i * tile.width * LANES), ..tile });
+            kernels().tile(&Tile { weights, panels: 1, out: tile.out.add(i * tile.steps[0]), ..tile });
         }
     }
 }

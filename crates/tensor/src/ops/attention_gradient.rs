@@ -268,6 +268,8 @@ fn multiply(weights: &[f32], stride: usize, steps: usize, inputs: &[f32], width:
         inputs: inputs.as_ptr().cast(),
         width,
         out: out.as_mut_ptr(),
+        steps: Tile::block(width),
+        add: true,
     };
     // SAFETY: the lengths are asserted above, and the width is one of the table's.
     unsafe { kernels().tile(&tile) }

@@ -3,7 +3,7 @@
 //! A gradient over tokens is summed in runs of [`RUN`] tokens, and the runs in rising order: the sum depends on the
 //! number of tokens alone.
 
-use super::{Activation, NormKind, Rotation, each_row};
+use super::{Activation, NormKind, Rotation, each_index, each_row};
 use crate::{
     Tensor,
     kernels::kernels,
@@ -113,7 +113,7 @@ pub fn rope_gradient(dx: &mut Tensor, head_dim: usize, rotation: &Rotation) {
 pub fn gate_gradient(activation: Activation, gate: &mut Tensor, up: &mut Tensor, dh: &Tensor) {
     let (rows, cols) = (gate.rows(), gate.cols());
     let (gates, ups) = (Shared::new(gate.as_mut_slice()), Shared::new(up.as_mut_slice()));
-    threads::each(rows, &|t| {
+    each_index(rows, cols, |t| {
         // SAFETY: both outlive the section; this task alone writes this row of either.
         let (g, u) = unsafe { (gates.slice(t * cols, cols), ups.slice(t * cols, cols)) };
         let mut value = [0f32; PIECE];

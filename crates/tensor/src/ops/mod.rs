@@ -10,6 +10,7 @@ mod gradient;
 mod loss;
 mod memory;
 mod norm;
+mod passes;
 mod product;
 mod product_gradient;
 mod rope;
@@ -25,11 +26,11 @@ pub use gradient::{
 pub use loss::{argmax, cross_entropy, divergence, log_prob, top};
 pub use memory::{KeyValue, Memory};
 pub use norm::{NormKind, norm, norm_heads, norm_rows};
-pub use product::{Operand, Target, gated, matmul, matmul_naive, products};
+pub use product::{Operand, Target, add_product, gated, matmul, matmul_naive, products};
 pub use product_gradient::{Columns, weight_gradient};
 pub use rope::{Rotation, rope};
 pub use stats::{Gram, absolute_maxima};
-pub use update::{AdamW, adamw, add_slices, squared_norm};
+pub use update::{AdamW, adamw, add_slices, clear, copy_slices, squared_norm};
 
 use crate::{
     Tensor,
@@ -43,7 +44,16 @@ const SMALL: usize = 1 << 13;
 fn each_row(x: &mut Tensor, f: impl Fn(usize, &mut [f32]) + Sync) {
     let (rows, cols) = (x.rows(), x.cols());
     let shared = Shared::new(x.as_mut_slice());
-    // SAFETY: `x` outlives the section and each task has a row of its own.
-    let run = |t: usize| f(t, unsafe { shared.slice(t * cols, cols) });
-    if rows * cols <= SMALL { (0..rows).for_each(run) } else { threads::each(rows, &run) }
+    // SAFETY: `x` outlives the section and each task has rows of its own.
+    each_index(rows, cols, |t| f(t, unsafe { shared.slice(t * cols, cols) }));
+}
+
+/// Runs `f` for the numbers of `rows` rows of `cols` values, a run of rows to a task, on all workers where there is enough to do.
+fn each_index(rows: usize, cols: usize, f: impl Fn(usize) + Sync) {
+    if rows * cols <= SMALL {
+        return (0..rows).for_each(f);
+    }
+    // Tasks of some microseconds: shorter ones would cost as much to hand out.
+    let run = (SMALL / cols.max(1)).clamp(1, rows.div_ceil(4 * threads::count()).max(1));
+    threads::each(rows.div_ceil(run), &|i| (i * run..rows.min((i + 1) * run)).for_each(&f));
 }

@@ -3,14 +3,17 @@
 //! A weight that is not packed is decoded to floats panel by panel and multiplied in `f32`: what its storage says,
 //! exactly. A packed one is multiplied as its form says, its inputs rounded to match.
 
-use super::Activation;
+use super::{
+    Activation,
+    passes::{MANY, passes},
+};
 use crate::{
     Linear, Tensor, Weight,
     kernels::{Tile, kernels},
     packed::{Form, InputKind, Inputs, Span, form::LANES},
     threads::{self, Shared},
 };
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 /// The input of products: its values, and what the products' kernels read, made once for all of them.
 #[derive(Clone, Debug, Default)]
@@ -71,11 +74,31 @@ pub struct Target<'a> {
     pub out: &'a mut Tensor,
 }
 
+/// What becomes of what a product's output held before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Forget,
+    Keep,
+}
+
+/// Applies a linear map to an input and adds the result to `out`.
+///
+/// # Panics
+/// If sizes differ, which is the caller's fault.
+pub fn add_product(x: &mut Operand, linear: &Linear, out: &mut Tensor) {
+    assert_eq!((out.rows(), out.cols()), (x.x.rows(), linear.weight.rows()), "what a product is added to");
+    run_products(x, [Target { linear, out }], Before::Keep);
+}
+
 /// Applies linear maps to one input.
 ///
 /// # Panics
 /// If the inner sizes differ, which is the caller's fault.
 pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
+    run_products(x, targets, Before::Forget);
+}
+
+fn run_products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N], before: Before) {
     let tokens = x.x.rows();
     let jobs = targets.map(|target| {
         let (linear, source) = (target.linear, Source::of(&target.linear.weight));
@@ -85,27 +108,82 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
         (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()))
     });
     let x = &*x;
-    let passes = jobs.iter().map(|j| x.passes(j.0.kind())).max().unwrap_or(0);
-    Cut::new(tokens, passes, jobs.each_ref().map(|j| &j.0)).each(&|job, first, panels| {
+    let run = |job: usize, first: usize, panels: usize, spans: &dyn Fn(&Inputs) -> Range<usize>| {
         let (source, bias, out) = &jobs[job];
         let Some(inputs) = x.inputs(source.kind()) else { return };
+        let spans = &inputs.spans()[spans(inputs)];
         SCRATCH.with_borrow_mut(|s| {
             source.decode(first, panels, &mut s.decode);
-            for span in inputs.spans() {
-                source.run(inputs, span, first, panels, &s.decode.panels, &mut s.first);
-                for p in 0..panels {
-                    let row = (first + p) * LANES;
-                    let rows = LANES.min(source.rows() - row);
-                    for t in 0..span.width {
-                        let y = &s.first[(p * span.width + t) * LANES..][..rows];
-                        // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
-                        let out = unsafe { out.slice((span.first + t) * source.rows() + row, rows) };
-                        out.copy_from_slice(y);
-                        add_slice(out, bias.map(|b| &b[row..row + rows]));
+            let (rows, row) = (source.rows(), first * LANES);
+            // The last panel may have lanes without a row.
+            let whole = if row + panels * LANES <= rows { panels } else { panels - 1 };
+            let mut tile = source.tile(first, &s.decode.panels);
+            (tile.steps, tile.add) = ([LANES, rows], before == Before::Keep);
+            passes(source.form(), source.length(), whole, spans, &mut |panels, span, steps| {
+                // SAFETY: `out` outlives the section; this task alone writes these rows' outputs of these tokens.
+                let out = unsafe { out.at(span.first * rows + row + panels.start * LANES) };
+                // SAFETY: as above, and these panels have a row for every lane.
+                unsafe { tile.part(panels, steps, inputs.tile(span), span.width, out) }
+            });
+            for span in spans {
+                let at = row + whole * LANES;
+                if whole < panels {
+                    let decoded = &s.decode.panels[s.decode.panels.len().min(whole * LANES * source.length())..];
+                    source.run(inputs, span, first + whole, panels - whole, decoded, &mut s.first);
+                    for (t, y) in s.first.as_chunks::<LANES>().0.iter().enumerate() {
+                        // SAFETY: as above.
+                        let out = unsafe { out.slice((span.first + t) * rows + at, rows - at) };
+                        match before {
+                            Before::Forget => out.copy_from_slice(&y[..rows - at]),
+                            Before::Keep => add_slice(out, Some(&y[..rows - at])),
+                        }
+                    }
+                }
+                if let Some(bias) = bias {
+                    let bias = &bias[row..rows.min(row + panels * LANES)];
+                    for t in span.first..span.first + span.width {
+                        // SAFETY: as above.
+                        add_slice(unsafe { out.slice(t * rows + row, bias.len()) }, Some(bias));
                     }
                 }
             }
         });
+    };
+    let sources = jobs.each_ref().map(|j| &j.0);
+    if tokens >= BLOCKS * BLOCK && sources.iter().all(|s| s.is_packed_floats()) {
+        return each_block(tokens, sources, &|job, first, panels, tokens| {
+            run(job, first, panels, &|inputs| inputs.spans_of(tokens.clone()));
+        });
+    }
+    let most = jobs.iter().map(|j| x.passes(j.0.kind())).max().unwrap_or(0);
+    Cut::new(tokens, most, sources)
+        .each(&|job, first, panels| run(job, first, panels, &|inputs| 0..inputs.spans().len()));
+}
+
+/// Tokens of a task where there are many, a multiple of every width of a tile: their inputs stay in the second-level cache.
+const BLOCK: usize = 144;
+/// Blocks from which on tokens are shared out as well as panels.
+const BLOCKS: usize = 4;
+
+/// Runs `task(job, first panel, panels, tokens)` for blocks of tokens and groups of panels.
+fn each_block<const N: usize>(
+    tokens: usize,
+    sources: [&Source<'_>; N],
+    task: &(dyn Fn(usize, usize, usize, Range<usize>) + Sync),
+) {
+    // An even number: kernels run panels in pairs.
+    let groups = sources.map(|s| (RESIDENT / s.panel_bytes().max(1) / 2 * 2).clamp(2, 16));
+    let counts: [usize; N] = std::array::from_fn(|i| sources[i].rows().div_ceil(LANES).div_ceil(groups[i]));
+    let all: usize = counts.iter().sum();
+    threads::each(all * tokens.div_ceil(BLOCK), &|i| {
+        let (block, mut i) = (i / all, i % all);
+        let mut job = 0;
+        while i >= counts[job] {
+            i -= counts[job];
+            job += 1;
+        }
+        let (first, panels) = (i * groups[job], sources[job].rows().div_ceil(LANES));
+        task(job, first, groups[job].min(panels - first), block * BLOCK..tokens.min((block + 1) * BLOCK));
     });
 }
 
@@ -228,27 +306,35 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out`.
+    fn is_packed_floats(&self) -> bool {
+        matches!(self, Source::Packed(p) if !matches!(p.form(), Form::Codes(_)))
+    }
+
+    /// Chunks of a panel; for floats, steps.
+    fn length(&self) -> usize {
+        match self {
+            Source::Packed(p) => p.form().length(p.cols()),
+            Source::Stored(w) => w.cols(),
+        }
+    }
+
+    /// A tile of the panels from `first` on, as yet without inputs; `decoded` are those of a weight that is not packed.
+    fn tile(&self, first: usize, decoded: &[f32]) -> Tile {
+        let weights = match self {
+            Source::Packed(p) => p.panel(first),
+            Source::Stored(_) => decoded.as_ptr().cast(),
+        };
+        Tile::new(self.form(), weights, self.panel_bytes(), self.length())
+    }
+
+    /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out` `[panels][width][LANES]`.
     fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &[f32], out: &mut Vec<f32>) {
-        out.clear();
         out.resize(panels * span.width * LANES, 0.0);
-        let (weights, length) = match self {
-            Source::Packed(p) => (p.panel(first), p.form().length(p.cols())),
-            Source::Stored(w) => (decoded.as_ptr().cast(), w.cols()),
-        };
-        let tile = Tile {
-            form: self.form(),
-            weights,
-            panel_bytes: self.panel_bytes(),
-            panels,
-            length,
-            inputs: inputs.tile(span),
-            width: span.width,
-            out: out.as_mut_ptr(),
-        };
-        // SAFETY: the weight holds `panels` panels from `first` on, the inputs a tile of this width and kind, and
-        // `out` a sum for every token and lane.
-        unsafe { kernels().tile(&tile) }
+        let mut tile = self.tile(first, decoded);
+        tile.steps = Tile::block(span.width);
+        // SAFETY: the weight holds these panels, the inputs a tile of this width and kind, and `out` a sum for every token
+        // and lane.
+        unsafe { tile.part(0..panels, 0..self.length(), inputs.tile(span), span.width, out.as_mut_ptr()) }
     }
 }
 
@@ -294,8 +380,6 @@ struct Job {
 const RESIDENT: usize = 128 << 10;
 /// The same for few tokens, whose second pass should not push out what is read ahead.
 const READ_AHEAD: usize = 80 << 10;
-/// Tokens from which weights are passed over so often that they should stay in the cache.
-const MANY: usize = 16;
 /// Products of fewer multiplications are done before another worker has heard of them.
 const SMALL: usize = 1 << 15;
 /// Tasks of a worker, in 32nds of its share. Each begins with memory that no prefetcher reads yet, and writes beside

@@ -3,13 +3,13 @@
 //! The tokens are what is summed over, in rising order, so `X` and `dY` are packed column by column. The gradient of
 //! the input, `dX = dY W`, is a product with the transposed weight ([`crate::packed::Packed::of`]).
 
+use super::passes::passes;
 use crate::{
     Tensor,
     kernels::{Tile, kernels},
     packed::{Form, InputKind, Inputs, form::LANES, pack_columns},
     threads::{self, Shared},
 };
-use std::cell::RefCell;
 
 /// A matrix `[tokens, cols]` whose columns are the lanes of panels.
 #[derive(Clone, Debug, Default)]
@@ -47,9 +47,9 @@ impl Columns {
     }
 }
 
-/// Panels and tiles of inputs of a task: what of both stays in the second-level cache.
-const PANELS: usize = 4;
-const TILES: usize = 4;
+/// Panels and tiles of inputs of a task: enough that what is read for it is small beside what is done with it.
+const PANELS: usize = 6;
+const TILES: usize = 6;
 
 /// Adds `dyᵀ x` to `gradient` `[outputs, inputs]`; `dy` was packed by [`Inputs::pack_columns`].
 ///
@@ -60,43 +60,41 @@ pub fn weight_gradient(x: &Columns, dy: &Inputs, gradient: &mut Tensor) {
     assert_eq!((gradient.cols(), dy.cols()), (x.cols, x.tokens), "inputs and tokens of a weight's gradient");
     assert_eq!(gradient.rows(), dy.spans().last().map_or(0, |s| s.first + s.width), "outputs of a weight's gradient");
     assert!(dy.kind() == Some(InputKind::of(form, kernels())), "kinds of a weight's gradient");
-    let (cols, steps) = (x.cols, x.steps());
+    let (cols, length) = (x.cols, x.steps());
     let panels = cols.div_ceil(LANES);
     let groups = panels.div_ceil(PANELS);
     let out = Shared::new(gradient.as_mut_slice());
     threads::each(groups * dy.spans().len().div_ceil(TILES), &|i| {
         let (group, tiles) = (i % groups, i / groups);
         let (first, end) = (group * PANELS, panels.min((group + 1) * PANELS));
-        SUMS.with_borrow_mut(|sums| {
-            for span in dy.spans().iter().skip(tiles * TILES).take(TILES) {
-                sums.clear();
-                sums.resize((end - first) * span.width * LANES, 0.0);
-                let tile = Tile {
-                    form,
-                    weights: x.data[first * steps * LANES..].as_ptr().cast(),
-                    panel_bytes: steps * LANES * 4,
-                    panels: end - first,
-                    length: steps,
-                    inputs: dy.tile(span),
-                    width: span.width,
-                    out: sums.as_mut_ptr(),
-                };
-                // SAFETY: `x` holds the panels, `dy` the inputs of the span, and `sums` a sum for every lane.
-                unsafe { kernels().tile(&tile) }
-                for (panel, sums) in (first..end).zip(sums.chunks_exact(span.width * LANES)) {
-                    let at = panel * LANES;
-                    let len = LANES.min(cols - at);
-                    for (t, sums) in sums.chunks_exact(LANES).enumerate() {
-                        // SAFETY: `gradient` outlives the section; this task alone writes these columns of this row.
-                        let out = unsafe { out.slice((span.first + t) * cols + at, len) };
-                        out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
-                    }
+        let spans = &dy.spans()[tiles * TILES..dy.spans().len().min((tiles + 1) * TILES)];
+        let weights = x.data[first * length * LANES..].as_ptr().cast();
+        let mut tile = Tile::new(form, weights, length * form.step_bytes(), length);
+        (tile.steps, tile.add) = ([LANES, cols], true);
+        let whole = end.min(cols / LANES);
+        passes(form, length, whole - first.min(whole), spans, &mut |panels, span, steps| {
+            // SAFETY: `gradient` outlives the section; this task alone writes these columns of these rows.
+            let out = unsafe { out.at(span.first * cols + (first + panels.start) * LANES) };
+            // SAFETY: `x` holds the panels, `dy` the inputs of the span, and `gradient` a value for every lane.
+            unsafe { tile.part(panels, steps, dy.tile(span), span.width, out) }
+        });
+        // The last panel may have lanes without a column.
+        for panel in whole.max(first)..end {
+            let at = panel * LANES;
+            for span in spans {
+                let mut sums = [0f32; LANES * LANES];
+                assert!(span.width <= LANES, "tokens of a tile");
+                let own = Tile { steps: Tile::block(span.width), ..tile };
+                // SAFETY: as above; `sums` has a value for every token and lane.
+                unsafe {
+                    own.part(panel - first..panel - first + 1, 0..length, dy.tile(span), span.width, sums.as_mut_ptr())
+                }
+                for (t, sums) in sums.chunks_exact(LANES).take(span.width).enumerate() {
+                    // SAFETY: `gradient` outlives the section; this task alone writes these columns of this row.
+                    let out = unsafe { out.slice((span.first + t) * cols + at, cols - at) };
+                    out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
                 }
             }
-        });
+        }
     });
-}
-
-thread_local! {
-    static SUMS: RefCell<Vec<f32>> = RefCell::default();
 }

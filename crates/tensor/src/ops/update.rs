@@ -4,6 +4,7 @@ use crate::{
     kernels::kernels,
     threads::{self, Shared},
 };
+use std::ops::Range;
 
 /// A step of AdamW (arXiv 1711.05101).
 #[derive(Clone, Copy, Debug)]
@@ -38,16 +39,30 @@ pub fn adamw(step: AdamW, values: &mut [f32], gradient: &[f32], first: &mut [f32
     });
 }
 
-/// `to += from`.
-pub fn add_slices(to: &mut [f32], from: &[f32]) {
-    let len = to.len().min(from.len());
-    let shared = Shared::new(to);
+/// Runs `f(range, values)` for runs of values.
+fn each_run(x: &mut [f32], f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+    let len = x.len();
+    let shared = Shared::new(x);
     threads::each(len.div_ceil(RUN), &|run| {
         let range = run * RUN..len.min((run + 1) * RUN);
-        // SAFETY: `to` outlives the section; this task alone writes these values.
-        let to = unsafe { shared.slice(range.start, range.len()) };
-        to.iter_mut().zip(&from[range]).for_each(|(t, f)| *t += f);
+        // SAFETY: `x` outlives the section; this task alone writes these values.
+        f(range.clone(), unsafe { shared.slice(range.start, range.len()) });
     });
+}
+
+/// `to += from`.
+pub fn add_slices(to: &mut [f32], from: &[f32]) {
+    each_run(to, |range, to| to.iter_mut().zip(&from[range]).for_each(|(t, f)| *t += f));
+}
+
+/// `to = from`; both are of one length.
+pub fn copy_slices(to: &mut [f32], from: &[f32]) {
+    each_run(to, |range, to| to.copy_from_slice(&from[range]));
+}
+
+/// `x = 0`.
+pub fn clear(x: &mut [f32]) {
+    each_run(x, |_, x| x.fill(0.0));
 }
 
 /// Sum of the squares, in a fixed order.

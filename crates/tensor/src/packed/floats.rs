@@ -86,10 +86,28 @@ pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usi
     if form == Form::Bf16 {
         return (kernels().brain_columns)(x, rows, at, width, out);
     }
-    let held = width.min(x.cols() - at);
-    for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-        let (own, rest) = out.split_at_mut(held);
-        own.copy_from_slice(bytemuck::cast_slice(&x.row(row)[at..at + held]));
-        rest.fill(0);
+    match width {
+        LANES => floats_of::<LANES>(x, rows, at, out),
+        12 => floats_of::<12>(x, rows, at, out),
+        8 => floats_of::<8>(x, rows, at, out),
+        4 => floats_of::<4>(x, rows, at, out),
+        2 => floats_of::<2>(x, rows, at, out),
+        _ => floats_of::<1>(x, rows, at, out),
+    }
+}
+
+fn floats_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
+    let words: &[u32] = bytemuck::cast_slice(x.as_slice());
+    let (cols, held) = (x.cols(), WIDTH.min(x.cols() - at));
+    for (row, out) in rows.zip(out.as_chunks_mut::<WIDTH>().0) {
+        let from = &words[row * cols + at..][..held];
+        // Copies of a known size are a few instructions.
+        match <&[u32; WIDTH]>::try_from(from) {
+            Ok(from) => *out = *from,
+            Err(_) => {
+                *out = [0; WIDTH];
+                out[..held].copy_from_slice(from);
+            }
+        }
     }
 }

@@ -152,6 +152,15 @@ impl Form {
         }
     }
 
+    /// Bytes of a step of a panel of floats; a panel of codes is not cut into steps.
+    pub fn step_bytes(self) -> usize {
+        match self {
+            Form::F32 | Form::Bf16 => 4 * LANES,
+            Form::F16 => 2 * LANES,
+            Form::Codes(_) => 0,
+        }
+    }
+
     /// Bytes of a packed matrix.
     pub fn bytes(self, rows: usize, cols: usize) -> usize {
         rows.div_ceil(LANES) * self.panel_bytes(cols)

@@ -10,7 +10,7 @@ use crate::{
     threads::{self, Shared},
 };
 use half::bf16;
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 /// How inputs are rounded and laid out: forms of one kind read the same inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,12 @@ impl Inputs {
     /// The tiles.
     pub fn spans(&self) -> &[Span] {
         &self.spans
+    }
+
+    /// Numbers of the tiles that begin with one of these tokens.
+    pub fn spans_of(&self, tokens: Range<usize>) -> Range<usize> {
+        let before = |token| self.spans.partition_point(|s| s.first < token);
+        before(tokens.start)..before(tokens.end)
     }
 
     /// The inputs of a tile, for a kernel.
