@@ -14,14 +14,11 @@ const NEAR: usize = 40 << 10;
 /// Bytes of inputs that stay in the second-level cache while panels pass over them.
 const FAR: usize = 384 << 10;
 
+/// Called with panels, a tile of inputs, and steps.
+type Run<'a> = &'a mut dyn FnMut(Range<usize>, &Span, Range<usize>);
+
 /// Runs `tile(panels, span, steps)` until every tile of inputs has passed over all steps of every panel.
-pub(super) fn passes(
-    form: Form,
-    length: usize,
-    panels: usize,
-    spans: &[Span],
-    tile: &mut dyn FnMut(Range<usize>, &Span, Range<usize>),
-) {
+pub(super) fn passes(form: Form, length: usize, panels: usize, spans: &[Span], tile: Run<'_>) {
     if panels == 0 {
         return;
     }
