@@ -58,6 +58,11 @@ pub enum Command {
         after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
     )]
     Finetune(Finetune),
+    /// Make a model from nothing: its shape, its tokenizer and what it learns, as a file says
+    #[command(
+        after_help = "Examples:\n  planish train recipes/stories.toml --data stories.txt --out stories\n\nThe file:\n  [model]                  # as in config.json of any family that planish reads\n  architectures = [\"LlamaForCausalLM\"]\n  hidden_size = 256\n  ...\n  [tokenizer]\n  vocab = 4096             # learned from the text; or: from = \"DIR\"\n  [data]\n  train = \"stories.txt\"    # text, or tokens of two bytes (.u16)\n  [training]               # as the options of `planish finetune`\n  steps = 2000\n  lr = 2e-3"
+    )]
+    Train(Train),
     /// Measure quality, alone or against the original, with intervals
     #[command(after_help = "Example:\n  planish evaluate small --against ./model --data text.txt")]
     Evaluate(Evaluate),
@@ -245,7 +250,7 @@ pub struct Finetune {
     /// The text to learn (UTF-8)
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// A text to measure on (default: a twentieth of the documents, by their hash)
+    /// A text to measure on (default: a twentieth of the documents by their hash, 65,536 tokens at most)
     #[arg(long, value_name = "FILE")]
     pub validation: Option<PathBuf>,
     /// What separates documents in the texts
@@ -269,6 +274,9 @@ pub struct Finetune {
     /// What it falls to, as a part of the highest
     #[arg(long, value_name = "X", default_value_t = 0.1)]
     pub least: f64,
+    /// Part of the steps over which the rate of `wsd` falls
+    #[arg(long, value_name = "X", default_value_t = 0.2)]
+    pub decay_part: f64,
     /// Steps in which the rate rises (default: a twentieth)
     #[arg(long, value_name = "N")]
     pub warm_up: Option<u64>,
@@ -296,6 +304,13 @@ pub struct Finetune {
     /// Steps between checkpoints
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub checkpoint_every: u64,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where what is taught goes.
+#[derive(Args)]
+pub struct Place {
     /// Where the result goes: a directory
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -305,6 +320,31 @@ pub struct Finetune {
     /// Discard unfinished work of another job
     #[arg(long)]
     pub restart: bool,
+}
+
+impl Place {
+    /// The same, as jobs take it.
+    pub fn place(&self) -> optimize::teach::Place {
+        optimize::teach::Place { out: self.out.clone(), overwrite: self.overwrite, restart: self.restart }
+    }
+}
+
+#[derive(Args)]
+pub struct Train {
+    /// A file with the tables [model], [tokenizer], [data] and [training]
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: PathBuf,
+    /// Another text to learn than the file names
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Another text to measure on
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<PathBuf>,
+    /// A directory that has the tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: Place,
 }
 
 #[derive(Args)]

@@ -1,6 +1,6 @@
 //! A model of a given shape with random weights: what a configuration alone tells of speed and memory.
 
-use crate::{Config, Error, Model, Result, families, model::NormWeights, uniform};
+use crate::{Config, Error, Model, Result, Role, Site, Spec, families, model::NormWeights, uniform};
 use std::{collections::BTreeMap, path::Path};
 use tensor::{Bytes, Linear, Storage, Tensor, Weight};
 
@@ -17,24 +17,48 @@ impl Model {
     /// If the configuration is malformed, of no known family, or has rows that the storage does not fit.
     pub fn of_shape(path: &Path, storage: Storage, seed: u64) -> Result<Model> {
         let config = Config::new(path, formats::json::read_object(path)?);
-        let family = families::find(&config)?;
-        let config = config.assuming(family.assumed)?;
-        let spec = (family.spec)(&config)?;
-        crate::load::check_size(&config, &spec)?;
         let mut drawn: BTreeMap<[usize; 2], Weight> = BTreeMap::new();
-        let mut linears = BTreeMap::new();
-        for site in spec.matrices() {
-            let Some(shape) = spec.shape(site) else { continue };
+        Model::of_config(config, &mut |_, site, shape| {
             if !storage.fits(shape[1]) {
                 let reason = format!("rows of {} values do not fit {storage}; take another storage", shape[1]);
                 return Err(Error::Site { site, reason });
             }
-            let weight = match drawn.get(&shape) {
+            Ok(match drawn.get(&shape) {
                 Some(weight) => weight.clone(),
                 None => drawn.entry(shape).or_insert(draw(shape, storage, seed)?).clone(),
-            };
+            })
+        })
+    }
+
+    /// A model that has learned nothing: matrices are normally distributed with the deviation that the configuration names
+    /// (`initializer_range`; 0.02 where it does not), those that add to the residual stream with one that is smaller by the
+    /// root of their number (GPT-2); biases are zero, norms leave their input as it is.
+    ///
+    /// # Errors
+    /// If the configuration is malformed or of no known family.
+    pub fn fresh(config: Config, seed: u64) -> Result<Model> {
+        let deviation = config.number_or("initializer_range", f64::from(DEVIATION))?;
+        let mut number = 0;
+        Model::of_config(config, &mut |spec, site, [rows, cols]| {
+            let adds = matches!(site.role, Role::O | Role::Down);
+            let deviation = if adds { deviation / (2.0 * f64::from(spec.layers())).sqrt() } else { deviation };
+            number += 1;
+            let own = uniform(seed, number).to_bits();
+            let values = (0..rows * cols).map(|i| (deviation * normal(own, i)) as f32).collect();
+            Ok(Weight::from_tensor(Tensor::from_vec(rows, cols, values)))
+        })
+    }
+
+    fn of_config(config: Config, weight: Draw<'_>) -> Result<Model> {
+        let family = families::find(&config)?;
+        let config = config.assuming(family.assumed)?;
+        let spec = (family.spec)(&config)?;
+        crate::load::check_size(&config, &spec)?;
+        let mut linears = BTreeMap::new();
+        for site in spec.matrices() {
+            let Some(shape) = spec.shape(site) else { continue };
             let bias = spec.has_bias(site).then(|| vec![0.0; shape[0]]);
-            linears.insert(site, Linear { weight, bias });
+            linears.insert(site, Linear { weight: weight(&spec, site, shape)?, bias });
         }
         let norm = |site| {
             let [_, width] = spec.shape(site)?;
@@ -46,15 +70,21 @@ impl Model {
     }
 }
 
+/// The weight of a site of a shape.
+type Draw<'a> = &'a mut dyn FnMut(&Spec, Site, [usize; 2]) -> Result<Weight>;
+
+/// Value `i` of a normal distribution (Box and Muller).
+fn normal(seed: u64, i: usize) -> f64 {
+    let (u, v) = (uniform(seed, 2 * i as u64), uniform(seed, 2 * i as u64 + 1));
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
 /// A matrix of rounded normal values: [`ROWS`] rows, again and again in another order.
 fn draw([rows, cols]: [usize; 2], storage: Storage, seed: u64) -> Result<Weight> {
     let count = rows.min(ROWS);
     let at = (rows * cols) as u64;
-    let normal = |i: usize| {
-        let (u, v) = (uniform(seed ^ at, 2 * i as u64), uniform(seed ^ at, 2 * i as u64 + 1));
-        DEVIATION * ((-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
-    };
-    let values = Tensor::from_vec(count, cols, (0..count * cols).map(normal).collect());
+    let values =
+        Tensor::from_vec(count, cols, (0..count * cols).map(|i| DEVIATION * normal(seed ^ at, i) as f32).collect());
     let few = Weight::encode(&values, storage, None).map_err(|e| Error::Asked(e.to_string()))?;
     let width = storage.row_bytes(cols);
     let mut bytes = Vec::with_capacity(rows * width);

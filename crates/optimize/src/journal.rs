@@ -142,6 +142,11 @@ impl Journal {
 
 /// `OUT.partial`.
 pub fn partial(out: &Path) -> PathBuf {
+    beside(out, "partial")
+}
+
+/// `OUT.ENDING`.
+pub fn beside(out: &Path, ending: &str) -> PathBuf {
     let name = out.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
-    out.with_file_name(format!("{name}.partial"))
+    out.with_file_name(format!("{name}.{ending}"))
 }

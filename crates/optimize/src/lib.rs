@@ -4,6 +4,7 @@
 pub mod artefact;
 pub mod builtin;
 mod calibrate;
+pub mod create;
 pub mod data;
 mod error;
 pub mod evaluate;

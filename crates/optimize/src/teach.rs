@@ -18,7 +18,7 @@ use std::{
 };
 use tensor::limits;
 use train::{
-    Learner, Precision, Rule, Sequences,
+    Curve, Learner, Precision, Rule, Schedule, Sequences,
     course::{Course, Plan, Record},
 };
 
@@ -27,7 +27,7 @@ use train::{
 pub struct Lesson {
     /// The text.
     pub data: PathBuf,
-    /// Another text to measure on; without it, the twentieth part of the documents by their hash.
+    /// Another text to measure on; without it, the twentieth part of the documents by their hash, 65,536 tokens at most.
     pub validation: Option<PathBuf>,
     /// What separates documents.
     pub separator: String,
@@ -41,6 +41,127 @@ pub struct Lesson {
     pub precision: Precision,
     /// Start of all random numbers.
     pub seed: u64,
+}
+
+/// How a model is taught, as users write it: options of the command line, or a table of a file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Steps of the optimizer.
+    pub steps: u64,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Longest sequence in tokens; the model's context, 1024 at most, where none is given.
+    pub context: Option<usize>,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// How it falls: see [`Curve`].
+    pub schedule: Curve,
+    /// What it falls to, as a part of the highest.
+    pub least: f64,
+    /// Part of the steps over which it falls, of the schedule `wsd`.
+    pub decay_part: f64,
+    /// Steps in which it rises; a twentieth where none is given.
+    pub warm_up: Option<u64>,
+    /// AdamW's decay of matrices.
+    pub weight_decay: f32,
+    /// AdamW's decay of the moments.
+    pub beta1: f32,
+    /// The same of the second.
+    pub beta2: f32,
+    /// Largest norm of the gradient; 0 is none.
+    pub clip: f32,
+    /// In which numbers products run.
+    pub precision: Precision,
+    /// Steps between validations; a tenth of all where none is given.
+    pub validate_every: Option<u64>,
+    /// Validations without a better loss after which it ends; 0 never.
+    pub patience: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let Rule { beta, decay, clip, .. } = Rule::default();
+        Settings {
+            steps: 1000,
+            batch: 8,
+            context: None,
+            lr: 1e-4,
+            schedule: Curve::Cosine,
+            least: 0.1,
+            decay_part: 0.2,
+            warm_up: None,
+            weight_decay: decay,
+            beta1: beta[0],
+            beta2: beta[1],
+            clip,
+            precision: Precision::Bf16,
+            validate_every: None,
+            patience: 0,
+            checkpoint_every: 50,
+        }
+    }
+}
+
+/// Predictions that are in memory together unless a sequence is longer.
+const PART: usize = 2048;
+
+/// Texts to learn and to measure on.
+#[derive(Clone, Debug)]
+pub struct Texts {
+    /// What is learned.
+    pub data: PathBuf,
+    /// What is measured, if it is a text of its own.
+    pub validation: Option<PathBuf>,
+    /// What separates documents.
+    pub separator: String,
+}
+
+impl Settings {
+    /// The lesson for a model that reads `longest` tokens at most.
+    ///
+    /// # Errors
+    /// If a number cannot be.
+    pub fn lesson(&self, texts: Texts, longest: usize, seed: u64) -> Result<Lesson> {
+        let refuse = |said: &str| Err(Error::Asked(said.into()));
+        if self.steps == 0 || self.batch == 0 {
+            return refuse("--steps and --batch take numbers from 1 on");
+        }
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(Error::Asked(format!("--lr takes a number above 0, not {}", self.lr)));
+        }
+        if !(self.decay_part > 0.0 && self.decay_part <= 1.0) {
+            return refuse("--decay-part takes a number above 0 and up to 1");
+        }
+        let context = self.context.unwrap_or_else(|| longest.min(1024));
+        let predictions = self.batch * context;
+        Ok(Lesson {
+            data: texts.data,
+            validation: texts.validation,
+            separator: texts.separator,
+            context,
+            plan: Plan {
+                schedule: Schedule {
+                    rate: self.lr,
+                    warm_up: self.warm_up.unwrap_or(self.steps / 20),
+                    steps: self.steps,
+                    curve: self.schedule,
+                    least: self.least,
+                    decay_part: self.decay_part,
+                },
+                predictions,
+                part: predictions.min(PART.max(context)),
+                validate_every: self.validate_every.unwrap_or_else(|| (self.steps / 10).max(1)).max(1),
+                patience: self.patience,
+                checkpoint_every: self.checkpoint_every.max(1),
+            },
+            rule: Rule { decay: self.weight_decay, clip: self.clip, beta: [self.beta1, self.beta2], ..Rule::default() },
+            precision: self.precision,
+            seed,
+        })
+    }
 }
 
 /// Where the result goes.
@@ -90,7 +211,7 @@ pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Res
     let documents = documents(gpt, &lesson.data, lesson)?;
     let (learned, measured) = match &lesson.validation {
         Some(path) => (documents, self::documents(gpt, path, lesson)?),
-        None => documents.into_iter().partition(|d| d.percentile < 95),
+        None => hold_back(documents),
     };
     let key = key(gpt, lesson, [&learned, &measured])?;
     if let Some(record) = finished(&place.out, &key) {
@@ -132,6 +253,19 @@ pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Res
     Ok(taught)
 }
 
+/// Predictions to measure on that are held back from one text at most: more would take longer than they tell.
+const HELD_BACK: usize = 1 << 16;
+
+/// Parts documents into those to learn and those to measure on, by their hash.
+fn hold_back(documents: Vec<Document>) -> (Vec<Document>, Vec<Document>) {
+    let mut held = 0;
+    documents.into_iter().partition(|d| {
+        let measure = d.percentile >= 95 && held < HELD_BACK;
+        held += if measure { d.predicted() } else { 0 };
+        !measure
+    })
+}
+
 /// Refuses before any work what cannot be done.
 fn refuse(gpt: &Gpt, lesson: &Lesson, place: &Place) -> Result<()> {
     if gpt.model.is_quantized() {
@@ -156,6 +290,9 @@ fn refuse(gpt: &Gpt, lesson: &Lesson, place: &Place) -> Result<()> {
 
 /// Whole documents: training cuts them into pieces itself.
 fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
+    if path.extension().is_some_and(|e| e == "u16") {
+        return Ok(data::read_tokens(path, gpt.tokenizer.vocab_size(), lesson.context)?);
+    }
     let text = data::read_text(path)?;
     let separated = text.contains(lesson.separator.as_str());
     // A text without separators is one stream, whose pieces are split between training and validation.

@@ -49,6 +49,34 @@ pub fn read_text(path: &Path) -> Result<String> {
     if text.trim().is_empty() { Err(bad("is empty; give a text of some thousand words".into())) } else { Ok(text) }
 }
 
+/// Reads a file of tokens, whole numbers of two bytes, lowest first: one stream, cut into pieces of `context`
+/// predictions, each of which begins with what the last one ended with.
+///
+/// # Errors
+/// If it cannot be read, is cut off, or holds a token that is not below `vocab`.
+pub fn read_tokens(path: &Path, vocab: usize, context: usize) -> Result<Vec<Document>> {
+    let bytes = std::fs::read(path).map_err(formats::Error::io(path, "read it"))?;
+    let bad = |reason: String| Error::Data { path: path.into(), reason };
+    if bytes.len() < 4 || !bytes.len().is_multiple_of(2) {
+        return Err(bad(format!("has {} bytes, not two for every token; it may be cut off", bytes.len())));
+    }
+    let ids: Vec<u32> = bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect();
+    if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
+        return Err(bad(format!(
+            "token {at} is {}, and the vocabulary has {vocab}; it is of another tokenizer",
+            ids[at]
+        )));
+    }
+    let starts = (0..ids.len() - 1).step_by(context.max(1));
+    let pieces = starts.map(|start| ids[start..ids.len().min(start + context.max(1) + 1)].to_vec());
+    Ok(pieces
+        .map(|ids| {
+            let key: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            Document { bytes: 0, percentile: percentile(&key), ids }
+        })
+        .collect())
+}
+
 /// Cuts a text into documents: between separators, stripped, each cut to the context; a text without
 /// separators into consecutive pieces of the context.
 ///
@@ -100,9 +128,14 @@ fn finish(ids: Vec<u32>, key: &[u8], tokenizer: &Tokenizer) -> Result<Option<Doc
         return Ok(None);
     }
     let bytes = tokenizer.decode(&ids[1..], true)?.len();
+    Ok(Some(Document { ids, bytes, percentile: percentile(key) }))
+}
+
+/// Which hundredth of all documents one belongs to, by its hash.
+fn percentile(key: &[u8]) -> u8 {
     let hash = blake3::hash(key);
-    let word = u32::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], hash.as_bytes()[3]]);
-    Ok(Some(Document { ids, bytes, percentile: (word % 100) as u8 }))
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    (u32::from_le_bytes([a, b, c, d]) % 100) as u8
 }
 
 impl AsRef<[u32]> for Document {

@@ -10,7 +10,7 @@ pub enum Curve {
     Cosine,
     /// Along a straight line.
     Linear,
-    /// Not at all until the last fifth of the steps, then along a straight line: warm-up, stable, decay
+    /// Not at all until the last part of the steps, then along a straight line: warm-up, stable, decay
     /// (arXiv 2404.06395).
     Wsd,
     /// Not at all.
@@ -36,6 +36,8 @@ pub struct Schedule {
     pub curve: Curve,
     /// What it falls to, as a part of the highest.
     pub least: f64,
+    /// Part of the steps over which [`Curve::Wsd`] falls.
+    pub decay_part: f64,
 }
 
 impl Schedule {
@@ -46,10 +48,11 @@ impl Schedule {
         }
         let rest = (self.steps.saturating_sub(self.warm_up)).max(1) as f64;
         let part = ((step - self.warm_up) as f64 / rest).min(1.0);
+        let decay = self.decay_part * self.steps as f64 / rest;
         let height = match self.curve {
             Curve::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * part).cos()),
             Curve::Linear => 1.0 - part,
-            Curve::Wsd => ((1.0 - part) / 0.2).min(1.0),
+            Curve::Wsd => ((1.0 - part) / decay).min(1.0),
             Curve::Constant => 1.0,
         };
         self.rate * (self.least + (1.0 - self.least) * height)
@@ -62,7 +65,8 @@ mod tests {
 
     #[test]
     fn rates_rise_and_fall_as_their_names_say() {
-        let schedule = |curve| Schedule { rate: 1.0, warm_up: 10, steps: 110, curve, least: 0.1 };
+        let schedule =
+            |curve| Schedule { rate: 1.0, warm_up: 10, steps: 110, curve, least: 0.1, decay_part: 20.0 / 110.0 };
         for (name, curve) in Curve::ALL {
             let s = schedule(curve);
             assert!((s.at(4) - 0.5).abs() < 1e-12 && (s.at(9) - 1.0).abs() < 1e-12 && (s.at(10) - 1.0).abs() < 1e-12);

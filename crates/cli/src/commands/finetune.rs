@@ -3,67 +3,55 @@
 use super::{open, print_json};
 use crate::{
     args::{Common, Finetune},
-    show::{self, Bar},
+    show::{self as screen, Bar},
 };
-use anyhow::{Context, Result, bail};
-use optimize::teach::{self, Lesson, Place, Taught};
+use anyhow::{Context, Result};
+use optimize::teach::{self, Place, Settings, Taught, Texts};
 use serde_json::json;
-use train::{
-    Curve, Precision, Rule, Schedule,
-    course::{Plan, Record},
-};
-
-/// Predictions that are in memory together unless a sequence is longer.
-const PART: usize = 2048;
+use std::path::Path;
+use train::{Curve, Precision, course::Record};
 
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
-    let lesson = lesson(args, gpt.model.spec.context, common.seed)?;
-    let place = Place { out: args.out.clone(), overwrite: args.overwrite, restart: args.restart };
+    let texts =
+        Texts { data: args.data.clone(), validation: args.validation.clone(), separator: args.separator.clone() };
+    let lesson = settings(args)?.lesson(texts, gpt.model.spec.context, common.seed)?;
+    let place = args.place.place();
     let bar = Bar::new();
     let taught = teach::run(&gpt, &lesson, &place, &bar)?;
     drop(bar);
-    if common.json {
-        print_json(&said(&taught, args))?;
-    } else {
-        print(&taught, args);
-    }
+    show(&taught, &place, common)?;
     Ok(0)
 }
 
-fn lesson(args: &Finetune, longest: usize, seed: u64) -> Result<Lesson> {
-    if args.steps == 0 || args.batch == 0 {
-        bail!("--steps and --batch take numbers from 1 on");
+/// Says how it went.
+pub(super) fn show(taught: &Taught, place: &Place, common: &Common) -> Result<()> {
+    if common.json {
+        return print_json(&said(taught, &place.out));
     }
-    if !(args.lr > 0.0 && args.lr.is_finite()) {
-        bail!("--lr takes a number above 0, not {}", args.lr);
-    }
-    let context = args.context.unwrap_or_else(|| longest.min(1024));
-    let predictions = args.batch * context;
-    let warm_up = args.warm_up.unwrap_or(args.steps / 20);
-    Ok(Lesson {
-        data: args.data.clone(),
-        validation: args.validation.clone(),
-        separator: args.separator.clone(),
-        context,
-        plan: Plan {
-            schedule: Schedule {
-                rate: args.lr,
-                warm_up,
-                steps: args.steps,
-                curve: named(&Curve::ALL, &args.schedule, "--schedule")?,
-                least: args.least,
-            },
-            predictions,
-            part: predictions.min(PART.max(context)),
-            validate_every: args.validate_every.unwrap_or_else(|| (args.steps / 10).max(1)).max(1),
-            patience: args.patience,
-            checkpoint_every: args.checkpoint_every.max(1),
-        },
-        rule: Rule { decay: args.weight_decay, clip: args.clip, beta: [args.beta1, args.beta2], ..Rule::default() },
+    print(taught, &place.out);
+    Ok(())
+}
+
+fn settings(args: &Finetune) -> Result<Settings> {
+    Ok(Settings {
+        steps: args.steps,
+        batch: args.batch,
+        context: args.context,
+        lr: args.lr,
+        schedule: named(&Curve::ALL, &args.schedule, "--schedule")?,
+        least: args.least,
+        decay_part: args.decay_part,
+        warm_up: args.warm_up,
+        weight_decay: args.weight_decay,
+        beta1: args.beta1,
+        beta2: args.beta2,
+        clip: args.clip,
         precision: named(&Precision::ALL, &args.precision, "--precision")?,
-        seed,
+        validate_every: args.validate_every,
+        patience: args.patience,
+        checkpoint_every: args.checkpoint_every,
     })
 }
 
@@ -74,10 +62,10 @@ fn named<T: Copy>(all: &[(&str, T)], word: &str, option: &str) -> Result<T> {
     found.map(|(_, value)| *value).with_context(|| format!("{option} takes {}, not {word:?}", known()))
 }
 
-fn said(taught: &Taught, args: &Finetune) -> serde_json::Value {
+fn said(taught: &Taught, out: &Path) -> serde_json::Value {
     let record = &taught.record;
     json!({
-        "out": args.out, "already_done": taught.already,
+        "out": out, "already_done": taught.already,
         "steps": record.points.len(), "tokens": record.predictions, "tokens_per_second": taught.tokens_per_second,
         "loss": record.points.last().map(|p| p.loss), "validation_loss": record.best.map(|(_, loss)| loss),
         "validation_loss_before": record.before, "best_step": record.best.map(|(step, _)| step),
@@ -86,7 +74,7 @@ fn said(taught: &Taught, args: &Finetune) -> serde_json::Value {
     })
 }
 
-fn print(taught: &Taught, args: &Finetune) {
+fn print(taught: &Taught, out: &Path) {
     let record = &taught.record;
     let before = record.before.map_or(String::new(), |loss| format!("{loss:.4}"));
     let first = record.points.first().map_or(String::new(), |p| format!("{:.4}", p.loss));
@@ -102,15 +90,15 @@ fn print(taught: &Taught, args: &Finetune) {
         let speed = format!("{:.0}", taught.tokens_per_second);
         let share = format!("{:.1} % of peak arithmetic", 100.0 * taught.share_of_peak);
         rows.push(vec!["tokens/s".into(), String::new(), speed, share]);
-        rows.push(vec!["peak memory".into(), String::new(), show::size(taught.peak_rss_bytes)]);
+        rows.push(vec!["peak memory".into(), String::new(), screen::size(taught.peak_rss_bytes)]);
     }
-    show::table(&rows);
+    screen::table(&rows);
     curve(record);
     if record.ended_early {
         println!("ended early: {} validations in a row were no better", record.worse);
     }
     let done = if taught.already { "was done already" } else { "written" };
-    println!("{}: {done}; training.json and manifest.json lie with it", args.out.display());
+    println!("{}: {done}; training.json and manifest.json lie with it", out.display());
 }
 
 /// The loss over the steps, in one line.

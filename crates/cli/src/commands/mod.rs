@@ -12,6 +12,7 @@ mod job;
 mod methods;
 mod optimize;
 mod quantize;
+mod train;
 mod verify;
 
 use crate::args::{Cli, Command, Common, Model};
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Chat(a) => chat::run(a, common),
         Command::Bench(a) => bench::run(a, common),
         Command::Finetune(a) => finetune::run(a, common),
+        Command::Train(a) => train::run(a, common),
         Command::Verify(a) => verify::run(a, common),
         Command::Doctor => doctor::run(common),
         Command::Methods => methods::run(common),

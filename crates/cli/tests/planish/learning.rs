@@ -96,3 +96,66 @@ fn lessons_that_cannot_be_are_told() {
     json(&["quantize", &folder, "--bits", "4", "--data", &text, "--out", &small]);
     fails(&lesson(&small, &text, &out), 2, "quantized");
 }
+
+#[test]
+fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, text) = sample(&dir);
+    let file = |name: &str, tokenizer: &str, model: &str| {
+        let config = format!(
+            "[model]\narchitectures = ['LlamaForCausalLM']\nhidden_size = 64\nintermediate_size = 128\n\
+             num_hidden_layers = 2\nnum_attention_heads = 4\n{model}\n[tokenizer]\n{tokenizer}\n\
+             [data]\ntrain = 'stories.txt'\n[training]\nsteps = 60\nbatch = 8\nlr = 3e-3\ncheckpoint_every = 7\n"
+        );
+        fs::write(path(&dir, name), config).unwrap();
+        path(&dir, name)
+    };
+    let good = file("good.toml", "vocab = 400", "max_position_embeddings = 96\ntie_word_embeddings = true");
+    let (whole, killed) = (path(&dir, "whole"), path(&dir, "killed"));
+    let begin = Instant::now();
+    let done = json(&["train", &good, "--out", &whole]);
+    let time = begin.elapsed();
+    let number = |key: &str| done[key].as_f64().unwrap();
+    assert!(number("validation_loss_before") > 5.5 && number("validation_loss") < 4.0, "{done}");
+    let inspected = json(&["inspect", &whole]);
+    assert!(inspected["parameters"].as_u64().unwrap() < 200_000, "{inspected}");
+    for i in 1..=5 {
+        let mut child = planish()
+            .args(["train", &good, "--out", &killed, "--threads", "1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(time * i / 7);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    json(&["train", &good, "--out", &killed]);
+    for name in ["model.safetensors", "tokenizer.json", "training.json", "manifest.json"] {
+        let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+        assert!(read(&whole) == read(&killed), "{name} differs");
+    }
+    assert!(!dir.path().join("killed.start").exists() && !dir.path().join("killed.partial").exists());
+
+    let out = path(&dir, "out");
+    let wrong = |tokenizer: &str, model: &str, says: &str| {
+        fails(&["train", &file("wrong.toml", tokenizer, model), "--out", &out], 2, says);
+    };
+    let context = "max_position_embeddings = 96";
+    wrong("", context, "one tokenizer");
+    wrong("vocab = 400\nfrom = 'x'", context, "one tokenizer");
+    wrong("vocab = 100000", context, "smaller vocabulary");
+    wrong("words = 400", context, "unknown field");
+    wrong("vocab = 400", "num_key_value_heads = 3", "num_key_value_heads");
+    fails(&["train", &path(&dir, "none.toml"), "--out", &out], 2, "none.toml");
+    fails(&["train", &good, "--data", &path(&dir, "none.txt"), "--out", &out], 2, "none.txt");
+    fs::write(path(&dir, "tokens.u16"), [1u8, 0, 0xff, 0xff, 3]).unwrap();
+    fails(&["train", &good, "--data", &path(&dir, "tokens.u16"), "--out", &out], 2, "--tokenizer DIR");
+    fails(&["train", &good, "--data", &path(&dir, "tokens.u16"), "--tokenizer", &whole, "--out", &out], 2, "5 bytes");
+    fs::write(path(&dir, "tokens.u16"), [1u8, 0, 0xff, 0xff]).unwrap();
+    fails(
+        &["train", &good, "--data", &path(&dir, "tokens.u16"), "--tokenizer", &whole, "--out", &out],
+        2,
+        "token 1 is 65535",
+    );
+}

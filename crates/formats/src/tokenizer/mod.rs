@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod from_gguf;
 mod gguf_vocab;
+mod learn;
 mod pre_name;
 mod read;
 mod spm;
@@ -19,6 +20,7 @@ mod to_gguf;
 pub use error::{Error, Result};
 pub use from_gguf::from_gguf;
 pub use gguf_vocab::{GgufVocab, TokenType};
+pub use learn::{ENDS, learn_bpe};
 pub use stream::DecodeStream;
 pub use to_gguf::to_gguf;
 
