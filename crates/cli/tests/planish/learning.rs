@@ -100,7 +100,7 @@ fn lessons_that_cannot_be_are_told() {
 #[test]
 fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, text) = sample(&dir);
+    sample(&dir);
     let file = |name: &str, tokenizer: &str, model: &str| {
         let config = format!(
             "[model]\narchitectures = ['LlamaForCausalLM']\nhidden_size = 64\nintermediate_size = 128\n\
