@@ -58,6 +58,11 @@ pub enum Command {
         after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
     )]
     Finetune(Finetune),
+    /// Teach a small model what a large one would say
+    #[command(
+        after_help = "Examples:\n  planish distill --teacher ./model --student-layers 0,2,4,6 --data text.txt --steps 2000 --lr 1e-3 --out student\n  planish distill ./student --teacher ./model --data text.txt --temperature 2 --share 0.5 --out taught"
+    )]
+    Distill(Distill),
     /// Make a model from nothing: its shape, its tokenizer and what it learns, as a file says
     #[command(
         after_help = "Examples:\n  planish train recipes/stories.toml --data stories.txt --out stories\n\nThe file:\n  [model]                  # as in config.json of any family that planish reads\n  architectures = [\"LlamaForCausalLM\"]\n  hidden_size = 256\n  ...\n  [tokenizer]\n  vocab = 4096             # learned from the text; or: from = \"DIR\"\n  [data]\n  train = \"stories.txt\"    # text, or tokens of two bytes (.u16)\n  [training]               # as the options of `planish finetune`\n  steps = 2000\n  lr = 2e-3"
@@ -247,6 +252,46 @@ pub struct Quantize {
 pub struct Finetune {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub lesson: Lesson,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args)]
+pub struct Distill {
+    /// The student, with the teacher's vocabulary; none where --student-layers makes one
+    pub student: Option<PathBuf>,
+    /// The model to learn from, as large as memory allows, quantized or not
+    #[arg(long, value_name = "MODEL")]
+    pub teacher: PathBuf,
+    /// Blocks of the teacher to begin the student with: 0,2,4
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        conflicts_with = "student",
+        required_unless_present = "student"
+    )]
+    pub student_layers: Option<Vec<u16>>,
+    /// Divergence from the teacher that is made small: forward, reverse or jensen-shannon
+    #[arg(long, value_name = "NAME", default_value = "forward")]
+    pub divergence: String,
+    /// Flattens both distributions
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Share of the divergence in the loss, 0 to 1; the rest is the likelihood of the text
+    #[arg(long, value_name = "X", default_value_t = 0.9)]
+    pub share: f32,
+    #[command(flatten)]
+    pub lesson: Lesson,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// What is learned, and how.
+#[derive(Args)]
+pub struct Lesson {
     /// The text to learn (UTF-8)
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -304,8 +349,6 @@ pub struct Finetune {
     /// Steps between checkpoints
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub checkpoint_every: u64,
-    #[command(flatten)]
-    pub place: Place,
 }
 
 /// Where what is taught goes.

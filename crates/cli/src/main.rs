@@ -1,10 +1,11 @@
 //! The planish command: arguments in, a recipe or a call out, something good to look at.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod show;
 mod args;
 mod commands;
 mod exit;
-mod show;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -3,10 +3,29 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use optimize::progress::Progress;
 use std::{
-    io::IsTerminal,
+    fmt,
+    io::{self, IsTerminal, Write},
     sync::Mutex,
     time::{Duration, Instant},
 };
+
+/// Writes to standard output; where nobody reads it any more (`planish inspect | head`), the program ends: it has done
+/// its work by then.
+pub fn write(words: fmt::Arguments<'_>) {
+    if let Err(e) = io::stdout().write_fmt(words) {
+        std::process::exit(if e.kind() == io::ErrorKind::BrokenPipe { 0 } else { crate::exit::FAULT.into() });
+    }
+}
+
+/// [`write()`] in the manner of `print!`.
+macro_rules! say {
+    ($($words:tt)*) => { $crate::show::write(format_args!($($words)*)) };
+}
+
+/// The same with the end of a line.
+macro_rules! sayln {
+    ($($words:tt)*) => { $crate::show::write(format_args!("{}\n", format_args!($($words)*))) };
+}
 
 /// Draws a bar on a terminal and plain lines elsewhere, all on standard error.
 pub struct Bar {
@@ -28,7 +47,7 @@ impl Bar {
     pub fn new() -> Bar {
         let now = Instant::now();
         let state = State { bar: ProgressBar::hidden(), what: String::new(), total: 0, done: 0, began: now, told: now };
-        Bar { state: Mutex::new(state), terminal: std::io::stderr().is_terminal() }
+        Bar { state: Mutex::new(state), terminal: io::stderr().is_terminal() }
     }
 
     fn with(&self, f: impl FnOnce(&mut State)) {
@@ -82,7 +101,7 @@ impl Progress for Bar {
 /// Prints an error and what it was about.
 pub fn error(e: &anyhow::Error, code: u8, json: bool) {
     if json {
-        println!("{}", serde_json::json!({"error": format!("{e:#}"), "exit_code": code}));
+        sayln!("{}", serde_json::json!({"error": format!("{e:#}"), "exit_code": code}));
     }
     eprintln!("planish: {e:#}");
 }
@@ -98,7 +117,7 @@ pub fn table(rows: &[Vec<String>]) {
             if c == 0 { format!("{text:<w$}") } else { format!("{text:>w$}") }
         };
         let line: Vec<String> = row.iter().enumerate().map(cell).collect();
-        println!("{}", line.join("  ").trim_end());
+        sayln!("{}", line.join("  ").trim_end());
     }
 }
 

@@ -28,6 +28,56 @@ impl Tokens {
     }
 }
 
+/// What is learned from logits.
+pub trait Aim {
+    /// A batch begins.
+    ///
+    /// # Errors
+    /// If it cannot be prepared.
+    fn begin(&mut self, batch: &Tokens) -> Result<()>;
+
+    /// Replaces the logits of some rows of the batch by the gradient of `factor` times their loss; writes the negative
+    /// log-likelihood of each row's target (nats) to `losses`, and nothing where there is none.
+    ///
+    /// # Errors
+    /// If what they are compared with cannot be computed.
+    fn rows(
+        &mut self,
+        rows: Range<usize>,
+        logits: &mut Tensor,
+        targets: &[Option<u32>],
+        factor: f32,
+        losses: &mut [f32],
+    ) -> Result<()>;
+}
+
+/// To make the targets likely.
+pub struct Likelihood;
+
+impl Aim for Likelihood {
+    fn begin(&mut self, _: &Tokens) -> Result<()> {
+        Ok(())
+    }
+
+    fn rows(
+        &mut self,
+        _: Range<usize>,
+        logits: &mut Tensor,
+        targets: &[Option<u32>],
+        factor: f32,
+        losses: &mut [f32],
+    ) -> Result<()> {
+        ops::cross_entropy(logits, targets, factor, losses);
+        Ok(())
+    }
+}
+
+/// How much of the loss a gradient is of, and of which.
+struct Asked<'a> {
+    aim: &'a mut dyn Aim,
+    factor: f32,
+}
+
 /// Rows whose logits are in memory at once.
 const HEAD_ROWS: usize = 512;
 
@@ -115,14 +165,22 @@ impl Backward {
         }
     }
 
-    /// Runs a batch forth and back: adds the gradient of `factor` times the summed negative log-likelihood to `into`, and
-    /// returns that sum, without the factor, in nats.
+    /// Runs a batch forth and back: adds the gradient of `factor` times the summed loss to `into`, and returns the summed
+    /// negative log-likelihood, without the factor, in nats.
     ///
     /// # Errors
     /// If a token is not in the vocabulary or a sequence is longer than the context.
-    pub fn run(&mut self, model: &Model, batch: &Tokens, factor: f32, into: &mut Parameters) -> Result<f64> {
+    pub fn run(
+        &mut self,
+        model: &Model,
+        batch: &Tokens,
+        aim: &mut dyn Aim,
+        factor: f32,
+        into: &mut Parameters,
+    ) -> Result<f64> {
         let mut flow = std::mem::take(&mut self.flow);
-        let result = self.forth_and_back(model, &mut flow, batch, factor, into);
+        aim.begin(batch)?;
+        let result = self.forth_and_back(model, &mut flow, batch, Asked { aim, factor }, into);
         self.flow = flow;
         result
     }
@@ -136,7 +194,8 @@ impl Backward {
         let result = self.forth(model, &mut flow, batch).and_then(|()| {
             let rows = |first| first..flow.tokens().min(first + HEAD_ROWS);
             let pieces = (0..flow.tokens()).step_by(HEAD_ROWS).map(rows);
-            pieces.map(|rows| self.logits(model, &flow, rows, &batch.targets, 0.0)).sum()
+            let mut asked = Asked { aim: &mut Likelihood, factor: 0.0 };
+            pieces.map(|rows| self.logits(model, &flow, rows, &batch.targets, &mut asked)).sum()
         });
         self.flow = flow;
         result
@@ -147,11 +206,11 @@ impl Backward {
         model: &Model,
         flow: &mut Flow,
         batch: &Tokens,
-        factor: f32,
+        asked: Asked<'_>,
         into: &mut Parameters,
     ) -> Result<f64> {
         self.forth(model, flow, batch)?;
-        let loss = self.head(model, flow, &batch.targets, factor, into)?;
+        let loss = self.head(model, flow, &batch.targets, asked, into)?;
         for layer in (0..model.spec.layers()).rev() {
             self.block(model, layer, flow, into)?;
         }
@@ -186,7 +245,7 @@ impl Backward {
         flow: &Flow,
         rows: Range<usize>,
         targets: &[Option<u32>],
-        factor: f32,
+        asked: &mut Asked<'_>,
     ) -> Result<f64> {
         self.listed.clear();
         self.listed.extend(rows.clone());
@@ -197,7 +256,8 @@ impl Backward {
         if model.spec.logit_cap.is_some() {
             self.part.copy_from(self.logits.values());
         }
-        ops::cross_entropy(self.logits.values_mut(), &targets[rows], factor, &mut self.losses);
+        let own = &targets[rows.clone()];
+        asked.aim.rows(rows, self.logits.values_mut(), own, asked.factor, &mut self.losses)?;
         if let Some(cap) = model.spec.logit_cap {
             ops::soft_cap_gradient(self.logits.values_mut(), &self.part, cap);
         }
@@ -210,7 +270,7 @@ impl Backward {
         model: &Model,
         flow: &Flow,
         targets: &[Option<u32>],
-        factor: f32,
+        mut asked: Asked<'_>,
         into: &mut Parameters,
     ) -> Result<f64> {
         let site = model.spec.resolve(Site::HEAD);
@@ -219,7 +279,7 @@ impl Backward {
         self.dx.values_mut().reset(flow.tokens(), model.spec.dim);
         for first in (0..flow.tokens()).step_by(HEAD_ROWS) {
             let rows = first..flow.tokens().min(first + HEAD_ROWS);
-            loss += self.logits(model, flow, rows.clone(), targets, factor)?;
+            loss += self.logits(model, flow, rows.clone(), targets, &mut asked)?;
             self.columns.pack(self.head.values(), self.form);
             self.weight(site, Out::Logits, into)?;
             let linear = across(&self.across, site)?;

@@ -26,7 +26,7 @@ pub mod spec;
 pub mod speculate;
 mod tap;
 
-pub use backward::{Backward, Tokens};
+pub use backward::{Aim, Backward, Likelihood, Tokens};
 pub use cache::Cache;
 pub use config::Config;
 pub use decoder::{Flow, Kept, Stage};

@@ -111,6 +111,45 @@ impl Model {
         8.0 * self.size_bytes() as f64 / self.parameters().max(1) as f64
     }
 
+    /// A model of some of the blocks, in rising order, with the same edges.
+    ///
+    /// # Errors
+    /// If there is no such block, or the family cannot describe what remains.
+    pub fn of_blocks(&self, blocks: &[u16]) -> Result<Model> {
+        let layers = self.spec.layers();
+        if blocks.is_empty() || !blocks.is_sorted_by(|a, b| a < b) || blocks.iter().any(|b| *b >= layers) {
+            return Err(Error::Asked(format!(
+                "blocks are listed in rising order, each once, from 0 to {}: not {blocks:?}",
+                layers - 1
+            )));
+        }
+        let mut config = self.config.clone();
+        let fields = config.fields_mut();
+        let count = ["num_hidden_layers", "n_layer"].into_iter().find(|f| fields.contains_key(*f));
+        fields.insert(count.unwrap_or("num_hidden_layers").into(), blocks.len().into());
+        for value in fields.values_mut() {
+            // Lists with an entry for every block, as `layer_types`.
+            if let Some(list) = value.as_array_mut().filter(|list| list.len() == usize::from(layers)) {
+                let kept = blocks.iter().map(|b| list[usize::from(*b)].clone()).collect();
+                *list = kept;
+            }
+        }
+        let mut spec = (self.family.spec)(&config)?;
+        if blocks.iter().zip(&spec.blocks).any(|(b, made)| self.spec.blocks[usize::from(*b)] != *made) {
+            let reason = "these blocks differ in kind, and the family's configuration cannot say which is which; \
+                          take blocks whose kinds alternate as in the original";
+            return Err(Error::Asked(reason.into()));
+        }
+        spec.origin = blocks.iter().map(|b| self.spec.origin[usize::from(*b)]).collect();
+        let moved = |site: &Site| match site.layer {
+            None => Some(*site),
+            Some(layer) => blocks.iter().position(|b| *b == layer).map(|at| Site::of(at as u16, site.role)),
+        };
+        let linears = self.linears.iter().filter_map(|(s, l)| Some((moved(s)?, l.clone()))).collect();
+        let norms = self.norms.iter().filter_map(|(s, n)| Some((moved(s)?, n.clone()))).collect();
+        Ok(Model { spec, config, family: self.family, linears, norms, key_value: self.key_value })
+    }
+
     /// Says that the weights are not read again soon: pages of a mapped file then need no memory.
     pub fn release(&self) {
         for stored in self.linears.values().filter_map(|l| l.weight.stored()) {

@@ -1,7 +1,7 @@
 //! Every gradient against finite differences of the exact loss, on every family and every switch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{Backward, Model, Parameters, Tokens, load, uniform};
+use model::{Backward, Likelihood, Model, Parameters, Tokens, load, uniform};
 use std::path::{Path, PathBuf};
 use tensor::{
     Linear, Weight,
@@ -61,11 +61,11 @@ fn gradient(model: &Model, values: &Parameters, batch: &Tokens, form: Form) -> (
     let (working, mut back) = packed(model, values, form);
     let mut gradient = values.zeros();
     let count = batch.counted();
-    let sum = back.run(&working, batch, 1.0 / count as f32, &mut gradient).unwrap();
+    let sum = back.run(&working, batch, &mut Likelihood, 1.0 / count as f32, &mut gradient).unwrap();
     assert_eq!(back.loss(&working, batch).unwrap(), sum, "the loss alone");
     // A second run in the same memory gives the same.
     let mut again = values.zeros();
-    back.run(&working, batch, 1.0 / count as f32, &mut again).unwrap();
+    back.run(&working, batch, &mut Likelihood, 1.0 / count as f32, &mut again).unwrap();
     assert!(again == gradient, "a second run differs");
     (sum / count as f64, gradient)
 }

@@ -101,7 +101,7 @@ pub fn run(creation: &Creation, path: &Path, seed: u64, place: &Place, bar: &dyn
     let texts =
         Texts { data: train, validation: creation.data.validation.clone(), separator: creation.data.separator.clone() };
     let lesson = creation.training.lesson(texts, gpt.model.spec.context, seed)?;
-    let taught = teach::run(&gpt, &lesson, place, bar)?;
+    let taught = teach::run(&gpt, None, &lesson, place, bar)?;
     drop(gpt);
     fs::remove_dir_all(&start).map_err(formats::Error::io(&start, "remove it"))?;
     Ok(taught)

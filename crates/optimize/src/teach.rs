@@ -9,7 +9,7 @@ use crate::{
     progress::Progress,
     speed::peak_rss_bytes,
 };
-use model::{Gpt, Model};
+use model::{Aim, Gpt, Likelihood, Model};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -20,6 +20,7 @@ use tensor::limits;
 use train::{
     Curve, Learner, Precision, Rule, Schedule, Sequences,
     course::{Course, Plan, Record},
+    distil::{Guidance, Teacher},
 };
 
 /// What is to be learned, and how.
@@ -39,6 +40,9 @@ pub struct Lesson {
     pub rule: Rule,
     /// In which numbers products run.
     pub precision: Precision,
+    /// What a teacher adds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<Guidance>,
     /// Start of all random numbers.
     pub seed: u64,
 }
@@ -159,6 +163,7 @@ impl Settings {
             },
             rule: Rule { decay: self.weight_decay, clip: self.clip, beta: [self.beta1, self.beta2], ..Rule::default() },
             precision: self.precision,
+            guidance: None,
             seed,
         })
     }
@@ -206,14 +211,14 @@ struct Kept {
 /// # Errors
 /// If the data are of no use, numbers grow beyond all bounds, or a file cannot be written. Nothing appears at `out` then;
 /// checkpoints stay beside it, and the same call goes on from them.
-pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
-    refuse(gpt, lesson, place)?;
+pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
+    refuse(gpt, teacher, lesson, place)?;
     let documents = documents(gpt, &lesson.data, lesson)?;
     let (learned, measured) = match &lesson.validation {
         Some(path) => (documents, self::documents(gpt, path, lesson)?),
         None => hold_back(documents),
     };
-    let key = key(gpt, lesson, [&learned, &measured])?;
+    let key = key([Some(gpt), teacher], lesson, [&learned, &measured])?;
     if let Some(record) = finished(&place.out, &key) {
         let (tokens_per_second, share_of_peak, peak_rss_bytes) = (0.0, 0.0, peak_rss_bytes());
         return Ok(Taught { already: true, record, tokens_per_second, share_of_peak, peak_rss_bytes });
@@ -235,7 +240,11 @@ pub fn run(gpt: &Gpt, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Res
     };
     let learner = Learner::new(&gpt.model, lesson.precision, lesson.rule)?;
     gpt.model.release();
-    let mut course = Course::new(learner, sequences, validation, lesson.plan, Some(&directory));
+    let aim: Box<dyn Aim> = match (teacher, &lesson.guidance) {
+        (Some(teacher), Some(guidance)) => Box::new(Teacher::new(teacher.model.clone(), guidance)?),
+        _ => Box::new(Likelihood),
+    };
+    let mut course = Course::new(learner, sequences, validation, aim, lesson.plan, Some(&directory));
     course.run(bar)?;
 
     let tokens_per_second = course.speed();
@@ -267,7 +276,18 @@ fn hold_back(documents: Vec<Document>) -> (Vec<Document>, Vec<Document>) {
 }
 
 /// Refuses before any work what cannot be done.
-fn refuse(gpt: &Gpt, lesson: &Lesson, place: &Place) -> Result<()> {
+fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> Result<()> {
+    if let Some(teacher) = teacher {
+        let (own, other) = (gpt.tokenizer.vocab_size(), teacher.tokenizer.vocab_size());
+        let differs = (0..own as u32).find(|id| gpt.tokenizer.token_of(*id) != teacher.tokenizer.token_of(*id));
+        if own != other || differs.is_some() || gpt.model.spec.vocab != teacher.model.spec.vocab {
+            let which = differs.map_or(String::new(), |id| format!(", and token {id} differs"));
+            return Err(Error::Asked(format!(
+                "the student's tokenizer has {own} tokens and the teacher's {other}{which}; a student learns from a teacher \
+                 with the same vocabulary, for example one that --student-layers makes of it"
+            )));
+        }
+    }
     if gpt.model.is_quantized() {
         return Err(Error::Asked(format!(
             "{} is quantized, and its codes cannot learn; fine-tune the original and quantize the result",
@@ -310,7 +330,7 @@ fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
 }
 
 /// The hash of everything that decides the result's bytes.
-fn key(gpt: &Gpt, lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
+fn key(models: [Option<&Gpt>; 2], lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());
@@ -318,9 +338,11 @@ fn key(gpt: &Gpt, lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
     };
     put(env!("CARGO_PKG_VERSION"));
     put(tensor::kernels::kernels().isa);
-    for (name, sum) in manifest::sums(&gpt.files)? {
-        put(&name);
-        put(&sum.blake3);
+    for gpt in models.into_iter().flatten() {
+        for (name, sum) in manifest::sums(&gpt.files)? {
+            put(&name);
+            put(&sum.blake3);
+        }
     }
     let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
     put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);

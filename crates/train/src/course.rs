@@ -1,7 +1,7 @@
 //! A course: steps over data with a schedule, validation, checkpoints, and an early end where nothing is gained.
 
 use crate::{Error, Learner, Result, Schedule, Sequences, checkpoint, progress, progress::Progress};
-use model::{Parameters, Tokens};
+use model::{Aim, Parameters, Tokens};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -66,6 +66,8 @@ pub struct Course<'a> {
     pub sequences: Sequences,
     /// What it is measured on.
     pub validation: Vec<Tokens>,
+    /// What is learned from them.
+    pub aim: Box<dyn Aim>,
     /// How.
     pub plan: Plan,
     /// Where checkpoints go; nowhere for short courses.
@@ -81,10 +83,11 @@ impl<'a> Course<'a> {
         learner: Learner,
         sequences: Sequences,
         validation: Vec<Tokens>,
+        aim: Box<dyn Aim>,
         plan: Plan,
         directory: Option<&'a Path>,
     ) -> Course<'a> {
-        Course { learner, sequences, validation, plan, directory, record: Record::default(), speeds: Vec::new() }
+        Course { learner, sequences, validation, aim, plan, directory, record: Record::default(), speeds: Vec::new() }
     }
 
     /// How it went so far.
@@ -134,7 +137,7 @@ impl<'a> Course<'a> {
         let parts = next_parts(&mut self.sequences, &self.plan);
         let count: u64 = parts.iter().map(|p| p.counted() as u64).sum();
         let from = self.record.predictions;
-        let stepped = self.learner.step(&parts, rate).map_err(|e| match e {
+        let stepped = self.learner.step(&parts, self.aim.as_mut(), rate).map_err(|e| match e {
             Error::NotFinite { step, what, .. } => Error::NotFinite { step, what, from, to: from + count },
             other => other,
         })?;

@@ -1,7 +1,7 @@
 //! `Learner`: a model's values, their gradients and moments, and the steps that change them.
 
 use crate::{Error, Result};
-use model::{Backward, Model, Parameters, Tokens};
+use model::{Aim, Backward, Model, Parameters, Tokens};
 use serde::{Deserialize, Serialize};
 use tensor::{
     kernels::Arithmetic,
@@ -159,14 +159,14 @@ impl Learner {
     ///
     /// # Errors
     /// If a token is not in the vocabulary, or the loss or a gradient is not finite; the values are then as before.
-    pub fn step(&mut self, parts: &[Tokens], rate: f64) -> Result<Stepped> {
+    pub fn step(&mut self, parts: &[Tokens], aim: &mut dyn Aim, rate: f64) -> Result<Stepped> {
         let count: usize = parts.iter().map(Tokens::counted).sum();
         let factor = 1.0 / count.max(1) as f32;
         let mut loss = 0.0;
         for part in parts {
             let mut sum = self.spare.pop().unwrap_or_else(|| self.values.zeros());
             sum.slices_mut().for_each(ops::clear);
-            loss += self.back.run(&self.working, part, factor, &mut sum)?;
+            loss += self.back.run(&self.working, part, aim, factor, &mut sum)?;
             self.add((0, sum));
         }
         while self.sums.len() > 1 {

@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod course;
 pub mod data;
+pub mod distil;
 mod error;
 mod learner;
 pub mod progress;

@@ -1,7 +1,7 @@
 //! Ten steps beside PyTorch's, loss by loss, from the same values on the same tokens (`xtask/golden_training.py`).
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{Tokens, load};
+use model::{Likelihood, Tokens, load};
 use std::{fs, path::Path};
 use train::{Learner, Precision, Rule};
 
@@ -41,7 +41,7 @@ fn ten_steps_are_those_of_pytorch() {
         let mut learner = Learner::new(&model, Precision::F32, rule).unwrap();
         let (losses, norms) = (numbers(&training["losses"]), numbers(&training["norms"]));
         for (step, (loss, norm)) in losses.iter().zip(norms).enumerate() {
-            let got = learner.step(std::slice::from_ref(&batch), f64::from(number("rate"))).unwrap();
+            let got = learner.step(std::slice::from_ref(&batch), &mut Likelihood, f64::from(number("rate"))).unwrap();
             assert!((got.loss - loss).abs() < 1e-4, "{name}, step {step}: loss {} and {loss}", got.loss);
             assert!((got.norm / norm - 1.0).abs() < 1e-3, "{name}, step {step}: norm {} and {norm}", got.norm);
         }
@@ -66,7 +66,7 @@ fn parts_of_a_batch_give_the_gradient_of_the_whole() {
     };
     let step = |parts: &[Tokens]| {
         let mut learner = Learner::new(&model, Precision::F32, Rule::default()).unwrap();
-        let stepped = learner.step(parts, 1e-3).unwrap();
+        let stepped = learner.step(parts, &mut Likelihood, 1e-3).unwrap();
         (stepped.loss, stepped.norm, learner.values().clone())
     };
     let (apart, together) = (step(&parts), step(&[whole]));
@@ -83,7 +83,7 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
     model.norms.get_mut(&site).unwrap().scale[3] = f32::NAN;
     let mut learner = Learner::new(&model, Precision::F32, Rule::default()).unwrap();
     let batch = Tokens { sequences: vec![vec![5, 6, 7]], targets: vec![Some(6), Some(7), Some(8)] };
-    let error = learner.step(&[batch], 1e-3).unwrap_err().to_string();
+    let error = learner.step(&[batch], &mut Likelihood, 1e-3).unwrap_err().to_string();
     assert!(error.contains("step 1") && error.contains("the loss is not finite"), "{error}");
     assert_eq!(learner.steps(), 0);
 }

@@ -42,7 +42,7 @@ pub fn run(args: &Bench, common: &Common) -> Result<u8> {
     } else {
         print(&s, check);
         for site in &slow {
-            println!("{site} has no fast form and was decoded to f32");
+            sayln!("{site} has no fast form and was decoded to f32");
         }
     }
     Ok(0)
@@ -123,7 +123,7 @@ fn print(s: &Speed, check: Option<Check>) {
     }
     show::table(&rows);
     if !s.operations.is_empty() {
-        println!();
+        sayln!("");
         profile(&s.operations);
     }
 }

@@ -29,7 +29,7 @@ pub fn run(args: &Chat, common: &Common) -> Result<u8> {
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if terminal {
-            print!("> ");
+            say!("> ");
             std::io::stdout().flush()?;
         }
         let Some(line) = lines.next().transpose()? else { return Ok(0) };
@@ -64,7 +64,7 @@ impl Talk<'_> {
             add_work(&mut said, &out);
             print_json(&said)?;
         } else {
-            println!();
+            sayln!("");
         }
         if args.speculating.stats {
             eprintln!("{}", stats(&out));

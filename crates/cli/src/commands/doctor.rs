@@ -46,7 +46,7 @@ pub fn run(common: &Common) -> Result<u8> {
                 ),
             ],
         ]);
-        println!(
+        sayln!(
             "Groups that 32 does not divide (int4g24 ...) have no fast form: they are decoded to f32 and multiplied."
         );
     }

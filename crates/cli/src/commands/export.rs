@@ -47,11 +47,11 @@ pub fn run(args: &Export, common: &Common) -> Result<u8> {
         }))?;
         return Ok(0);
     }
-    println!("{}: {} ({:.3} bits per weight)", args.out.display(), show::size(done.file_bytes), done.bits_per_weight);
-    println!("read again: largest logit difference to what was to be written {:.1e}", done.difference);
+    sayln!("{}: {} ({:.3} bits per weight)", args.out.display(), show::size(done.file_bytes), done.bits_per_weight);
+    sayln!("read again: largest logit difference to what was to be written {:.1e}", done.difference);
     for f in &done.fallbacks {
-        println!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got);
+        sayln!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got);
     }
-    done.notes.iter().for_each(|n| println!("note: {n}"));
+    done.notes.iter().for_each(|n| sayln!("note: {n}"));
     Ok(0)
 }

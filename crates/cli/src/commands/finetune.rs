@@ -2,11 +2,11 @@
 
 use super::{open, print_json};
 use crate::{
-    args::{Common, Finetune},
+    args::{Common, Finetune, Lesson as LessonArgs},
     show::{self as screen, Bar},
 };
 use anyhow::{Context, Result};
-use optimize::teach::{self, Place, Settings, Taught, Texts};
+use optimize::teach::{self, Lesson, Place, Settings, Taught, Texts};
 use serde_json::json;
 use std::path::Path;
 use train::{Curve, Precision, course::Record};
@@ -14,15 +14,20 @@ use train::{Curve, Precision, course::Record};
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
-    let texts =
-        Texts { data: args.data.clone(), validation: args.validation.clone(), separator: args.separator.clone() };
-    let lesson = settings(args)?.lesson(texts, gpt.model.spec.context, common.seed)?;
+    let lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
     let place = args.place.place();
     let bar = Bar::new();
-    let taught = teach::run(&gpt, &lesson, &place, &bar)?;
+    let taught = teach::run(&gpt, None, &lesson, &place, &bar)?;
     drop(bar);
     show(&taught, &place, common)?;
     Ok(0)
+}
+
+/// The lesson that options ask for.
+pub(super) fn lesson(args: &LessonArgs, longest: usize, seed: u64) -> Result<Lesson> {
+    let texts =
+        Texts { data: args.data.clone(), validation: args.validation.clone(), separator: args.separator.clone() };
+    Ok(settings(args)?.lesson(texts, longest, seed)?)
 }
 
 /// Says how it went.
@@ -34,7 +39,7 @@ pub(super) fn show(taught: &Taught, place: &Place, common: &Common) -> Result<()
     Ok(())
 }
 
-fn settings(args: &Finetune) -> Result<Settings> {
+fn settings(args: &LessonArgs) -> Result<Settings> {
     Ok(Settings {
         steps: args.steps,
         batch: args.batch,
@@ -56,7 +61,7 @@ fn settings(args: &Finetune) -> Result<Settings> {
 }
 
 /// The value that a word stands for.
-fn named<T: Copy>(all: &[(&str, T)], word: &str, option: &str) -> Result<T> {
+pub(super) fn named<T: Copy>(all: &[(&str, T)], word: &str, option: &str) -> Result<T> {
     let known = || all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let found = all.iter().find(|(name, _)| *name == word);
     found.map(|(_, value)| *value).with_context(|| format!("{option} takes {}, not {word:?}", known()))
@@ -95,10 +100,10 @@ fn print(taught: &Taught, out: &Path) {
     screen::table(&rows);
     curve(record);
     if record.ended_early {
-        println!("ended early: {} validations in a row were no better", record.worse);
+        sayln!("ended early: {} validations in a row were no better", record.worse);
     }
     let done = if taught.already { "was done already" } else { "written" };
-    println!("{}: {done}; training.json and manifest.json lie with it", out.display());
+    sayln!("{}: {done}; training.json and manifest.json lie with it", out.display());
 }
 
 /// The loss over the steps, in one line.
@@ -119,5 +124,5 @@ fn curve(record: &Record) {
     let low = means.iter().copied().fold(f64::INFINITY, f64::min);
     let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let height = |v: &f64| HEIGHTS[((v - low) / (high - low).max(1e-12) * 7.0).round() as usize];
-    println!("loss {high:.3} to {low:.3}  {}", means.iter().map(height).collect::<String>());
+    sayln!("loss {high:.3} to {low:.3}  {}", means.iter().map(height).collect::<String>());
 }

@@ -22,7 +22,7 @@ pub fn run(args: &Generate, common: &Common) -> Result<u8> {
     let mut generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
     let prompt = gpt.tokenizer.encode(&text, true)?;
     if !common.json {
-        print!("{text}");
+        say!("{text}");
     }
     let out =
         generator.generate(&prompt, &sampling(&args.choosing, common.seed), &limits(&args.choosing), &mut |piece| {
@@ -33,7 +33,7 @@ pub fn run(args: &Generate, common: &Common) -> Result<u8> {
         add_work(&mut said, &out);
         print_json(&said)?;
     } else {
-        println!();
+        sayln!("");
     }
     if args.speculating.stats {
         eprintln!("{}", stats(&out));
@@ -69,7 +69,7 @@ pub fn generator<'g>(gpt: &'g Gpt, draft: Option<&'g Gpt>, speculating: &Specula
 /// Shows a piece of text as soon as it is there; returns whether to go on.
 pub fn say(piece: &str, common: &Common) -> bool {
     if !common.json {
-        print!("{piece}");
+        say!("{piece}");
         let _ = std::io::stdout().flush();
     }
     optimize::progress::check().is_ok()

@@ -33,7 +33,7 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
         ],
         vec!["BOS added, ends at".into(), format!("{}, {:?}", gpt.tokenizer.adds_bos(), gpt.ends)],
     ]);
-    println!();
+    sayln!("");
     let mut rows = vec![vec!["site".to_string(), "shape".into(), "storage".into(), "bytes".into()]];
     for (site, l) in &m.linears {
         let w = &l.weight;
@@ -46,10 +46,10 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
     }
     show::table(&rows);
     for fault in faults {
-        println!("fault: {fault}");
+        sayln!("fault: {fault}");
     }
     for name in &gpt.unused {
-        println!("not used: {name}");
+        sayln!("not used: {name}");
     }
     Ok(0)
 }

@@ -95,11 +95,11 @@ pub fn show_outcome(outcome: &Outcome, common: &Common) -> Result<u8> {
     } else {
         table(p, outcome.speed);
         for c in &p.gate.checks {
-            println!("gate: {}: {}", if c.passed { "passed" } else { "failed" }, c.words);
+            sayln!("gate: {}: {}", if c.passed { "passed" } else { "failed" }, c.words);
         }
-        p.warnings.iter().for_each(|w| println!("note: {w}"));
+        p.warnings.iter().for_each(|w| sayln!("note: {w}"));
         let done = if outcome.already { "was done already" } else { "written" };
-        println!(
+        sayln!(
             "{}: {done}; report.html, proof.json, manifest.json and planish.toml lie with it",
             outcome.out.display()
         );

@@ -17,7 +17,7 @@ pub fn run(common: &Common) -> Result<u8> {
         return Ok(0);
     }
     for m in METHODS {
-        println!("{}\n  {}\n  {}; {}", m.name, m.about, m.paper, m.cost);
+        sayln!("{}\n  {}\n  {}; {}", m.name, m.about, m.paper, m.cost);
     }
     Ok(0)
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod distill;
 mod doctor;
 mod evaluate;
 mod export;
@@ -41,6 +42,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Chat(a) => chat::run(a, common),
         Command::Bench(a) => bench::run(a, common),
         Command::Finetune(a) => finetune::run(a, common),
+        Command::Distill(a) => distill::run(a, common),
         Command::Train(a) => train::run(a, common),
         Command::Verify(a) => verify::run(a, common),
         Command::Doctor => doctor::run(common),
@@ -110,7 +112,7 @@ fn key_value(name: Option<&str>) -> Result<Option<KeyValue>> {
 
 /// Prints a value as one line of JSON.
 fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string(value).context("cannot write JSON")?);
+    sayln!("{}", serde_json::to_string(value).context("cannot write JSON")?);
     Ok(())
 }
 

@@ -56,9 +56,9 @@ pub fn plan(args: &PlanArgs, common: &Common) -> Result<u8> {
         vec!["time".into(), format!("{:.0} s", e.seconds)],
     ]);
     for (storage, sites) in &e.storages {
-        println!("{storage}: {sites} sites");
+        sayln!("{storage}: {sites} sites");
     }
-    println!("{}: the recipe; `planish run` carries it out", args.recipe.display());
+    sayln!("{}: the recipe; `planish run` carries it out", args.recipe.display());
     Ok(0)
 }
 

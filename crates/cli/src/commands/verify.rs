@@ -15,14 +15,14 @@ pub fn run(args: &Artefact, common: &Common) -> Result<u8> {
     if common.json {
         print_json(&json!({"files": manifest.outputs.len(), "faults": faults, "gate": manifest.gate}))?;
     } else if faults.is_empty() {
-        println!(
+        sayln!(
             "{} files are as planish {} wrote them; gate: {}",
             manifest.outputs.len(),
             manifest.planish,
             manifest.gate
         );
     } else {
-        faults.iter().for_each(|f| println!("{f}"));
+        faults.iter().for_each(|f| sayln!("{f}"));
     }
     Ok(if faults.is_empty() { 0 } else { exit::USAGE })
 }

@@ -3,6 +3,51 @@
 use crate::{fails, json, path, planish, sample};
 use std::{fs, path::Path, process::Stdio, time::Instant};
 
+#[test]
+fn a_student_learns_more_from_its_teacher_than_from_the_text_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let distil = |name: &str, share: &str| {
+        let out = path(&dir, name);
+        let words = ["distill", "--teacher", &folder, "--student-layers", "0,2", "--share", share, "--data", &text];
+        let more = ["--steps", "40", "--batch", "4", "--context", "128", "--lr", "1e-3", "--out", &out];
+        json(&[&words[..], &more[..]].concat())["validation_loss"].as_f64().unwrap()
+    };
+    let (taught, alone) = (distil("taught", "1"), distil("alone", "0"));
+    println!("from the teacher {taught}, from the text {alone}");
+    assert!(taught < alone);
+    assert_eq!(json(&["inspect", &path(&dir, "taught")])["blocks"], 2);
+    // A student goes on from what it is, by another divergence, and a quantized teacher will do.
+    let small = path(&dir, "small");
+    json(&["quantize", &folder, "--bits", "5", "--data", &text, "--out", &small]);
+    for divergence in ["reverse", "jensen-shannon"] {
+        let out = path(&dir, divergence);
+        let words = ["distill", &path(&dir, "taught"), "--teacher", &small, "--divergence", divergence];
+        let more = ["--data", &text, "--steps", "4", "--context", "128", "--lr", "1e-5", "--out", &out];
+        let loss = json(&[&words[..], &more[..]].concat())["validation_loss"].as_f64().unwrap();
+        assert!(loss < 1.01 * taught, "{divergence}: {loss}");
+    }
+    let wrong = |words: &[&str], says: &str| {
+        let out = path(&dir, "wrong");
+        fails(&[&["distill", "--teacher", &folder, "--data", &text, "--out", &out], words].concat(), 2, says);
+    };
+    wrong(&[], "--student-layers");
+    wrong(&["--student-layers", "2,0"], "rising order");
+    wrong(&["--student-layers", "0,3"], "from 0 to 2");
+    wrong(&["--student-layers", "0", "--share", "2"], "--share");
+    wrong(&["--student-layers", "0", "--temperature", "0"], "--temperature");
+    wrong(&["--student-layers", "0", "--divergence", "kl"], "jensen-shannon");
+}
+
+#[test]
+fn models_of_the_recipes_folder_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/models");
+    for entry in fs::read_dir(folder).unwrap() {
+        // What is missing is only the text.
+        fails(&["train", &entry.unwrap().path().to_string_lossy(), "--out", "x"], 2, "--data FILE");
+    }
+}
+
 /// Words of a short lesson on the sample.
 fn lesson<'a>(folder: &'a str, text: &'a str, out: &'a str) -> Vec<&'a str> {
     let words =

@@ -11,6 +11,16 @@ fn log_sum_exp(logits: &[f32], scratch: &mut Vec<f32>) -> f64 {
     f64::from(max) + f64::from((kernels().exp_sum)(scratch, max)).ln()
 }
 
+/// Writes the distribution of a row of logits over a temperature; returns the logarithm of what it was divided by.
+pub(super) fn softmax(logits: &[f32], temperature: f32, out: &mut Vec<f32>) -> f32 {
+    out.clear();
+    out.extend(logits.iter().map(|v| v / temperature));
+    let max = out.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let sum = (kernels().exp_sum)(out, max);
+    out.iter_mut().for_each(|v| *v /= sum);
+    max + sum.ln()
+}
+
 /// Natural logarithm of the probability of `token`.
 pub fn log_prob(logits: &[f32], token: usize) -> f64 {
     f64::from(logits[token]) - log_sum_exp(logits, &mut Vec::new())

@@ -6,6 +6,7 @@
 mod activation;
 mod attention;
 mod attention_gradient;
+mod distil;
 mod gradient;
 mod loss;
 mod memory;
@@ -20,6 +21,7 @@ mod update;
 pub use activation::{Activation, add_to, gate_to, scale, soft_cap};
 pub use attention::{AttentionShape, attention};
 pub use attention_gradient::{Asked, Attended, attention_gradient};
+pub use distil::{Distilling, Likeness, distil};
 pub use gradient::{
     Normed, activation_gradient, column_sums, gate_gradient, norm_gradient, rope_gradient, soft_cap_gradient,
 };
