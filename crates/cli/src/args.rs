@@ -292,7 +292,8 @@ pub struct Distill {
 /// What is learned, and how.
 #[derive(Args)]
 pub struct Lesson {
-    /// The text to learn (UTF-8)
+    /// What to learn: a text (UTF-8), JSONL with "text", "prompt" and "completion" or "messages" (only answers are
+    /// learned), or tokens of two bytes (.u16)
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// A text to measure on (default: a twentieth of the documents by their hash, 65,536 tokens at most)

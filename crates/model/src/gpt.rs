@@ -92,6 +92,15 @@ impl Gpt {
     /// # Errors
     /// If the model has no chat template or it fails.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        // The template writes the special tokens itself.
+        Ok(self.tokenizer.encode(&self.conversation(messages, true)?, false)?)
+    }
+
+    /// Writes a conversation as the model was trained to read it, with or without the words that open an answer.
+    ///
+    /// # Errors
+    /// As [`Gpt::chat_prompt`].
+    pub fn conversation(&self, messages: &[Message], open: bool) -> Result<String> {
         let template = self.template.as_deref().ok_or_else(|| {
             Error::Asked(format!(
                 "{} has no chat template: it was not trained to converse. Use `planish generate`, or give one with --template FILE",
@@ -99,10 +108,8 @@ impl Gpt {
             ))
         })?;
         let name = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_of(id)).unwrap_or_default();
-        let text =
-            chat_template::render(template, messages, &name(self.tokenizer.bos()), &name(self.tokenizer.eos()), true)?;
-        // The template writes the special tokens itself.
-        Ok(self.tokenizer.encode(&text, false)?)
+        let (bos, eos) = (name(self.tokenizer.bos()), name(self.tokenizer.eos()));
+        Ok(chat_template::render(template, messages, &bos, &eos, open)?)
     }
 }
 

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     fn doc(len: usize, percentile: u8) -> Document {
-        Document { ids: vec![1; len], bytes: len, percentile }
+        Document { ids: vec![1; len], bytes: len, percentile, learned: None }
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub struct Solved {
 pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Solved> {
     let held = data::take_tokens(&data.split.solver, solve::TOKENS, recipe.seed);
     let documents: Vec<data::Document> =
-        held.into_iter().map(|ids| data::Document { bytes: 0, percentile: 0, ids }).collect();
+        held.into_iter().map(|ids| data::Document { ids, ..Default::default() }).collect();
     let tokens: usize = documents.iter().map(|d| d.ids.len()).sum();
     if tokens < FEWEST_TOKENS {
         return Err(Error::Data {

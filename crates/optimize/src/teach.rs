@@ -313,6 +313,9 @@ fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
     if path.extension().is_some_and(|e| e == "u16") {
         return Ok(data::read_tokens(path, gpt.tokenizer.vocab_size(), lesson.context)?);
     }
+    if path.extension().is_some_and(|e| e == "jsonl") {
+        return Ok(train::lines::documents(path, gpt)?);
+    }
     let text = data::read_text(path)?;
     let separated = text.contains(lesson.separator.as_str());
     // A text without separators is one stream, whose pieces are split between training and validation.
@@ -346,11 +349,11 @@ fn key(models: [Option<&Gpt>; 2], lesson: &Lesson, parts: [&[Document]; 2]) -> R
     }
     let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
     put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);
-    for ids in parts.into_iter().flatten().map(|d| &d.ids) {
+    for Document { ids, learned, .. } in parts.into_iter().flatten() {
         hasher.update(&(ids.len() as u64).to_le_bytes());
-        ids.iter().for_each(|id| {
-            hasher.update(&id.to_le_bytes());
-        });
+        ids.iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
+        let marks: Vec<u8> = learned.iter().flatten().map(|l| u8::from(*l)).collect();
+        hasher.update(&(marks.len() as u64).to_le_bytes()).update(&marks);
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -36,7 +36,7 @@ pub fn documents(gpt: &Gpt, tokens: usize, seed: u64, progress: &dyn Progress) -
 fn document(tokenizer: &Tokenizer, ids: Vec<u32>, seed: u64, number: u64) -> Result<Document> {
     let bytes = tokenizer.decode(&ids[1..], true)?.len();
     let percentile = (uniform(seed ^ 0x5eed, number) * 100.0) as u8;
-    Ok(Document { ids, bytes, percentile })
+    Ok(Document { ids, bytes, percentile, learned: None })
 }
 
 fn batch(gpt: &Gpt, length: usize, seed: u64, first: u64) -> Result<Vec<Vec<u32>>> {

@@ -8,7 +8,7 @@ use std::path::Path;
 pub const SEPARATOR: &str = "<|endoftext|>";
 
 /// One document as the model reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// Its tokens, BOS first where the tokenizer adds one, cut to the context.
     pub ids: Vec<u32>,
@@ -16,6 +16,8 @@ pub struct Document {
     pub bytes: usize,
     /// Which part of a split it belongs to, from 0 to 99, by the hash of its text.
     pub percentile: u8,
+    /// Which of its tokens are to be said by the model, where that is not all of them: the answers of a conversation.
+    pub learned: Option<Vec<bool>>,
 }
 
 impl Document {
@@ -72,7 +74,7 @@ pub fn read_tokens(path: &Path, vocab: usize, context: usize) -> Result<Vec<Docu
     Ok(pieces
         .map(|ids| {
             let key: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            Document { bytes: 0, percentile: percentile(&key), ids }
+            Document { percentile: percentile(&key), ids, ..Document::default() }
         })
         .collect())
 }
@@ -128,11 +130,11 @@ fn finish(ids: Vec<u32>, key: &[u8], tokenizer: &Tokenizer) -> Result<Option<Doc
         return Ok(None);
     }
     let bytes = tokenizer.decode(&ids[1..], true)?.len();
-    Ok(Some(Document { ids, bytes, percentile: percentile(key) }))
+    Ok(Some(Document { ids, bytes, percentile: percentile(key), learned: None }))
 }
 
 /// Which hundredth of all documents one belongs to, by its hash.
-fn percentile(key: &[u8]) -> u8 {
+pub(crate) fn percentile(key: &[u8]) -> u8 {
     let hash = blake3::hash(key);
     let [a, b, c, d, ..] = *hash.as_bytes();
     (u32::from_le_bytes([a, b, c, d]) % 100) as u8

@@ -9,6 +9,7 @@ pub mod data;
 pub mod distil;
 mod error;
 mod learner;
+pub mod lines;
 pub mod progress;
 mod schedule;
 mod sequences;

@@ -6,11 +6,29 @@ use crate::{Error, Result, data::Document};
 use model::{Tokens, uniform};
 use std::path::Path;
 
+/// Up to `context + 1` tokens: every token but the last is fed, every one but the first predicted.
+#[derive(Clone, Debug)]
+struct Piece {
+    ids: Vec<u32>,
+    /// Which of them count, where not all do.
+    learned: Option<Vec<bool>>,
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        self.ids.len() - 1
+    }
+
+    fn targets(&self) -> impl Iterator<Item = Option<u32>> {
+        let counts = |i: usize| self.learned.as_ref().is_none_or(|learned| learned[i]);
+        self.ids.iter().enumerate().skip(1).map(move |(i, id)| counts(i).then_some(*id))
+    }
+}
+
 /// The pieces to learn from, in an order that depends on the seed and the epoch alone.
 #[derive(Clone, Debug)]
 pub struct Sequences {
-    /// Up to `context + 1` tokens each: every token but the last is fed, every one but the first predicted.
-    pieces: Vec<Vec<u32>>,
+    pieces: Vec<Piece>,
     seed: u64,
     /// Order of the epoch at hand.
     order: Vec<usize>,
@@ -32,7 +50,12 @@ impl Sequences {
             let mut from = 0;
             while from + 1 < document.ids.len() {
                 let to = document.ids.len().min(from + context + 1);
-                pieces.push(document.ids[from..to].to_vec());
+                let learned = document.learned.as_ref().map(|l| l[from..to].to_vec());
+                let piece = Piece { ids: document.ids[from..to].to_vec(), learned };
+                // What says nothing that counts is not read.
+                if piece.targets().any(|t| t.is_some()) {
+                    pieces.push(piece);
+                }
                 from = to - 1;
             }
         }
@@ -57,7 +80,7 @@ impl Sequences {
 
     /// Predictions of one epoch.
     pub fn predictions(&self) -> usize {
-        self.pieces.iter().map(|p| p.len() - 1).sum()
+        self.pieces.iter().map(|p| p.targets().flatten().count()).sum()
     }
 
     /// Epochs that were finished.
@@ -74,7 +97,7 @@ impl Sequences {
                 self.shuffle();
             }
             let piece = &self.pieces[self.order[self.next]];
-            if !batch.sequences.is_empty() && batch.targets.len() + piece.len() - 1 > predictions {
+            if !batch.sequences.is_empty() && batch.targets.len() + piece.len() > predictions {
                 return batch;
             }
             add(&mut batch, piece);
@@ -90,7 +113,7 @@ impl Sequences {
         let mut out: Vec<Tokens> = Vec::new();
         for piece in &self.pieces {
             match out.last_mut() {
-                Some(batch) if batch.targets.len() + piece.len() - 1 <= predictions => add(batch, piece),
+                Some(batch) if batch.targets.len() + piece.len() <= predictions => add(batch, piece),
                 _ => {
                     let mut batch = Tokens::default();
                     add(&mut batch, piece);
@@ -102,9 +125,9 @@ impl Sequences {
     }
 }
 
-fn add(batch: &mut Tokens, piece: &[u32]) {
-    batch.sequences.push(piece[..piece.len() - 1].to_vec());
-    batch.targets.extend(piece[1..].iter().map(|id| Some(*id)));
+fn add(batch: &mut Tokens, piece: &Piece) {
+    batch.sequences.push(piece.ids[..piece.len()].to_vec());
+    batch.targets.extend(piece.targets());
 }
 
 #[cfg(test)]
@@ -113,7 +136,7 @@ mod tests {
 
     #[test]
     fn every_prediction_comes_once_an_epoch_and_the_order_follows_the_seed() {
-        let document = |from: u32, len: u32| Document { ids: (from..from + len).collect(), bytes: 0, percentile: 0 };
+        let document = |from: u32, len: u32| Document { ids: (from..from + len).collect(), ..Document::default() };
         let documents = [document(0, 25), document(100, 3), document(200, 1), document(300, 11)];
         let mut all = Sequences::new(&documents, 8, 3, Path::new("text")).unwrap();
         assert_eq!(all.predictions(), 24 + 2 + 10);
@@ -132,5 +155,19 @@ mod tests {
         let again = Sequences::new(&documents, 8, 3, Path::new("text")).unwrap().batch(16);
         assert_eq!(again.sequences, first.sequences);
         assert!(Sequences::new(&documents[1..3], 8, 3, Path::new("text")).is_err());
+    }
+
+    #[test]
+    fn only_answers_count() {
+        let learned = (0..60).map(|i| i >= 10 && i % 3 == 0).collect();
+        let document = Document { ids: (0..60).collect(), learned: Some(learned), ..Document::default() };
+        let documents = vec![document; 3];
+        let mut all = Sequences::new(&documents, 8, 3, Path::new("chat")).unwrap();
+        assert_eq!(all.predictions(), 3 * 16);
+        let batch = all.batch(40);
+        assert_eq!(batch.targets.len(), batch.sequences.iter().map(Vec::len).sum::<usize>());
+        assert!(batch.targets.iter().flatten().all(|id| *id >= 10 && id % 3 == 0));
+        // The piece of the first eight predictions has none that counts.
+        assert!(batch.sequences.iter().all(|s| s[0] >= 8));
     }
 }

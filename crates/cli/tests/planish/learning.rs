@@ -204,3 +204,51 @@ fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
         "token 1 is 65535",
     );
 }
+
+#[test]
+fn of_conversations_only_the_answers_are_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = sample(&dir);
+    fs::write(
+        Path::new(&folder).join("chat_template.jinja"),
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    .unwrap();
+    let file = |name: &str, lines: Vec<String>| {
+        fs::write(path(&dir, name), lines.join("\n")).unwrap();
+        path(&dir, name)
+    };
+    let question = |n: usize| format!("How many birds are on tree {n}?");
+    let chats = |n: usize| {
+        let turns = [
+            ("user", question(n)),
+            ("assistant", "Seven.".into()),
+            ("user", "And now?".into()),
+            ("assistant", "Two.".into()),
+        ];
+        let turns: Vec<String> = turns.iter().map(|(r, c)| format!(r#"{{"role":"{r}","content":"{c}"}}"#)).collect();
+        format!(r#"{{"messages":[{}]}}"#, turns.join(","))
+    };
+    let asked = |n: usize| format!(r#"{{"prompt":"{}","completion":" Seven."}}"#, question(n));
+    for (name, lines) in [("chats", (0..200).map(chats).collect()), ("asked", (0..200).map(asked).collect::<Vec<_>>())]
+    {
+        let (data, out) = (file(&format!("{name}.jsonl"), lines), path(&dir, name));
+        let words =
+            ["finetune", &folder, "--data", &data, "--steps", "150", "--batch", "2", "--lr", "1e-3", "--out", &out];
+        let done = json(&words);
+        // Answers are certain, questions are not: a loss near zero is of the answers alone.
+        assert!(done["validation_loss"].as_f64().unwrap() < 0.1, "{name}: {done}");
+        assert!(done["validation_loss_before"].as_f64().unwrap() > 1.0, "{name}: {done}");
+    }
+    let out = path(&dir, "out");
+    let wrong = |line: &str, says: &str| {
+        let data = file("wrong.jsonl", vec![chats(1), line.into()]);
+        fails(&["finetune", &folder, "--data", &data, "--out", &out], 2, says);
+    };
+    wrong("{\"text\": 3}", "line 2");
+    wrong("{\"question\": \"?\"}", "\"prompt\"");
+    wrong("not json", "line 2");
+    wrong(r#"{"messages":[{"role":"user","content":"?"}]}"#, "assistant");
+    fs::remove_file(Path::new(&folder).join("chat_template.jinja")).unwrap();
+    wrong(&chats(1), "chat template");
+}
