@@ -89,23 +89,32 @@ fn fine_tuning_learns_the_text_and_says_how_it_went() {
 fn a_killed_lesson_goes_on_and_ends_in_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, text) = sample(&dir);
-    let (whole, killed) = (path(&dir, "whole"), path(&dir, "killed"));
-    let begin = Instant::now();
-    assert!(planish().args(lesson(&folder, &text, &whole)).output().unwrap().status.success());
-    let time = begin.elapsed();
-    for i in 1..=6 {
-        let words = [&lesson(&folder, &text, &killed)[..], &["--threads", "1"]].concat();
-        let mut child = planish().args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(time * i / 8);
-        child.kill().unwrap();
-        child.wait().unwrap();
+    for command in [&["finetune", &folder][..], &["distill", "--teacher", &folder, "--student-layers", "0,2"]] {
+        let (whole, killed) =
+            (path(&dir, &format!("{}-whole", command[0])), path(&dir, &format!("{}-killed", command[0])));
+        let words = |out| [command, &lesson(&folder, &text, out)[2..]].concat();
+        let begin = Instant::now();
+        assert!(planish().args(words(&whole)).output().unwrap().status.success());
+        let time = begin.elapsed();
+        for i in 1..=6 {
+            let mut child = planish()
+                .args(words(&killed))
+                .args(["--threads", "1"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(time * i / 8);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(planish().args(words(&killed)).output().unwrap().status.success());
+        for name in ["model.safetensors", "training.json", "manifest.json"] {
+            let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+            assert!(read(&whole) == read(&killed), "{command:?}: {name} differs");
+        }
+        assert!(!Path::new(&format!("{killed}.partial")).exists());
     }
-    assert!(planish().args(lesson(&folder, &text, &killed)).output().unwrap().status.success());
-    for name in ["model.safetensors", "training.json", "manifest.json"] {
-        let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
-        assert!(read(&whole) == read(&killed), "{name} differs");
-    }
-    assert!(!dir.path().join("killed.partial").exists());
 }
 
 #[test]
