@@ -1,5 +1,9 @@
 //! The words of the command line. They are a contract: scripts rely on them.
 
+mod learning;
+
+pub use learning::{Distill, Finetune, Lesson, Train};
+
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -246,149 +250,6 @@ pub struct Quantize {
     pub data: Data,
     #[command(flatten)]
     pub writing: Writing,
-}
-
-#[derive(Args)]
-pub struct Finetune {
-    #[command(flatten)]
-    pub model: Model,
-    #[command(flatten)]
-    pub lesson: Lesson,
-    #[command(flatten)]
-    pub place: Place,
-}
-
-#[derive(Args)]
-pub struct Distill {
-    /// The student, with the teacher's vocabulary; none where --student-layers makes one
-    pub student: Option<PathBuf>,
-    /// The model to learn from, as large as memory allows, quantized or not
-    #[arg(long, value_name = "MODEL")]
-    pub teacher: PathBuf,
-    /// Blocks of the teacher to begin the student with: 0,2,4
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        conflicts_with = "student",
-        required_unless_present = "student"
-    )]
-    pub student_layers: Option<Vec<u16>>,
-    /// Divergence from the teacher that is made small: forward, reverse or jensen-shannon
-    #[arg(long, value_name = "NAME", default_value = "forward")]
-    pub divergence: String,
-    /// Flattens both distributions
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    pub temperature: f32,
-    /// Share of the divergence in the loss, 0 to 1; the rest is the likelihood of the text
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
-    pub share: f32,
-    #[command(flatten)]
-    pub lesson: Lesson,
-    #[command(flatten)]
-    pub place: Place,
-}
-
-/// What is learned, and how.
-#[derive(Args)]
-pub struct Lesson {
-    /// What to learn: a text (UTF-8), JSONL with "text", "prompt" and "completion" or "messages" (only answers are
-    /// learned), or tokens of two bytes (.u16)
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
-    /// A text to measure on (default: a twentieth of the documents by their hash, 65,536 tokens at most)
-    #[arg(long, value_name = "FILE")]
-    pub validation: Option<PathBuf>,
-    /// What separates documents in the texts
-    #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
-    pub separator: String,
-    /// Steps of the optimizer
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub steps: u64,
-    /// Sequences of a step
-    #[arg(long, value_name = "B", default_value_t = 8)]
-    pub batch: usize,
-    /// Longest sequence in tokens (default: the model's context, 1024 at most)
-    #[arg(long, value_name = "T")]
-    pub context: Option<usize>,
-    /// Highest learning rate
-    #[arg(long, value_name = "X", default_value_t = 1e-4)]
-    pub lr: f64,
-    /// How the rate falls after the warm-up: cosine, linear, wsd or constant
-    #[arg(long, value_name = "NAME", default_value = "cosine")]
-    pub schedule: String,
-    /// What it falls to, as a part of the highest
-    #[arg(long, value_name = "X", default_value_t = 0.1)]
-    pub least: f64,
-    /// Part of the steps over which the rate of `wsd` falls
-    #[arg(long, value_name = "X", default_value_t = 0.2)]
-    pub decay_part: f64,
-    /// Steps in which the rate rises (default: a twentieth)
-    #[arg(long, value_name = "N")]
-    pub warm_up: Option<u64>,
-    /// AdamW's decay of matrices
-    #[arg(long, value_name = "X", default_value_t = 0.01)]
-    pub weight_decay: f32,
-    /// AdamW's first moment
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
-    pub beta1: f32,
-    /// AdamW's second moment
-    #[arg(long, value_name = "X", default_value_t = 0.999)]
-    pub beta2: f32,
-    /// Largest norm of the gradient, which is shortened to it; 0 is none
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    pub clip: f32,
-    /// Numbers in which products run, f32 or bf16; values and sums are 32-bit floats in any case
-    #[arg(long, value_name = "NAME", default_value = "bf16")]
-    pub precision: String,
-    /// Steps between validations (default: a tenth of all)
-    #[arg(long, value_name = "N")]
-    pub validate_every: Option<u64>,
-    /// End after so many validations without a better loss; 0 never
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub patience: u64,
-    /// Steps between checkpoints
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub checkpoint_every: u64,
-}
-
-/// Where what is taught goes.
-#[derive(Args)]
-pub struct Place {
-    /// Where the result goes: a directory
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Replace what lies there
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Discard unfinished work of another job
-    #[arg(long)]
-    pub restart: bool,
-}
-
-impl Place {
-    /// The same, as jobs take it.
-    pub fn place(&self) -> optimize::teach::Place {
-        optimize::teach::Place { out: self.out.clone(), overwrite: self.overwrite, restart: self.restart }
-    }
-}
-
-#[derive(Args)]
-pub struct Train {
-    /// A file with the tables [model], [tokenizer], [data] and [training]
-    #[arg(value_name = "CONFIG.toml")]
-    pub config: PathBuf,
-    /// Another text to learn than the file names
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// Another text to measure on
-    #[arg(long, value_name = "FILE")]
-    pub validation: Option<PathBuf>,
-    /// A directory that has the tokenizer
-    #[arg(long, value_name = "DIR")]
-    pub tokenizer: Option<PathBuf>,
-    #[command(flatten)]
-    pub place: Place,
 }
 
 #[derive(Args)]
