@@ -202,8 +202,10 @@ fn a_token_does_not_depend_on_its_neighbours() {
 
 #[test]
 fn fused_instruction_sets_agree_to_the_bit() {
-    let fused: Vec<_> = kernels::available().filter(|k| k.isa != "generic").collect();
     for storage in storages().into_iter().filter(|s| s.fits(512)) {
+        // Tiles of AMX add even and odd columns apart.
+        let other = |isa: &str| isa == "generic" || isa == "amx" && storage == Storage::Bf16;
+        let fused: Vec<_> = kernels::available().filter(|k| !other(k.isa)).collect();
         let w = Weight::encode(&Tensor::from_vec(20, 512, noise(20 * 512, 3)), storage, None).unwrap();
         let x = Tensor::from_vec(3, 512, noise(3 * 512, 5));
         for pair in fused.windows(2) {

@@ -48,7 +48,9 @@ const TABLE: Kernels = Kernels {
 
 static KERNELS: Kernels = TABLE;
 /// The same with products of brain floats.
-static WITH_BF16: Kernels = Kernels { floats: with_bf16::FLOATS, ..TABLE };
+static WITH_BF16: Kernels = BRAIN_TABLE;
+/// What AMX builds on.
+pub(super) const BRAIN_TABLE: Kernels = Kernels { floats: with_bf16::FLOATS, ..TABLE };
 
 instantiate!("avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vnni,avx2,fma,f16c");
 

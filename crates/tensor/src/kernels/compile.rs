@@ -57,7 +57,14 @@ macro_rules! float_tiles {
             unsafe { inner(scores, width, cap, queries, highest) }
         }
         pub(super) const FLOATS: crate::kernels::FloatTiles =
-            crate::kernels::FloatTiles { run: floats, widths: &[$($width),*], spin, soften };
+            crate::kernels::FloatTiles {
+                run: floats,
+                widths: &[$($width),*],
+                brain_widths: &[$($width),*],
+                together: 1,
+                spin,
+                soften,
+            };
     };
 }
 pub(crate) use float_tiles;

@@ -3,8 +3,10 @@
 //! `generic` says what each kernel means; every other table agrees with it (see the tests). Bodies that are
 //! plain loops stand once in `once` and are compiled for each instruction set. Sums run in one order that
 //! depends on the length alone, so AVX2, AVX-512 and NEON give the same bits; `generic` has no fused multiply-add
-//! and differs in the last one.
+//! and differs in the last one, and so does AMX in products of brain floats.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -48,14 +50,31 @@ pub struct FloatTiles {
     /// # Safety
     /// The pointers hold what [`Tile`] says, and its width is one of `widths`.
     pub run: unsafe fn(&Tile),
-    /// Tokens of the tiles that there are, rising from 1.
+    /// Tokens of the tiles that there are, rising from 1; see [`FloatTiles::widths_of`].
     pub widths: &'static [usize],
+    /// The same of tiles of brain floats.
+    pub brain_widths: &'static [usize],
+    /// Steps of brain floats that lie side by side for each token of a tile; see [`FloatTiles::together_of`].
+    pub together: usize,
     /// Multiplies in registers, so many turns of [`Arithmetic::operations`].
     pub spin: fn(Arithmetic, usize) -> f32,
     /// Replaces the scores of a chunk, `[64 / 16][width][16]`, by `exp(cap tanh(score / cap) - highest)` where they are
     /// seen and by 0 elsewhere, and brings each query's highest score and sum up to date. The last argument is
     /// scratch for as many numbers as there are queries.
     pub soften: Soften,
+}
+
+impl FloatTiles {
+    /// Tokens of the tiles of a form, rising from 1.
+    pub fn widths_of(&self, form: Form) -> &'static [usize] {
+        if form == Form::Bf16 { self.brain_widths } else { self.widths }
+    }
+
+    /// Steps of a form that lie side by side for each token of a tile: its inputs are
+    /// `[steps / together][tokens][together]`.
+    pub fn together_of(&self, form: Form) -> usize {
+        if form == Form::Bf16 { self.together } else { 1 }
+    }
 }
 
 /// Input, weight, epsilon, gradient of the output, of the input, of the weight.
@@ -168,6 +187,8 @@ pub fn available() -> impl DoubleEndedIterator<Item = &'static Kernels> {
         all.extend(avx2::kernels());
         all.extend(avx512::kernels());
     }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    all.extend(amx::kernels());
     #[cfg(target_arch = "aarch64")]
     all.extend(neon::kernels());
     all.into_iter()

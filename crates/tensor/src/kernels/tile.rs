@@ -11,7 +11,8 @@ use std::ops::Range;
 ///
 /// For [`Form::Codes`] the inputs of a chunk are `[16][T][4]` signed bytes, `[CHUNK / sub][T]` four-byte offsets (whole
 /// numbers to start a sum from, or the sums of the inputs as floats where the form has minima) and `[T]` scales.
-/// For floats they are `[cols][T]` floats, or `[cols / 2][T][2]` brain floats.
+/// For floats they are `[cols][T]` floats, or `[cols / 2][T][2]` brain floats, whose steps may lie together (see
+/// [`super::FloatTiles::together_of`]).
 #[derive(Clone, Copy)]
 pub struct Tile {
     /// How the weights lie.
@@ -49,7 +50,7 @@ impl Tile {
     }
 
     /// Multiplies some steps of some of the panels with inputs of `width` tokens; all but the first steps are added to
-    /// what lies at `out`. Only floats are cut into steps.
+    /// what lies at `out`. Only floats are cut into steps, and between those that lie together.
     ///
     /// # Safety
     /// As of [`super::Kernels::tile`].

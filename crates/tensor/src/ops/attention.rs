@@ -7,7 +7,7 @@ use super::memory::{CHUNK, Memory};
 use crate::{
     Tensor,
     kernels::{Softening, Tile, kernels},
-    packed::{Form, form::LANES},
+    packed::{Form, form::LANES, put_together},
     threads::{self, Shared},
 };
 use std::cell::RefCell;
@@ -55,7 +55,8 @@ pub fn attention(
         Shared::new(sums.as_mut_slice())
     });
     let group = shape.heads / shape.kv_heads;
-    let widths = kernels().floats.widths;
+    let form = memories.first().map_or(Form::F32, |m| m.panels().form);
+    let widths = kernels().floats.widths_of(form);
     let widest = widths[widths.len() - 1];
     // Few queries are shared out among the workers; how they are cut does not touch their sums.
     let width = widest.min((q.rows() * shape.heads).div_ceil(threads::count())).max(1);
@@ -115,13 +116,17 @@ thread_local! {
 
 /// Writes a query as token `t` of the inputs of a tile of `width` tokens: a word is a float, or two brain floats.
 fn put(form: Form, out: &mut [u32], width: usize, t: usize, values: &[f32], pairs: &mut [u32]) {
-    let words = out[t..].iter_mut().step_by(width);
     if form == Form::F32 {
+        let words = out[t..].iter_mut().step_by(width);
         words.zip(values).for_each(|(o, v)| *o = v.to_bits());
     } else {
         let pairs = &mut pairs[..values.len().div_ceil(2)];
         (kernels().brain_pairs)(values, pairs);
-        words.zip(pairs).for_each(|(o, v)| *o = *v);
+        if kernels().floats.together == 1 {
+            out[t..].iter_mut().step_by(width).zip(pairs).for_each(|(o, v)| *o = *v);
+        } else {
+            put_together(pairs, t, width, out);
+        }
     }
 }
 
@@ -141,9 +146,11 @@ impl Block<'_> {
 
     fn attend(&self, s: &mut Scratch, out: Shared<f32>, log_sums: Option<Shared<f32>>) {
         let (hd, panels) = (self.shape.head_dim, self.memory.panels());
-        let width = kernels().floats.widths.iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
+        let floats = &kernels().floats;
+        let width = floats.widths_of(panels.form).iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
+        let together = floats.together_of(panels.form);
         s.queries.clear();
-        s.queries.resize(panels.key_steps() * width, 0);
+        s.queries.resize(panels.key_steps().next_multiple_of(together) * width, 0);
         s.pairs.resize(hd.max(CHUNK / 2 * width), 0);
         for i in 0..self.count {
             let (row, head) = self.place(i);
@@ -242,7 +249,11 @@ impl Block<'_> {
             regroup::<LANES>(bytemuck::cast_slice(&s.scores), width, &mut s.probabilities);
         } else {
             (kernels().brain_pairs)(&s.scores, &mut s.pairs);
-            regroup::<{ LANES / 2 }>(&s.pairs, width, &mut s.probabilities);
+            if kernels().floats.together == 1 {
+                regroup::<{ LANES / 2 }>(&s.pairs, width, &mut s.probabilities);
+            } else {
+                join::<{ LANES / 2 }>(&s.pairs, width, &mut s.probabilities);
+            }
         }
     }
 }
@@ -269,6 +280,17 @@ fn regroup<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
             for k in 0..N {
                 to[k * width + t] = from[k];
             }
+        }
+    }
+}
+
+/// `[panels][width][N]` to `[panels / 2][width][2 N]`.
+fn join<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
+    for (from, to) in from.chunks_exact(2 * width * N).zip(to.chunks_exact_mut(2 * width * N)) {
+        let (first, second) = from.split_at(width * N);
+        for (t, to) in to.chunks_exact_mut(2 * N).enumerate() {
+            to[..N].copy_from_slice(&first[t * N..(t + 1) * N]);
+            to[N..].copy_from_slice(&second[t * N..(t + 1) * N]);
         }
     }
 }

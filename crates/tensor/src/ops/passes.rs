@@ -14,6 +14,9 @@ const NEAR: usize = 40 << 10;
 /// Bytes of inputs that stay in the second-level cache while panels pass over them.
 const FAR: usize = 384 << 10;
 
+/// Steps between which no cut is made: those that lie together for any kernel.
+const TOGETHER: usize = 16;
+
 /// Called with panels, a tile of inputs, and steps.
 type Run<'a> = &'a mut dyn FnMut(Range<usize>, &Span, Range<usize>);
 
@@ -27,7 +30,7 @@ pub(super) fn passes(form: Form, length: usize, panels: usize, spans: &[Span], t
         // Codes are cheap to read, and what few tokens read comes from memory, in one run.
         return spans.iter().for_each(|span| tile(0..panels, span, 0..length));
     }
-    let steps = length.div_ceil((length * form.step_bytes() * PAIR).div_ceil(NEAR).max(1)).max(1);
+    let steps = length.div_ceil((length * form.step_bytes() * PAIR).div_ceil(NEAR).max(1)).next_multiple_of(TOGETHER);
     let tokens = FAR / (4 * steps);
     let mut rest = spans;
     while !rest.is_empty() {

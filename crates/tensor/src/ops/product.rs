@@ -161,9 +161,9 @@ fn run_products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N], befor
 }
 
 /// Tokens of a task where there are many, a multiple of every width of a tile: their inputs stay in the second-level cache.
-const BLOCK: usize = 144;
+const BLOCK: usize = 192;
 /// Blocks from which on tokens are shared out as well as panels.
-const BLOCKS: usize = 4;
+const BLOCKS: usize = 3;
 
 /// Runs `task(job, first panel, panels, tokens)` for blocks of tokens and groups of panels.
 fn each_block<const N: usize>(

@@ -82,8 +82,8 @@ pub fn weight_gradient(x: &Columns, dy: &Inputs, gradient: &mut Tensor) {
         for panel in whole.max(first)..end {
             let at = panel * LANES;
             for span in spans {
-                let mut sums = [0f32; LANES * LANES];
-                assert!(span.width <= LANES, "tokens of a tile");
+                let mut sums = [0f32; 2 * LANES * LANES];
+                assert!(span.width <= 2 * LANES, "tokens of a tile");
                 let own = Tile { steps: Tile::block(span.width), ..tile };
                 // SAFETY: as above; `sums` has a value for every token and lane.
                 unsafe {

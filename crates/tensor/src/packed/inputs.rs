@@ -17,7 +17,8 @@ use std::{cell::RefCell, ops::Range};
 pub enum InputKind {
     /// `[cols][tokens]` floats.
     F32,
-    /// `[cols / 2][tokens][2]` brain floats.
+    /// `[cols / 2][tokens][2]` brain floats, or as many steps together as the kernels read
+    /// (see [`crate::kernels::FloatTiles::together_of`]).
     Bf16,
     /// Signed bytes that share a scale over [`CHUNK`] columns.
     Bytes {
@@ -44,10 +45,10 @@ impl InputKind {
     }
 
     /// Words of four bytes of the inputs of a tile of `width` tokens.
-    fn tile_words(self, width: usize, cols: usize) -> usize {
+    fn tile_words(self, width: usize, cols: usize, kernels: &Kernels) -> usize {
         match self {
             InputKind::F32 => width * cols,
-            InputKind::Bf16 => width * cols.div_ceil(2),
+            InputKind::Bf16 => width * cols.div_ceil(2).next_multiple_of(kernels.floats.together),
             InputKind::Bytes { sub, .. } => input_chunk(width, sub) / 4 * cols.div_ceil(CHUNK),
         }
     }
@@ -56,7 +57,8 @@ impl InputKind {
     fn widths(self, kernels: &Kernels) -> &'static [usize] {
         match self {
             InputKind::Bytes { .. } => kernels.codes.widths,
-            _ => kernels.floats.widths,
+            InputKind::Bf16 => kernels.floats.brain_widths,
+            InputKind::F32 => kernels.floats.widths,
         }
     }
 }
@@ -95,7 +97,7 @@ impl Inputs {
             // The widest that fits: there is always one of a single token.
             let width = widths.iter().copied().rfind(|w| *w <= tokens - first).unwrap_or(1);
             self.spans.push(Span { first, width, at });
-            at += kind.tile_words(width, cols);
+            at += kind.tile_words(width, cols, kernels);
             first += width;
         }
         self.data.resize(at, 0);
@@ -109,7 +111,7 @@ impl Inputs {
         threads::each(spans.len(), &|i| {
             let span = spans[i];
             // SAFETY: spans lie one after the other inside `data`; this task alone writes this one.
-            let out = unsafe { shared.slice(span.at, kind.tile_words(span.width, x.cols())) };
+            let out = unsafe { shared.slice(span.at, kind.tile_words(span.width, x.cols(), kernels)) };
             match kind {
                 InputKind::Bytes { .. } => (kernels.pack_inputs)(x, span, kind, bytemuck::cast_slice_mut(out)),
                 _ => pack_floats(x, span, kind, kernels, out),
@@ -128,11 +130,15 @@ impl Inputs {
         threads::each(cols.div_ceil(RUN), &|run| {
             let rows = run * RUN..cols.min((run + 1) * RUN);
             let first = form.length(rows.start);
-            let count = form.length(rows.end) - first;
+            let count = (form.length(rows.end) - first).next_multiple_of(kernels.floats.together_of(form));
             for span in spans {
                 // SAFETY: spans lie one after the other inside `data`; this task alone writes these steps.
                 let out = unsafe { shared.slice(span.at + first * span.width, count * span.width) };
-                pack_columns(x, rows.clone(), span.first, span.width, form, out);
+                if kernels.floats.together_of(form) == 1 {
+                    pack_columns(x, rows.clone(), span.first, span.width, form, out);
+                } else {
+                    turn_columns(x, rows.clone(), span, kernels, out);
+                }
             }
         });
     }
@@ -177,11 +183,56 @@ fn pack_floats(x: &Tensor, span: Span, kind: InputKind, kernels: &Kernels, out: 
         let pairs = cols.div_ceil(2);
         // What fills the sixteen rows of a tile of fewer is left as it comes.
         words.resize(LANES.max(span.width) * pairs, 0);
-        for (t, words) in (span.first..span.first + span.width).zip(words.chunks_exact_mut(pairs.max(1))) {
-            (kernels.brain_pairs)(x.row(t), words);
+        for (t, words) in words.chunks_exact_mut(pairs.max(1)).take(span.width).enumerate() {
+            (kernels.brain_pairs)(x.row(span.first + t), words);
+            if kernels.floats.together == TOGETHER {
+                put_together(words, t, span.width, out);
+            }
+        }
+        if kernels.floats.together == TOGETHER {
+            return;
         }
         (kernels.codes.pack_words)(words, pairs, span.width, out);
     });
+}
+
+/// Steps that lie together for each token where kernels want it so.
+const TOGETHER: usize = 16;
+
+/// Writes the steps of token `t` as `[steps / TOGETHER][width][TOGETHER]`, with zeros behind the last.
+pub(crate) fn put_together(words: &[u32], t: usize, width: usize, out: &mut [u32]) {
+    let places = out.as_chunks_mut::<TOGETHER>().0[t..].iter_mut().step_by(width);
+    let (whole, rest) = words.as_chunks::<TOGETHER>();
+    for (i, place) in places.enumerate() {
+        if let Some(words) = whole.get(i) {
+            *place = *words;
+        } else {
+            *place = [0; TOGETHER];
+            place[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// Packs some rows of the columns of a tile as tokens whose steps lie together.
+fn turn_columns(x: &Tensor, rows: Range<usize>, span: &Span, kernels: &Kernels, out: &mut [u32]) {
+    let mut lines = [0u32; TOGETHER * LANES];
+    for (block, out) in out.chunks_exact_mut(TOGETHER * span.width).enumerate() {
+        let first = rows.start + 2 * TOGETHER * block;
+        let rows = first..rows.end.min(first + 2 * TOGETHER);
+        let steps = rows.len().div_ceil(2);
+        for (half, out) in out.chunks_mut(TOGETHER * LANES).enumerate() {
+            let (at, width) = (span.first + half * LANES, out.len() / TOGETHER);
+            lines[steps * width..].fill(0);
+            (kernels.brain_columns)(x, rows.clone(), at, width, &mut lines[..steps * width]);
+            if width == LANES {
+                (kernels.codes.pack_words)(&lines, LANES, LANES, out);
+                continue;
+            }
+            for (t, out) in out.chunks_exact_mut(TOGETHER).enumerate() {
+                out.iter_mut().enumerate().for_each(|(step, o)| *o = lines[step * width + t]);
+            }
+        }
+    }
 }
 
 thread_local! {

@@ -9,7 +9,7 @@ pub use floats::Turn;
 pub(crate) use floats::pack_columns;
 pub use form::Form;
 pub use inputs::{InputKind, Inputs, Span};
-pub(crate) use inputs::{brain, pack_inputs};
+pub(crate) use inputs::{brain, pack_inputs, put_together};
 pub(crate) use repack::{pack_panel, pack_words};
 
 use crate::{

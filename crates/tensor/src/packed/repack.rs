@@ -78,6 +78,7 @@ pub(crate) unsafe fn pack_words<V: Lanes>(rows: &[u32], cols: usize, width: usiz
     // SAFETY: the caller's.
     unsafe {
         match width {
+            16 => words::<V, 16>(rows, cols, out),
             12 => words::<V, 12>(rows, cols, out),
             8 => words::<V, 8>(rows, cols, out),
             6 => words::<V, 6>(rows, cols, out),
