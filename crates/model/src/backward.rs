@@ -408,7 +408,7 @@ impl Backward {
             shape: &shape,
         };
         let [dq, dk, dv] = &mut self.outs;
-        ops::attention_gradient(attended, &self.part, [dq.values_mut(), dk.values_mut(), dv.values_mut()]);
+        ops::attention_gradient(attended, &self.part, self.form, [dq.values_mut(), dk.values_mut(), dv.values_mut()]);
         if let Some(rotation) = flow.rotation(b.rope) {
             ops::rope_gradient(self.outs[0].values_mut(), b.head_dim, rotation);
             ops::rope_gradient(self.outs[1].values_mut(), b.head_dim, rotation);

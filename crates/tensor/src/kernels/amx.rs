@@ -27,13 +27,8 @@ pub fn kernels() -> Option<&'static Kernels> {
 
 static KERNELS: Kernels = Kernels { isa: "amx", floats: FLOATS, ..avx512::BRAIN_TABLE };
 
-const FLOATS: FloatTiles = FloatTiles {
-    run,
-    brain_widths: &[1, 2, 4, 8, 16, 32],
-    together: STEPS,
-    spin,
-    ..avx512::BRAIN_TABLE.floats
-};
+const FLOATS: FloatTiles =
+    FloatTiles { run, brain_widths: &[1, 2, 4, 8, 16, 32], together: STEPS, spin, ..avx512::BRAIN_TABLE.floats };
 
 /// Asks the system for the registers, which are 8 KiB more of state for every thread that uses them.
 fn permitted() -> bool {
@@ -63,8 +58,7 @@ fn set_up(tokens: u8) {
     if TOKENS.get() == tokens {
         return;
     }
-    let mut shapes =
-        Shapes { palette: 1, start: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
     for i in 0..8 {
         shapes.row_bytes[i] = 64;
         shapes.rows[i] = if i < 6 { tokens } else { STEPS as u8 };

@@ -30,6 +30,7 @@ static KERNELS: Kernels = Kernels {
     gelu_tanh,
     soft_cap,
     brain_columns,
+    brain_weave,
     rms_norm_gradient,
     layer_norm_gradient,
     attention_gradient,

@@ -23,17 +23,43 @@ pub fn brain_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, ou
     }
 }
 
+/// What a row holds of the columns from `at` on, then zeros.
+#[inline(always)]
+fn part_of<const WIDTH: usize>(x: &Tensor, row: usize, at: usize, held: usize) -> [f32; WIDTH] {
+    let mut values = [0f32; WIDTH];
+    // Copies of a known size are a few instructions.
+    match x.row(row)[at..at + held].first_chunk::<WIDTH>() {
+        Some(whole) => values = *whole,
+        None => values[..held].copy_from_slice(&x.row(row)[at..at + held]),
+    }
+    values
+}
+
 #[inline(always)]
 fn brain_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
     let held = WIDTH.min(x.cols() - at);
     for (out, first) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows.clone().step_by(2)) {
-        let (mut a, mut b) = ([0f32; WIDTH], [0f32; WIDTH]);
-        a[..held].copy_from_slice(&x.row(first)[at..at + held]);
-        if first + 1 < rows.end {
-            b[..held].copy_from_slice(&x.row(first + 1)[at..at + held]);
-        }
+        let a = part_of::<WIDTH>(x, first, at, held);
+        let b = if first + 1 < rows.end { part_of::<WIDTH>(x, first + 1, at, held) } else { [0f32; WIDTH] };
         for i in 0..WIDTH {
             out[i] = u32::from(brain(a[i])) | u32::from(brain(b[i])) << 16;
+        }
+    }
+}
+
+/// See [`super::Kernels::brain_weave`].
+#[inline(always)]
+pub fn brain_weave(x: &[f32], out: &mut [u32]) {
+    let (pairs, rest) = x.as_chunks::<{ 2 * LANES }>();
+    let out = out.as_chunks_mut::<LANES>().0;
+    for (out, pair) in out.iter_mut().zip(pairs) {
+        for i in 0..LANES {
+            out[i] = u32::from(brain(pair[i])) | u32::from(brain(pair[LANES + i])) << 16;
+        }
+    }
+    if let (Some(row), Some(out)) = (rest.as_chunks::<LANES>().0.first(), out.get_mut(pairs.len())) {
+        for i in 0..LANES {
+            out[i] = u32::from(brain(row[i]));
         }
     }
 }
@@ -159,6 +185,7 @@ mod tests {
         Tensor,
         kernels::{Kernels, available, generic},
         ops::{AdamW, Asked},
+        packed::form::LANES,
     };
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
@@ -232,6 +259,25 @@ mod tests {
                     assert_eq!(*word, u32::from(brain(pair)) | u32::from(brain(pair + 1)) << 16, "{width} {i}");
                 }
                 assert!(available().all(|k| columns(k) == want));
+            }
+        }
+        for rows in [1, 2, 7] {
+            let from = &x.as_slice()[..rows * LANES];
+            for k in available() {
+                let mut out = vec![1; rows.div_ceil(2) * LANES];
+                (k.brain_weave)(from, &mut out);
+                for (i, word) in out.iter().enumerate() {
+                    let (pair, lane) = (i / LANES * 2, i % LANES);
+                    let brain = |row: usize| {
+                        half::bf16::from_f32(from.get(row * LANES + lane).copied().unwrap_or(0.0)).to_bits()
+                    };
+                    assert_eq!(
+                        *word,
+                        u32::from(brain(pair)) | u32::from(brain(pair + 1)) << 16,
+                        "{} {rows} {i}",
+                        k.isa
+                    );
+                }
             }
         }
     }

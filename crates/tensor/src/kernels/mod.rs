@@ -143,6 +143,8 @@ pub struct Kernels {
     /// Rounds some rows of the columns from one on, so many, to brain floats `[rows / 2][width][2]`; see
     /// `packed::floats`.
     pub brain_columns: fn(&Tensor, Range<usize>, usize, usize, &mut [u32]),
+    /// Rounds rows of sixteen floats to brain floats, two rows to a line: `[rows / 2][16][2]`; a missing second one is zeros.
+    pub brain_weave: fn(&[f32], &mut [u32]),
     /// Of `rms_norm` (input, weight, epsilon): adds to the gradients of the input and of the weight (the last two) what
     /// the gradient of the output (the fourth) gives.
     pub rms_norm_gradient: NormGradient,

@@ -181,7 +181,8 @@ pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
 }
 
 pub(crate) use super::learn::{
-    adamw, attention_gradient, brain_columns, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient, silu_slope,
+    adamw, attention_gradient, brain_columns, brain_weave, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient,
+    silu_slope,
 };
 
 /// Instantiates every kernel of this file, and of [`super::learn`], inside functions compiled for the instruction sets `$features`.
@@ -201,6 +202,7 @@ macro_rules! instantiate {
             exp_sum(x: &mut [f32], max: f32) -> f32;
             brain_pairs(x: &[f32], out: &mut [u32]);
             brain_columns(x: &crate::Tensor, rows: std::ops::Range<usize>, at: usize, width: usize, out: &mut [u32]);
+            brain_weave(x: &[f32], out: &mut [u32]);
             rms_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);
             layer_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);
             attention_gradient(

@@ -7,7 +7,7 @@ use super::memory::{CHUNK, Memory};
 use crate::{
     Tensor,
     kernels::{Softening, Tile, kernels},
-    packed::{Form, form::LANES, put_together},
+    packed::{Form, form::LANES, join, put_together, regroup},
     threads::{self, Shared},
 };
 use std::cell::RefCell;
@@ -269,28 +269,6 @@ unsafe fn in_line(tile: Tile) {
         unsafe {
             let weights = tile.weights.add(i * tile.panel_bytes);
             kernels().tile(&Tile { weights, panels: 1, out: tile.out.add(i * tile.steps[0]), ..tile });
-        }
-    }
-}
-
-/// `[panels][width][N]` to `[panels][N][width]`.
-fn regroup<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
-    for (from, to) in from.chunks_exact(width * N).zip(to.chunks_exact_mut(width * N)) {
-        for (t, from) in from.as_chunks::<N>().0.iter().enumerate() {
-            for k in 0..N {
-                to[k * width + t] = from[k];
-            }
-        }
-    }
-}
-
-/// `[panels][width][N]` to `[panels / 2][width][2 N]`.
-fn join<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
-    for (from, to) in from.chunks_exact(2 * width * N).zip(to.chunks_exact_mut(2 * width * N)) {
-        let (first, second) = from.split_at(width * N);
-        for (t, to) in to.chunks_exact_mut(2 * N).enumerate() {
-            to[..N].copy_from_slice(&first[t * N..(t + 1) * N]);
-            to[N..].copy_from_slice(&second[t * N..(t + 1) * N]);
         }
     }
 }

@@ -42,6 +42,11 @@ impl Columns {
         });
     }
 
+    /// Their panels from a step on, and the words of one.
+    pub(super) fn panels(&self, step: usize) -> (&[u32], usize) {
+        (&self.data[step * LANES..], self.steps() * LANES)
+    }
+
     fn steps(&self) -> usize {
         self.form.map_or(0, |form| form.length(self.tokens))
     }

@@ -65,7 +65,8 @@ thread_local! {
     static ROWS: RefCell<Vec<u32>> = RefCell::default();
 }
 
-fn pack_rows(x: &Tensor, rows: Range<usize>, storage: Storage, out: &mut [u8]) {
+/// Some rows, sixteen at most, as a panel of `storage`, 32-bit or brain floats.
+pub(crate) fn pack_rows(x: &Tensor, rows: Range<usize>, storage: Storage, out: &mut [u8]) {
     let cols = x.cols();
     let values = &x.as_slice()[rows.start * cols..rows.end * cols];
     if storage == Storage::F32 {

@@ -164,6 +164,12 @@ impl Inputs {
         before(tokens.start)..before(tokens.end)
     }
 
+    /// The inputs of a tile from a step on.
+    pub(crate) fn words(&self, span: &Span, step: usize) -> &[u32] {
+        let next = self.spans.partition_point(|s| s.at <= span.at);
+        &self.data[span.at + step * span.width..self.spans.get(next).map_or(self.data.len(), |s| s.at)]
+    }
+
     /// The inputs of a tile, for a kernel.
     pub fn tile(&self, span: &Span) -> *const u8 {
         self.data[span.at..].as_ptr().cast()
@@ -209,6 +215,28 @@ pub(crate) fn put_together(words: &[u32], t: usize, width: usize, out: &mut [u32
         } else {
             *place = [0; TOGETHER];
             place[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// `[panels][width][N]` to `[panels][N][width]`.
+pub(crate) fn regroup<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
+    for (from, to) in from.chunks_exact(width * N).zip(to.chunks_exact_mut(width * N)) {
+        for (t, from) in from.as_chunks::<N>().0.iter().enumerate() {
+            for k in 0..N {
+                to[k * width + t] = from[k];
+            }
+        }
+    }
+}
+
+/// `[panels][width][N]` to `[panels / 2][width][2 N]`.
+pub(crate) fn join<const N: usize>(from: &[u32], width: usize, to: &mut [u32]) {
+    for (from, to) in from.chunks_exact(2 * width * N).zip(to.chunks_exact_mut(2 * width * N)) {
+        let (first, second) = from.split_at(width * N);
+        for (t, to) in to.chunks_exact_mut(2 * N).enumerate() {
+            to[..N].copy_from_slice(&first[t * N..(t + 1) * N]);
+            to[N..].copy_from_slice(&second[t * N..(t + 1) * N]);
         }
     }
 }

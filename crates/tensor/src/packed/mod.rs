@@ -6,10 +6,10 @@ mod inputs;
 mod repack;
 
 pub use floats::Turn;
-pub(crate) use floats::pack_columns;
+pub(crate) use floats::{pack_columns, pack_rows};
 pub use form::Form;
 pub use inputs::{InputKind, Inputs, Span};
-pub(crate) use inputs::{brain, pack_inputs, put_together};
+pub(crate) use inputs::{brain, join, pack_inputs, put_together, regroup};
 pub(crate) use repack::{pack_panel, pack_words};
 
 use crate::{
