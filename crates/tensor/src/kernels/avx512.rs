@@ -1,8 +1,8 @@
 //! AVX-512 kernels.
 
+pub(super) use super::avx512_lanes::Avx512;
 use super::{
     Kernels,
-    avx512_lanes::Avx512,
     compile::{code_tiles, float_tiles},
     once::instantiate,
 };

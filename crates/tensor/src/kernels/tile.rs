@@ -10,7 +10,8 @@ use std::ops::Range;
 /// The operands of a tile product.
 ///
 /// For [`Form::Codes`] the inputs of a chunk are `[16][T][4]` signed bytes, `[CHUNK / sub][T]` four-byte offsets (whole
-/// numbers to start a sum from, or the sums of the inputs as floats where the form has minima) and `[T]` scales.
+/// numbers to start a sum from, or the sums of the inputs as floats where the form has minima) and `[T]` scales; of
+/// sixteen tokens and more the bytes are `[T][CHUNK]`.
 /// For floats they are `[cols][T]` floats, or `[cols / 2][T][2]` brain floats, whose steps may lie together (see
 /// [`super::FloatTiles::together_of`]).
 #[derive(Clone, Copy)]
@@ -192,9 +193,9 @@ unsafe fn read_ahead<V: Lanes, const R: usize>(panels: [*const u8; R], bytes: us
 
 /// Scales and minima of the sub-blocks of a chunk.
 #[derive(Clone, Copy)]
-struct ChunkScales<F> {
-    scale: [F; 4],
-    minimum: [F; 4],
+pub(super) struct ChunkScales<F> {
+    pub(super) scale: [F; 4],
+    pub(super) minimum: [F; 4],
 }
 
 /// Scale and minimum that the chunks of a span share, and zeros where they share none.
@@ -202,7 +203,7 @@ struct ChunkScales<F> {
 /// # Safety
 /// The processor has the instructions, and the pointer is at a span of a panel of that form.
 #[inline(always)]
-unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span: *const u8) -> [V::Floats; 2] {
+pub(super) unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span: *const u8) -> [V::Floats; 2] {
     // SAFETY: the headers are as long as `Form` says.
     unsafe {
         match codes.scales {
@@ -220,7 +221,7 @@ unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span: *const u8
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
-unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
+pub(super) unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
     codes: Codes,
     [d, m]: [V::Floats; 2],
     chunk: *const u8,
@@ -268,7 +269,9 @@ unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
-unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP: usize>(p: *const u8) -> V::Bytes {
+pub(super) unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP: usize>(
+    p: *const u8,
+) -> V::Bytes {
     // SAFETY: a half chunk holds `BITS * 64` bytes of planes.
     unsafe {
         let low = match BITS {

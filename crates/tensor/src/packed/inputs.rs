@@ -279,8 +279,12 @@ pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8
             let mut values = [0f32; CHUNK];
             values[..row.len()].copy_from_slice(row);
             let (codes, factor) = round(&values);
-            for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
+            if width < LANES {
+                for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+                    out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
+                }
+            } else {
+                out[t * CHUNK..][..CHUNK].copy_from_slice(bytemuck::bytes_of(&codes));
             }
             let out = &mut out[CHUNK * width..];
             let subs = CHUNK / sub;
