@@ -6,6 +6,7 @@ mod show;
 mod args;
 mod commands;
 mod exit;
+mod ranks;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -16,21 +17,16 @@ fn main() -> ExitCode {
         Err(e) => {
             // Help and version come as errors of clap's too, and are none.
             let code = if e.use_stderr() { exit::USAGE } else { 0 };
-            let _ = e.print();
+            if ranks::speaks() {
+                let _ = e.print();
+            }
             return ExitCode::from(code);
         }
     };
     let json = cli.common.json;
-    if let Err(e) = commands::prepare(&cli.common) {
+    if let Err(e) = commands::prepare(&cli) {
         show::error(&e, exit::USAGE, json);
         return ExitCode::from(exit::USAGE);
     }
-    match tensor::threads::run(|| commands::run(cli)) {
-        Ok(code) => ExitCode::from(code),
-        Err(e) => {
-            let code = exit::code(&e);
-            show::error(&e, code, json);
-            ExitCode::from(code)
-        }
-    }
+    ExitCode::from(tensor::threads::run(|| ranks::end(commands::run(cli), json)))
 }

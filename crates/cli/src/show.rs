@@ -1,5 +1,6 @@
 //! What the user sees: a bar with the time that is left, tables, errors.
 
+use crate::ranks;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use optimize::progress::Progress;
 use std::{
@@ -10,8 +11,11 @@ use std::{
 };
 
 /// Writes to standard output; where nobody reads it any more (`planish inspect | head`), the program ends: it has done
-/// its work by then.
+/// its work by then. Of several ranks the first one speaks.
 pub fn write(words: fmt::Arguments<'_>) {
+    if !ranks::speaks() {
+        return;
+    }
     if let Err(e) = io::stdout().write_fmt(words) {
         std::process::exit(if e.kind() == io::ErrorKind::BrokenPipe { 0 } else { crate::exit::FAULT.into() });
     }
@@ -31,6 +35,7 @@ macro_rules! sayln {
 pub struct Bar {
     state: Mutex<State>,
     terminal: bool,
+    speaks: bool,
 }
 
 struct State {
@@ -47,10 +52,13 @@ impl Bar {
     pub fn new() -> Bar {
         let now = Instant::now();
         let state = State { bar: ProgressBar::hidden(), what: String::new(), total: 0, done: 0, began: now, told: now };
-        Bar { state: Mutex::new(state), terminal: io::stderr().is_terminal() }
+        Bar { state: Mutex::new(state), terminal: io::stderr().is_terminal(), speaks: ranks::speaks() }
     }
 
     fn with(&self, f: impl FnOnce(&mut State)) {
+        if !self.speaks {
+            return;
+        }
         // A poisoned lock only means that another thread failed while drawing.
         f(&mut self.state.lock().unwrap_or_else(|e| e.into_inner()));
     }
@@ -98,12 +106,20 @@ impl Progress for Bar {
     }
 }
 
-/// Prints an error and what it was about.
+/// Prints an error and what it was about; of several ranks the first one does.
 pub fn error(e: &anyhow::Error, code: u8, json: bool) {
+    if !ranks::speaks() {
+        return;
+    }
     if json {
         sayln!("{}", serde_json::json!({"error": format!("{e:#}"), "exit_code": code}));
     }
     eprintln!("planish: {e:#}");
+}
+
+/// What a rank has to say that cannot reach the first one, which speaks for all.
+pub fn last_word(said: &str) {
+    eprintln!("planish: {said}");
 }
 
 /// Prints rows with aligned columns; the first is on the left, the others on the right.

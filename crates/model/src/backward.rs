@@ -4,7 +4,7 @@
 //! What a block's gradient needs is what its forward pass leaves in [`Kept`]: cheap things (norms, gated products) are
 //! made again.
 
-use crate::{BlockSpec, Error, Flow, Kept, Model, Parameters, Result, Role, Site};
+use crate::{BlockSpec, Bucket, Error, Flow, Kept, Model, Parameters, Result, Role, Site};
 use std::{collections::BTreeMap, ops::Range};
 use tensor::{
     Linear, Tensor, Weight,
@@ -73,10 +73,15 @@ impl Aim for Likelihood {
 }
 
 /// How much of the loss a gradient is of, and of which.
-struct Asked<'a> {
-    aim: &'a mut dyn Aim,
-    factor: f32,
+pub struct Asked<'a> {
+    /// Which loss.
+    pub aim: &'a mut dyn Aim,
+    /// Gradients are of so many times its sum.
+    pub factor: f32,
 }
+
+/// Is told of buckets whose gradients are final, and may do with these what it likes.
+pub type Tell<'a> = &'a mut dyn FnMut(Bucket, &mut Parameters);
 
 /// Rows whose logits are in memory at once.
 const HEAD_ROWS: usize = 512;
@@ -178,9 +183,24 @@ impl Backward {
         factor: f32,
         into: &mut Parameters,
     ) -> Result<f64> {
+        self.run_telling(model, batch, Asked { aim, factor }, into, &mut |_, _| {})
+    }
+
+    /// [`Backward::run`] that tells of each bucket as soon as its gradients are final, while the others are still made.
+    ///
+    /// # Errors
+    /// As [`Backward::run`].
+    pub fn run_telling(
+        &mut self,
+        model: &Model,
+        batch: &Tokens,
+        asked: Asked<'_>,
+        into: &mut Parameters,
+        tell: Tell<'_>,
+    ) -> Result<f64> {
         let mut flow = std::mem::take(&mut self.flow);
-        aim.begin(batch)?;
-        let result = self.forth_and_back(model, &mut flow, batch, Asked { aim, factor }, into);
+        asked.aim.begin(batch)?;
+        let result = self.forth_and_back(model, &mut flow, batch, asked, into, tell);
         self.flow = flow;
         result
     }
@@ -208,13 +228,17 @@ impl Backward {
         batch: &Tokens,
         asked: Asked<'_>,
         into: &mut Parameters,
+        tell: Tell<'_>,
     ) -> Result<f64> {
         self.forth(model, flow, batch)?;
         let loss = self.head(model, flow, &batch.targets, asked, into)?;
+        tell(Bucket::Head, into);
         for layer in (0..model.spec.layers()).rev() {
             self.block(model, layer, flow, into)?;
+            tell(Bucket::Block(layer), into);
         }
         self.embedding(model, batch, into)?;
+        tell(Bucket::Embedding, into);
         Ok(loss)
     }
 

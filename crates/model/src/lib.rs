@@ -26,7 +26,7 @@ pub mod spec;
 pub mod speculate;
 mod tap;
 
-pub use backward::{Aim, Backward, Likelihood, Tokens};
+pub use backward::{Aim, Asked, Backward, Likelihood, Tell, Tokens};
 pub use cache::Cache;
 pub use config::Config;
 pub use decoder::{Flow, Kept, Stage};
@@ -34,7 +34,7 @@ pub use error::{Error, Result};
 pub use families::Family;
 pub use gpt::Gpt;
 pub use model::{Model, NormWeights};
-pub use parameters::Parameters;
+pub use parameters::{Bucket, Parameters};
 pub use profile::{Operation, Profile};
 pub use runner::{Runner, Wanted};
 pub use sample::{Sampling, uniform};

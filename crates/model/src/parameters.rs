@@ -4,6 +4,34 @@ use crate::{Error, Model, NormWeights, Result, Site};
 use std::collections::BTreeMap;
 use tensor::{Linear, Tensor, Weight};
 
+/// Parameters whose gradients are final together, in the order in which the way back leaves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bucket {
+    /// The last norm, and the head where it is not the embedding.
+    Head,
+    /// A block.
+    Block(u16),
+    /// Embedding and learned positions.
+    Embedding,
+}
+
+impl Bucket {
+    /// All of a model of so many blocks, in that order.
+    pub fn all(layers: u16) -> impl Iterator<Item = Bucket> {
+        let blocks = (0..layers).rev().map(Bucket::Block);
+        std::iter::once(Bucket::Head).chain(blocks).chain([Bucket::Embedding])
+    }
+
+    /// Does it hold the parameters of a site?
+    pub fn holds(self, site: Site) -> bool {
+        match self {
+            Bucket::Block(layer) => site.layer == Some(layer),
+            Bucket::Head => site == Site::HEAD || site == Site::FINAL_NORM,
+            Bucket::Embedding => site.layer.is_none() && !Bucket::Head.holds(site),
+        }
+    }
+}
+
 /// A number for every parameter of a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
@@ -61,6 +89,17 @@ impl Parameters {
         let named = |name: &'static str| move |site: &Site| (*site, name);
         let vectors = self.biases.keys().map(named("bias")).chain(self.scales.keys().map(named("scale")));
         self.matrices.keys().map(named("weight")).chain(vectors).chain(self.shifts.keys().map(named("shift")))
+    }
+
+    /// The numbers of a bucket, in the order of [`Parameters::slices`].
+    pub fn bucket(&self, bucket: Bucket) -> impl Iterator<Item = &[f32]> {
+        self.names().zip(self.slices()).filter(move |((site, _), _)| bucket.holds(*site)).map(|(_, slice)| slice)
+    }
+
+    /// The same to be written.
+    pub fn bucket_mut(&mut self, bucket: Bucket) -> impl Iterator<Item = &mut [f32]> {
+        let held: Vec<bool> = self.names().map(|(site, _)| bucket.holds(site)).collect();
+        self.slices_mut().zip(held).filter_map(|(slice, held)| held.then_some(slice))
     }
 
     /// How many numbers.

@@ -13,6 +13,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+use train::ranks;
 
 /// What `planish train CONFIG.toml` reads.
 #[derive(Clone, Debug, Deserialize)]
@@ -95,7 +96,8 @@ pub fn run(creation: &Creation, path: &Path, seed: u64, place: &Place, bar: &dyn
             );
         }
     };
-    born(creation, &words, path, seed, &start, bar)?;
+    let ranks = ranks::of_process();
+    ranks::decided(&*ranks, || born(creation, &words, path, seed, &start, bar).map(|()| Vec::new()))?;
     drop(words);
     let gpt = Gpt::open(&start)?;
     let texts =
@@ -103,7 +105,10 @@ pub fn run(creation: &Creation, path: &Path, seed: u64, place: &Place, bar: &dyn
     let lesson = creation.training.lesson(texts, gpt.model.spec.context, seed)?;
     let taught = teach::run(&gpt, None, &lesson, place, bar)?;
     drop(gpt);
-    fs::remove_dir_all(&start).map_err(formats::Error::io(&start, "remove it"))?;
+    // Every rank has opened it by now.
+    if ranks.rank() == 0 {
+        fs::remove_dir_all(&start).map_err(formats::Error::io(&start, "remove it"))?;
+    }
     Ok(taught)
 }
 

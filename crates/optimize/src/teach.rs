@@ -21,6 +21,7 @@ use train::{
     Curve, Learner, Precision, Rule, Schedule, Sequences,
     course::{Course, Plan, Record},
     distil::{Guidance, Teacher},
+    ranks::{self, Ranks},
 };
 
 /// What is to be learned, and how.
@@ -55,6 +56,8 @@ pub struct Settings {
     pub steps: u64,
     /// Sequences of a step.
     pub batch: usize,
+    /// Full sequences that are in memory together, and that one rank learns; as many as have 2,048 tokens where none is given.
+    pub part: Option<usize>,
     /// Longest sequence in tokens; the model's context, 1024 at most, where none is given.
     pub context: Option<usize>,
     /// Highest learning rate.
@@ -91,6 +94,7 @@ impl Default for Settings {
         Settings {
             steps: 1000,
             batch: 8,
+            part: None,
             context: None,
             lr: 1e-4,
             schedule: Curve::Cosine,
@@ -130,8 +134,8 @@ impl Settings {
     /// If a number cannot be.
     pub fn lesson(&self, texts: Texts, longest: usize, seed: u64) -> Result<Lesson> {
         let refuse = |said: &str| Err(Error::Asked(said.into()));
-        if self.steps == 0 || self.batch == 0 {
-            return refuse("--steps and --batch take numbers from 1 on");
+        if self.steps == 0 || self.batch == 0 || self.part == Some(0) {
+            return refuse("--steps, --batch and --part take numbers from 1 on");
         }
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return Err(Error::Asked(format!("--lr takes a number above 0, not {}", self.lr)));
@@ -156,7 +160,8 @@ impl Settings {
                     decay_part: self.decay_part,
                 },
                 predictions,
-                part: predictions.min(PART.max(context)),
+                part: predictions
+                    .min(self.part.map_or(PART.max(context), |sequences| sequences.saturating_mul(context))),
                 validate_every: self.validate_every.unwrap_or_else(|| (self.steps / 10).max(1)).max(1),
                 patience: self.patience,
                 checkpoint_every: self.checkpoint_every.max(1),
@@ -206,7 +211,7 @@ struct Kept {
     record: Record,
 }
 
-/// Teaches a model a text and writes the result.
+/// Teaches a model a text and writes the result. Ranks learn together; the first of them writes.
 ///
 /// # Errors
 /// If the data are of no use, numbers grow beyond all bounds, or a file cannot be written. Nothing appears at `out` then;
@@ -219,15 +224,21 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         None => hold_back(documents),
     };
     let key = key([Some(gpt), teacher], lesson, [&learned, &measured])?;
-    if let Some(record) = finished(&place.out, &key) {
+    let ranks = ranks::of_process();
+    compare(&*ranks, &key)?;
+    let mut journal = None;
+    let found = ranks::decided(&*ranks, || {
+        let found = finished(&place.out, &key);
+        if found.is_none() {
+            journal = Some(begin(gpt, &key, place)?);
+        }
+        serde_json::to_vec(&found).map_err(|e| Error::Asked(e.to_string()))
+    })?;
+    let found: Option<Record> = serde_json::from_slice(&found).map_err(|e| Error::Asked(e.to_string()))?;
+    if let Some(record) = found {
         let (tokens_per_second, share_of_peak, peak_rss_bytes) = (0.0, 0.0, peak_rss_bytes());
         return Ok(Taught { already: true, record, tokens_per_second, share_of_peak, peak_rss_bytes });
     }
-    artefact::check_free(&place.out, place.overwrite)?;
-    let parameters = gpt.model.parameters() as u64;
-    // A checkpoint and its successor of values and two moments, the best values, and the result.
-    formats::atomic::check_room(&place.out, 4 * parameters * (2 * 3 + 1 + 1))?;
-    let journal = Journal::open(&place.out, &key, place.restart)?;
     let directory = crate::journal::partial(&place.out);
 
     let sequences = Sequences::new(&learned, lesson.context, lesson.seed, &lesson.data)?;
@@ -253,13 +264,39 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         record: course.record().clone(),
         tokens_per_second,
         share_of_peak: tokens_per_second * operations(&gpt.model, lesson.context)
-            / limits::peak(lesson.precision.arithmetic()),
+            / (limits::peak(lesson.precision.arithmetic()) * ranks.size() as f64),
         peak_rss_bytes: peak_rss_bytes(),
     };
-    let model = course.learner.values().model(&gpt.model)?;
-    drop(course);
-    write(gpt, &model, lesson, &key, &taught.record, place, journal)?;
+    if let Some(journal) = journal {
+        let model = course.learner.values().model(&gpt.model)?;
+        drop(course);
+        write(gpt, &model, lesson, &key, &taught.record, place, journal)?;
+    }
     Ok(taught)
+}
+
+/// All ranks have to do the same job.
+fn compare(ranks: &dyn Ranks, key: &str) -> Result<()> {
+    let isa = tensor::kernels::kernels().isa;
+    let said = ranks::meet(ranks, format!("{key} {isa}").as_bytes())?;
+    let Some(other) = said.iter().position(|word| word != &said[0]) else { return Ok(()) };
+    let name =
+        |rank: usize| String::from_utf8_lossy(&said[rank]).split(' ').next_back().unwrap_or_default().to_string();
+    Err(Error::Asked(format!(
+        "rank {other} ({}) has another model, other data, other options or another instruction set than rank 0 ({}), and \
+         would learn something else; give all ranks the same files, and the instruction set that all have with PLANISH_ISA",
+        name(other),
+        name(0)
+    )))
+}
+
+/// Opens the journal of a job that is not finished.
+fn begin(gpt: &Gpt, key: &str, place: &Place) -> Result<Journal> {
+    artefact::check_free(&place.out, place.overwrite)?;
+    let parameters = gpt.model.parameters() as u64;
+    // A checkpoint and its successor of values and two moments, the best values, and the result.
+    formats::atomic::check_room(&place.out, 4 * parameters * (2 * 3 + 1 + 1))?;
+    Journal::open(&place.out, key, place.restart)
 }
 
 /// Predictions to measure on that are held back from one text at most: more would take longer than they tell.

@@ -1,6 +1,6 @@
 //! A course: steps over data with a schedule, validation, checkpoints, and an early end where nothing is gained.
 
-use crate::{Error, Learner, Result, Schedule, Sequences, checkpoint, progress, progress::Progress};
+use crate::{Error, Learner, Result, Schedule, Sequences, checkpoint, progress, progress::Progress, ranks};
 use model::{Aim, Parameters, Tokens};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -103,7 +103,7 @@ impl<'a> Course<'a> {
     }
 
     /// Runs to the end, from the last checkpoint where there is one. The learner then holds the values of the best
-    /// validation, or of the last step where there is none.
+    /// validation, or of the last step where there is none; of several ranks, that of rank 0 does, which alone writes.
     ///
     /// # Errors
     /// If numbers are no longer finite, a file cannot be written, or it is interrupted; checkpoints stay.
@@ -116,11 +116,11 @@ impl<'a> Course<'a> {
             self.record.before = Some(self.learner.loss(&self.validation)?);
         }
         while self.learner.steps() < steps && !self.record.ended_early {
-            if let Err(e) = progress::check() {
+            if ranks::any(&**self.learner.ranks(), progress::stopped())? {
                 self.save()?;
-                return Err(e);
+                return Err(Error::Interrupted);
             }
-            self.step()?;
+            self.step(bar)?;
             bar.advance(1);
             let done = self.learner.steps();
             if done.is_multiple_of(self.plan.checkpoint_every) && done < steps {
@@ -130,11 +130,24 @@ impl<'a> Course<'a> {
         self.take_best()
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// Tells of ranks that have nothing to learn.
+    fn tell_of_idle(&self, parts: usize, bar: &dyn Progress) {
+        let size = self.learner.ranks().size();
+        if parts < size && self.speeds.is_empty() {
+            bar.note(&format!(
+                "{} of {size} ranks have nothing to learn: a step's sequences are learned in {parts} part(s); cut them \
+                 smaller with --part N, the sequences of a part, or take a larger --batch",
+                size - parts
+            ));
+        }
+    }
+
+    fn step(&mut self, bar: &dyn Progress) -> Result<()> {
         let begin = Instant::now();
         let done = self.learner.steps();
         let rate = self.plan.schedule.at(done);
         let parts = next_parts(&mut self.sequences, &self.plan);
+        self.tell_of_idle(parts.len(), bar);
         let count: u64 = parts.iter().map(|p| p.counted() as u64).sum();
         let from = self.record.predictions;
         let stepped = self.learner.step(&parts, self.aim.as_mut(), rate).map_err(|e| match e {
@@ -159,7 +172,7 @@ impl<'a> Course<'a> {
     fn compare(&mut self, step: u64, loss: f64) -> Result<()> {
         if self.record.best.is_none_or(|(_, best)| loss < best) {
             (self.record.best, self.record.worse) = (Some((step, loss)), 0);
-            if let Some(path) = self.file("best") {
+            if let Some(path) = self.file("best").filter(|_| self.writes()) {
                 checkpoint::write(&path, &[("values", self.learner.values())], &step)?;
             }
         } else {
@@ -173,20 +186,32 @@ impl<'a> Course<'a> {
         self.directory.map(|d| d.join(format!("{name}.safetensors")))
     }
 
-    fn save(&self) -> Result<()> {
-        let Some(path) = self.file("checkpoint") else { return Ok(()) };
-        let [values, first, second] = self.learner.state();
-        let about = (self.learner.steps(), &self.record);
-        checkpoint::write(&path, &[("values", values), ("first", first), ("second", second)], &about)
+    /// Is this the rank that writes?
+    fn writes(&self) -> bool {
+        self.learner.ranks().rank() == 0
     }
 
+    fn save(&self) -> Result<()> {
+        let Some(path) = self.file("checkpoint").filter(|_| self.writes()) else { return Ok(()) };
+        let [values, first, second] = self.learner.state();
+        let about = (self.learner.steps(), &self.record);
+        checkpoint::write(&path, &[("values", values), ("first", first), ("second", second)], &about)?;
+        self.learner.ranks().saved(self.learner.steps());
+        Ok(())
+    }
+
+    /// Goes on from the checkpoint, where rank 0 sees one.
     fn resume(&mut self) -> Result<()> {
-        let Some(path) = self.file("checkpoint").filter(|p| p.is_file()) else { return Ok(()) };
+        let Some(path) = self.file("checkpoint") else { return Ok(()) };
+        if !ranks::any(&**self.learner.ranks(), self.writes() && path.is_file())? {
+            return Ok(());
+        }
         let mut sets: [Parameters; 3] = std::array::from_fn(|_| self.learner.values().zeros());
         let [values, first, second] = &mut sets;
         let (steps, record): (u64, Record) =
             checkpoint::read(&path, &mut [("values", values), ("first", first), ("second", second)])?;
         self.learner.restore(sets, steps)?;
+        self.learner.ranks().saved(steps);
         self.record = record;
         // What was learned before is passed over.
         for _ in 0..steps {
@@ -196,7 +221,7 @@ impl<'a> Course<'a> {
     }
 
     fn take_best(&mut self) -> Result<()> {
-        let Some(path) = self.file("best").filter(|p| p.is_file()) else { return Ok(()) };
+        let Some(path) = self.file("best").filter(|p| self.writes() && p.is_file()) else { return Ok(()) };
         let best = self.record.best.map(|(step, _)| step);
         if best == Some(self.learner.steps()) {
             return Ok(());

@@ -40,6 +40,9 @@ pub enum Error {
         /// The token after the last one.
         to: u64,
     },
+    /// Another rank failed, and says why.
+    #[error("another rank failed; its message says why")]
+    Elsewhere,
     /// The user interrupted the job; what is finished is kept.
     #[error("interrupted; run the same command again to go on from where it stopped")]
     Interrupted,

@@ -1,8 +1,13 @@
 //! `Learner`: a model's values, their gradients and moments, and the steps that change them.
 
-use crate::{Error, Result};
-use model::{Aim, Backward, Model, Parameters, Tokens};
+use crate::{
+    Error, Result,
+    ranks::{self, Ranks},
+    sums::{self, Do, Sums},
+};
+use model::{Aim, Asked, Backward, Bucket, Model, Parameters, Tokens};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use tensor::{
     kernels::Arithmetic,
     ops::{self, AdamW, KeyValue},
@@ -77,10 +82,10 @@ pub struct Learner {
     /// Steps taken.
     steps: u64,
     rule: Rule,
-    /// Sums of gradients of 1, 2, 4 ... parts of a batch: equal ones meet, so that the order in which numbers are added
-    /// is a tree that depends on the number of parts alone.
-    sums: Vec<(u32, Parameters)>,
-    spare: Vec<Parameters>,
+    /// Sums of gradients.
+    sums: Sums,
+    /// Who else learns.
+    ranks: Arc<dyn Ranks>,
 }
 
 impl Learner {
@@ -94,8 +99,8 @@ impl Learner {
         let mut working = model.clone();
         working.key_value = if precision == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 };
         let back = Backward::new(&working, precision.form());
-        let mut learner =
-            Learner { working, back, values, moments, steps: 0, rule, sums: Vec::new(), spare: Vec::new() };
+        let (sums, ranks) = (Sums::default(), ranks::of_process());
+        let mut learner = Learner { working, back, values, moments, steps: 0, rule, sums, ranks };
         learner.refresh()?;
         Ok(learner)
     }
@@ -112,6 +117,17 @@ impl Learner {
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The ranks that learn together.
+    pub fn ranks(&self) -> &Arc<dyn Ranks> {
+        &self.ranks
+    }
+
+    /// Learns with other ranks than those of the process.
+    #[must_use]
+    pub fn among(self, ranks: Arc<dyn Ranks>) -> Learner {
+        Learner { ranks, ..self }
     }
 
     /// The values.
@@ -142,69 +158,109 @@ impl Learner {
         self.refresh()
     }
 
-    /// The mean loss over batches, nats, without learning from them.
+    /// The mean loss over batches, nats, without learning from them. Ranks share out the batches.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary.
+    /// If a token is not in the vocabulary, or another rank failed.
     pub fn loss(&mut self, batches: &[Tokens]) -> Result<f64> {
-        let (mut sum, mut count) = (0.0, 0);
-        for batch in batches {
-            sum += self.back.loss(&self.working, batch)?;
-            count += batch.counted();
+        let mut own = Vec::new();
+        for batch in &batches[ranks::share(batches.len(), &*self.ranks)] {
+            own.push(self.back.loss(&self.working, batch)?);
         }
+        let sum: f64 = ranks::gathered(&*self.ranks, &own)?.iter().sum();
+        let count: usize = batches.iter().map(Tokens::counted).sum();
         Ok(sum / count.max(1) as f64)
     }
 
-    /// Learns from the parts of a batch, which are not in memory together.
+    /// Learns from the parts of a batch, which are not in memory together. Ranks share out the parts.
     ///
     /// # Errors
-    /// If a token is not in the vocabulary, or the loss or a gradient is not finite; the values are then as before.
+    /// If a token is not in the vocabulary, or the loss or a gradient is not finite, or another rank failed; the values are
+    /// then as before.
     pub fn step(&mut self, parts: &[Tokens], aim: &mut dyn Aim, rate: f64) -> Result<Stepped> {
         let count: usize = parts.iter().map(Tokens::counted).sum();
-        let factor = 1.0 / count.max(1) as f32;
-        let mut loss = 0.0;
-        for part in parts {
-            let mut sum = self.spare.pop().unwrap_or_else(|| self.values.zeros());
-            sum.slices_mut().for_each(ops::clear);
-            loss += self.back.run(&self.working, part, aim, factor, &mut sum)?;
-            self.add((0, sum));
+        let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
+            return Ok(Stepped { loss: 0.0, norm: 0.0 });
+        };
+        if self.ranks.size() > 1 {
+            sums::spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
         }
-        while self.sums.len() > 1 {
-            self.meet();
-        }
-        let Some((_, gradient)) = self.sums.pop() else { return Ok(Stepped { loss: 0.0, norm: 0.0 }) };
         let stepped = Stepped { loss: loss / count.max(1) as f64, norm: norm(&gradient) };
         if !stepped.norm.is_finite() || !stepped.loss.is_finite() {
             let what = self.guilty(&gradient, stepped.loss);
-            self.spare.push(gradient);
+            self.sums.give(gradient);
             return Err(Error::NotFinite { step: self.steps + 1, what, from: 0, to: 0 });
         }
         self.update(&gradient, rate, stepped.norm);
-        self.spare.push(gradient);
+        self.sums.give(gradient);
         self.refresh()?;
         Ok(stepped)
     }
 
-    /// Adds a sum to the tree.
-    fn add(&mut self, sum: (u32, Parameters)) {
-        self.sums.push(sum);
-        while let [.., (a, _), (b, _)] = self.sums[..]
-            && a == b
-        {
-            self.meet();
+    /// The summed gradient of the parts, on rank 0 (memory for it on the others), and the summed loss.
+    ///
+    /// What this rank owes to others it gives in any case: they would wait for it. That it failed they learn when all meet.
+    fn gradient(&mut self, parts: &[Tokens], aim: &mut dyn Aim, count: usize) -> Result<Option<(Parameters, f64)>> {
+        let factor = 1.0 / count.max(1) as f32;
+        let plan = sums::plan(parts.len(), self.ranks.rank(), self.ranks.size());
+        let (mut losses, mut failed) = (Vec::new(), None);
+        let mut plan = &plan[..];
+        while let [first, rest @ ..] = plan {
+            let (then, later) = rest.split_at(rest.iter().position(|next| next.begins()).unwrap_or(rest.len()));
+            let done = match first {
+                Do::Learn(part) if failed.is_none() => self.learn(&parts[*part], aim, factor, then),
+                Do::Learn(_) => self.carry(None, then).map(|()| 0.0),
+                _ => self.carry(Some(*first), then).map(|()| 0.0),
+            };
+            match (done, first) {
+                (Ok(loss), Do::Learn(_)) => losses.push(loss),
+                (Ok(_), _) => {}
+                (Err(e), _) => failed = failed.or(Some(e)),
+            }
+            plan = later;
         }
+        if let Some(e) = failed {
+            self.sums.clear();
+            return Err(e);
+        }
+        let losses = ranks::gathered(&*self.ranks, &losses).inspect_err(|_| self.sums.clear())?;
+        let sum = self.sums.pop();
+        self.sums.clear();
+        let sum = sum.unwrap_or_else(|| self.sums.take(&self.values));
+        Ok((!parts.is_empty()).then(|| (sum, losses.iter().sum())))
     }
 
-    /// Adds the last sum to the one before it.
-    fn meet(&mut self) {
-        let Some((_, last)) = self.sums.pop() else { return };
-        if let Some((level, sum)) = self.sums.last_mut() {
-            *level += 1;
-            for (to, from) in sum.slices_mut().zip(last.slices()) {
-                ops::add_slices(to, from);
-            }
+    /// The gradient of a part; each bucket goes on its way while the others are still made.
+    fn learn(&mut self, part: &Tokens, aim: &mut dyn Aim, factor: f32, then: &[Do]) -> Result<f64> {
+        let mut top = self.sums.take(&self.values);
+        top.slices_mut().for_each(ops::clear);
+        let (sums, ranks) = (&mut self.sums, &*self.ranks);
+        let (mut told, mut carried) = (0, Ok(()));
+        let mut tell = |bucket, top: &mut Parameters| {
+            told += 1;
+            let done = sums.follow(top, then, bucket, ranks);
+            carried = std::mem::replace(&mut carried, Ok(())).and(done);
+        };
+        let loss = self.back.run_telling(&self.working, part, Asked { aim, factor }, &mut top, &mut tell);
+        // A failure in the middle of it leaves buckets that others wait for.
+        for bucket in Bucket::all(self.working.spec.layers()).skip(told) {
+            self.sums.follow(&mut top, then, bucket, &*self.ranks)?;
         }
-        self.spare.push(last);
+        self.sums.settle(top, then);
+        carried?;
+        Ok(loss?)
+    }
+
+    /// Goes on with the newest sum, or with an empty one where none was learned.
+    fn carry(&mut self, first: Option<Do>, then: &[Do]) -> Result<()> {
+        let newest = first.and_then(|_| self.sums.pop());
+        let mut top = newest.unwrap_or_else(|| self.sums.take(&self.values));
+        let all: Vec<Do> = first.into_iter().chain(then.iter().copied()).collect();
+        for bucket in Bucket::all(self.working.spec.layers()) {
+            self.sums.follow(&mut top, &all, bucket, &*self.ranks)?;
+        }
+        self.sums.settle(top, &all);
+        Ok(())
     }
 
     fn update(&mut self, gradient: &Parameters, rate: f64, norm: f64) {

@@ -11,8 +11,10 @@ mod error;
 mod learner;
 pub mod lines;
 pub mod progress;
+pub mod ranks;
 mod schedule;
 mod sequences;
+mod sums;
 
 pub use error::{Error, Result};
 pub use learner::{Learner, Precision, Rule, Stepped};

@@ -34,5 +34,10 @@ pub fn interrupt() {
 /// # Errors
 /// [`Error::Interrupted`] if so.
 pub fn check() -> Result<()> {
-    if STOP.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
+    if stopped() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Was the job asked to stop?
+pub fn stopped() -> bool {
+    STOP.load(Ordering::SeqCst)
 }

@@ -64,6 +64,10 @@ pub struct Lesson {
     /// Sequences of a step
     #[arg(long, value_name = "B", default_value_t = 8)]
     pub batch: usize,
+    /// Sequences that are in memory together; several ranks (`mpirun`) share out the parts of a step (default: as many as
+    /// have 2,048 tokens). Gradients are summed part by part, so another number changes last digits
+    #[arg(long, value_name = "N")]
+    pub part: Option<usize>,
     /// Longest sequence in tokens (default: the model's context, 1024 at most)
     #[arg(long, value_name = "T")]
     pub context: Option<usize>,

@@ -59,7 +59,7 @@ pub enum Command {
     Quantize(Quantize),
     /// Teach a model a text
     #[command(
-        after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
+        after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n  mpirun -n 4 planish finetune ./model --data text.txt --batch 32 --part 2 --out taught   # built with the feature mpi\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
     )]
     Finetune(Finetune),
     /// Teach a small model what a large one would say

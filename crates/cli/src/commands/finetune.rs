@@ -43,6 +43,7 @@ fn settings(args: &LessonArgs) -> Result<Settings> {
     Ok(Settings {
         steps: args.steps,
         batch: args.batch,
+        part: args.part,
         context: args.context,
         lr: args.lr,
         schedule: named(&Curve::ALL, &args.schedule, "--schedule")?,

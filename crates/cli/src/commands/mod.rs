@@ -16,7 +16,7 @@ mod quantize;
 mod train;
 mod verify;
 
-use crate::args::{Cli, Command, Common, Model};
+use crate::args::{Cli, Command, Model};
 use ::optimize::builtin;
 use anyhow::{Context, Result, bail};
 use model::Gpt;
@@ -50,16 +50,14 @@ pub fn run(cli: Cli) -> Result<u8> {
     }
 }
 
-/// Sets up threads, kernels and the answer to Ctrl-C.
+/// Sets up threads, kernels, other ranks and the answer to Ctrl-C.
 ///
 /// # Errors
-/// If the number of threads or the instruction set is none that this machine has.
-pub fn prepare(common: &Common) -> Result<()> {
-    if let Some(n) = common.threads {
-        if n == 0 || n > 1024 {
-            bail!("--threads takes a number from 1 to 1024, not {n}");
-        }
-        tensor::threads::set(n);
+/// If the number of threads or the instruction set is none that this machine has, or the other ranks cannot be reached.
+pub fn prepare(cli: &Cli) -> Result<()> {
+    let threads = cli.common.threads;
+    if let Some(n) = threads.filter(|n| *n == 0 || *n > 1024) {
+        bail!("--threads takes a number from 1 to 1024, not {n}");
     }
     tensor::kernels::check_isa().map_err(anyhow::Error::msg)?;
     // The second Ctrl-C ends the program at once; what is journaled is safe either way.
@@ -70,7 +68,12 @@ pub fn prepare(common: &Common) -> Result<()> {
         }
         ::optimize::progress::interrupt();
     })
-    .context("cannot watch for interrupts")
+    .context("cannot watch for interrupts")?;
+    let own = crate::ranks::start(&cli.command)?;
+    if let Some(n) = threads.or(own) {
+        tensor::threads::set(n);
+    }
+    Ok(())
 }
 
 /// Where a model lies: as asked, or the built-in sample.

@@ -13,6 +13,20 @@ fn kl(dir: &tempfile::TempDir, artefact: &str) -> f64 {
     json(&["evaluate", artefact, "--against", &folder, "--data", &text])["against"]["kl_mean"].as_f64().unwrap()
 }
 
+/// A launcher's processes would all do the same job and write over each other.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn without_mpi_a_rank_says_how_to_build_it() {
+    let of_two = |words: &[&str], says: &str| {
+        let out = planish().args(words).env("PMI_RANK", "0").env("PMI_SIZE", "2").output().unwrap();
+        let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(says), "{errors}");
+    };
+    of_two(&["evaluate"], "--features mpi");
+    of_two(&["inspect"], "without mpirun");
+}
+
 #[test]
 fn the_first_command_of_the_readme_makes_a_proven_smaller_model() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,6 +4,8 @@
 
 mod commands;
 mod learning;
+#[cfg(feature = "mpi")]
+mod ranks;
 
 use serde_json::Value;
 use std::{

@@ -7,7 +7,9 @@ use crate::{
 };
 use model::Model;
 use rayon::prelude::*;
+use std::ops::Range;
 use tensor::{Tensor, ops};
+use train::ranks::{self, Ranks};
 
 /// Tokens of a batch: enough for products to be limited by arithmetic.
 const BATCH: usize = 1024;
@@ -66,13 +68,14 @@ fn chunks(rows: usize, vocab: usize) -> Vec<Vec<usize>> {
     all.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
-/// Scores every document.
+/// Scores every document. Ranks share them out.
 ///
 /// # Errors
-/// If a token is not in the vocabulary, or the job was interrupted.
+/// If a token is not in the vocabulary, the job was interrupted, or another rank failed.
 pub fn score(model: &Model, documents: &[Document], progress: &dyn Progress) -> Result<Vec<Score>> {
-    let mut out = Vec::with_capacity(documents.len());
-    for range in batches(documents, BATCH) {
+    let ranks = ranks::of_process();
+    let mut sums = Vec::new();
+    for range in own_batches(documents, &*ranks) {
         progress::check()?;
         let documents = &documents[range];
         let rows = run(model, documents)?;
@@ -85,12 +88,19 @@ pub fn score(model: &Model, documents: &[Document], progress: &dyn Progress) -> 
         let mut at = 0;
         for d in documents {
             let n = d.predicted();
-            out.push(Score { nll: losses[at..at + n].iter().sum(), tokens: n });
+            sums.push(losses[at..at + n].iter().sum());
             at += n;
         }
-        progress.advance(documents.len() as u64);
+        progress.advance((documents.len() * ranks.size()) as u64);
     }
-    Ok(out)
+    let all = ranks::gathered(&*ranks, &sums)?;
+    Ok(all.into_iter().zip(documents).map(|(nll, d)| Score { nll, tokens: d.predicted() }).collect())
+}
+
+/// The batches that are this rank's. They are those of one process, so no sum depends on the number of ranks.
+fn own_batches(documents: &[Document], ranks: &dyn Ranks) -> Vec<Range<usize>> {
+    let all = batches(documents, BATCH);
+    all[ranks::share(all.len(), ranks)].to_vec()
 }
 
 /// What one token says of two models.
@@ -110,10 +120,10 @@ fn token(base: &[f32], other: &[f32], target: usize) -> Token {
     }
 }
 
-/// Scores every document with a model and its original.
+/// Scores every document with a model and its original. Ranks share them out.
 ///
 /// # Errors
-/// If the vocabularies differ, a token is not in them, or the job was interrupted.
+/// If the vocabularies differ, a token is not in them, the job was interrupted, or another rank failed.
 pub fn compare(model: &Model, base: &Model, documents: &[Document], progress: &dyn Progress) -> Result<Vec<Pair>> {
     if model.spec.vocab != base.spec.vocab {
         let (a, b) = (model.spec.vocab, base.spec.vocab);
@@ -121,8 +131,10 @@ pub fn compare(model: &Model, base: &Model, documents: &[Document], progress: &d
             "the models have {a} and {b} tokens; only equal vocabularies compare"
         )));
     }
-    let mut out = Vec::with_capacity(documents.len());
-    for range in batches(documents, BATCH) {
+    let ranks = ranks::of_process();
+    // Numbers of one document after the other: see [`pairs`].
+    let mut numbers = Vec::new();
+    for range in own_batches(documents, &*ranks) {
         progress::check()?;
         let documents = &documents[range];
         let (rows, base_rows) = (run(model, documents)?, run(base, documents)?);
@@ -137,15 +149,29 @@ pub fn compare(model: &Model, base: &Model, documents: &[Document], progress: &d
         for d in documents {
             let n = d.predicted();
             let mine = &tokens[at..at + n];
-            out.push(Pair {
-                score: Score { nll: mine.iter().map(|t| t.nll).sum(), tokens: n },
-                base_nll: mine.iter().map(|t| t.base_nll).sum(),
-                kl: mine.iter().map(|t| t.kl as f32).collect(),
-                same_top: mine.iter().filter(|t| t.same_top).count(),
-            });
+            numbers.push(mine.iter().map(|t| t.nll).sum());
+            numbers.push(mine.iter().map(|t| t.base_nll).sum());
+            numbers.push(mine.iter().filter(|t| t.same_top).count() as f64);
+            numbers.extend(mine.iter().map(|t| t.kl));
             at += n;
         }
-        progress.advance(documents.len() as u64);
+        progress.advance((documents.len() * ranks.size()) as u64);
     }
-    Ok(out)
+    Ok(pairs(&ranks::gathered(&*ranks, &numbers)?, documents))
+}
+
+/// Reads what ranks say of documents: for each the two sums, how many likeliest tokens agree, and every divergence.
+fn pairs(mut numbers: &[f64], documents: &[Document]) -> Vec<Pair> {
+    let mut pair = |d: &Document| {
+        let ([nll, base_nll, same_top], rest) = numbers.split_first_chunk::<3>()?;
+        let (kl, rest) = rest.split_at_checked(d.predicted())?;
+        numbers = rest;
+        Some(Pair {
+            score: Score { nll: *nll, tokens: d.predicted() },
+            base_nll: *base_nll,
+            kl: kl.iter().map(|k| *k as f32).collect(),
+            same_top: *same_top as usize,
+        })
+    };
+    documents.iter().map_while(&mut pair).collect()
 }
