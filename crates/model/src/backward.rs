@@ -2,75 +2,23 @@
 //!
 //! The model's matrices are packed as floats; products of gradients read their transposes, which [`Backward`] holds.
 //! What a block's gradient needs is what its forward pass leaves in [`Kept`]: cheap things (norms, gated products) are
-//! made again.
+//! made again. Where activations are checkpointed (arXiv 1604.06174), a block leaves only its input and runs again.
+//!
+//! A matrix that was never given its values does not learn: it stays as the model stores it.
 
-use crate::{BlockSpec, Bucket, Error, Flow, Kept, Model, Parameters, Result, Role, Site};
-use std::{collections::BTreeMap, ops::Range};
+mod head;
+
+use crate::{
+    Aim, BlockSpec, Bucket, Change, Error, Flow, Kept, Likelihood, Model, Parameters, Result, Role, Site, Tokens,
+    adapting::{self, Adapted, Adapting},
+    frozen::Frozen,
+};
+use std::collections::BTreeMap;
 use tensor::{
     Linear, Tensor, Weight,
     ops::{self, Attended, Columns, Memory, Normed, Operand, Target},
     packed::{Form, InputKind, Inputs, Packed, Turn},
 };
-
-/// Sequences and what should follow each of their tokens.
-#[derive(Clone, Debug, Default)]
-pub struct Tokens {
-    /// The sequences, each from position 0.
-    pub sequences: Vec<Vec<u32>>,
-    /// For every token of every sequence the one to be predicted from it; `None` counts for nothing.
-    pub targets: Vec<Option<u32>>,
-}
-
-impl Tokens {
-    /// How many predictions count.
-    pub fn counted(&self) -> usize {
-        self.targets.iter().filter(|t| t.is_some()).count()
-    }
-}
-
-/// What is learned from logits.
-pub trait Aim {
-    /// A batch begins.
-    ///
-    /// # Errors
-    /// If it cannot be prepared.
-    fn begin(&mut self, batch: &Tokens) -> Result<()>;
-
-    /// Replaces the logits of some rows of the batch by the gradient of `factor` times their loss; writes the negative
-    /// log-likelihood of each row's target (nats) to `losses`, and nothing where there is none.
-    ///
-    /// # Errors
-    /// If what they are compared with cannot be computed.
-    fn rows(
-        &mut self,
-        rows: Range<usize>,
-        logits: &mut Tensor,
-        targets: &[Option<u32>],
-        factor: f32,
-        losses: &mut [f32],
-    ) -> Result<()>;
-}
-
-/// To make the targets likely.
-pub struct Likelihood;
-
-impl Aim for Likelihood {
-    fn begin(&mut self, _: &Tokens) -> Result<()> {
-        Ok(())
-    }
-
-    fn rows(
-        &mut self,
-        _: Range<usize>,
-        logits: &mut Tensor,
-        targets: &[Option<u32>],
-        factor: f32,
-        losses: &mut [f32],
-    ) -> Result<()> {
-        ops::cross_entropy(logits, targets, factor, losses);
-        Ok(())
-    }
-}
 
 /// How much of the loss a gradient is of, and of which.
 pub struct Asked<'a> {
@@ -83,16 +31,19 @@ pub struct Asked<'a> {
 /// Is told of buckets whose gradients are final, and may do with these what it likes.
 pub type Tell<'a> = &'a mut dyn FnMut(Bucket, &mut Parameters);
 
-/// Rows whose logits are in memory at once.
-const HEAD_ROWS: usize = 512;
-
 /// What walking back takes, used again from step to step.
 pub struct Backward {
     form: Form,
     /// Transposed matrices of the products whose inputs have gradients.
     across: BTreeMap<Site, Linear>,
+    frozen: Frozen,
+    adapting: BTreeMap<Site, Adapting>,
+    adapters: adapting::Memory,
     flow: Flow,
+    /// What blocks left: each of them, or the last that ran where activations are checkpointed.
     kept: Vec<Kept>,
+    /// Inputs of blocks that run again.
+    entries: Vec<Tensor>,
     /// Keys and values of the block at hand.
     memories: Vec<Memory>,
     /// Gradient of the residual stream.
@@ -104,7 +55,7 @@ pub struct Backward {
     sum: Tensor,
     part: Tensor,
     /// Inputs of products, made again.
-    normed: Tensor,
+    normed: Operand,
     columns: Columns,
     rows: Inputs,
     scratch: Vec<f32>,
@@ -113,24 +64,31 @@ pub struct Backward {
     some: Tensor,
     losses: Vec<f32>,
     listed: Vec<usize>,
+    /// Where the gradients of norms go that do not learn.
+    unlearned: Vec<f32>,
 }
 
 impl Backward {
-    /// For a model whose matrices are packed as floats of `form`; [`Backward::refresh`] gives it the values.
+    /// For a model whose matrices that learn are packed as floats of `form`; [`Backward::refresh`] and
+    /// [`Backward::refresh_adapter`] give it the values.
     pub fn new(model: &Model, form: Form) -> Backward {
         let layers = usize::from(model.spec.layers());
         Backward {
             form,
             across: BTreeMap::new(),
             flow: Flow::default(),
+            frozen: Frozen::default(),
+            adapting: BTreeMap::new(),
+            adapters: adapting::Memory::default(),
             kept: (0..layers).map(|_| Kept::default()).collect(),
+            entries: Vec::new(),
             memories: Vec::new(),
             dx: Operand::default(),
             outs: Default::default(),
             beside: Operand::default(),
             sum: Tensor::default(),
             part: Tensor::default(),
-            normed: Tensor::default(),
+            normed: Operand::default(),
             columns: Columns::default(),
             rows: Inputs::default(),
             scratch: Vec::new(),
@@ -139,6 +97,15 @@ impl Backward {
             some: Tensor::default(),
             losses: Vec::new(),
             listed: Vec::new(),
+            unlearned: Vec::new(),
+        }
+    }
+
+    /// From here on blocks leave only their inputs and run again on the way back: the same numbers in less memory.
+    pub fn checkpoint_activations(&mut self) {
+        if self.entries.is_empty() {
+            self.entries.resize_with(self.kept.len(), Tensor::default);
+            self.kept.truncate(1);
         }
     }
 
@@ -168,6 +135,17 @@ impl Backward {
                 Ok(())
             }
         }
+    }
+
+    /// Takes over the values of an adapter: into the model, and across for the way back.
+    ///
+    /// # Errors
+    /// If it does not fit its site, or there is no memory for it.
+    pub fn refresh_adapter(&mut self, model: &mut Model, site: Site, change: Change<'_>) -> Result<()> {
+        let mut own = self.adapting.remove(&site);
+        Adapting::refresh(&mut own, model, site, change, self.form)?;
+        self.adapting.extend(own.map(|own| (site, own)));
+        Ok(())
     }
 
     /// Runs a batch forth and back: adds the gradient of `factor` times the summed loss to `into`, and returns the summed
@@ -212,8 +190,8 @@ impl Backward {
     pub fn loss(&mut self, model: &Model, batch: &Tokens) -> Result<f64> {
         let mut flow = std::mem::take(&mut self.flow);
         let result = self.forth(model, &mut flow, batch).and_then(|()| {
-            let rows = |first| first..flow.tokens().min(first + HEAD_ROWS);
-            let pieces = (0..flow.tokens()).step_by(HEAD_ROWS).map(rows);
+            let rows = |first| first..flow.tokens().min(first + head::ROWS);
+            let pieces = (0..flow.tokens()).step_by(head::ROWS).map(rows);
             let mut asked = Asked { aim: &mut Likelihood, factor: 0.0 };
             pieces.map(|rows| self.logits(model, &flow, rows, &batch.targets, &mut asked)).sum()
         });
@@ -246,88 +224,49 @@ impl Backward {
         let past = vec![0; batch.sequences.len()];
         model.restart(flow, batch.sequences.iter().map(Vec::as_slice), &past)?;
         for layer in 0..model.spec.layers() {
-            let at = usize::from(layer);
-            flow.keep(&mut self.kept[at]);
-            let memories = &mut self.memories;
-            memories.iter_mut().for_each(|m| m.truncate(0));
-            let shape = |b: &BlockSpec| (b.kv_heads, b.head_dim);
-            if at > 0 && shape(&model.spec.blocks[at]) != shape(&model.spec.blocks[at - 1]) {
-                memories.clear();
+            if let Some(entry) = self.entries.get_mut(usize::from(layer)) {
+                entry.copy_from(flow.residual());
             }
-            memories.truncate(batch.sequences.len());
-            memories.extend(model.memory(layer, flow).into_iter().skip(memories.len()));
-            model.block(layer, flow, memories, &mut ())?;
-            flow.keep(&mut self.kept[at]);
+            self.run_block(model, layer, flow)?;
         }
         Ok(())
     }
 
-    /// The loss of some rows; their logits become its gradient, times `factor`.
-    fn logits(
-        &mut self,
-        model: &Model,
-        flow: &Flow,
-        rows: Range<usize>,
-        targets: &[Option<u32>],
-        asked: &mut Asked<'_>,
-    ) -> Result<f64> {
-        self.listed.clear();
-        self.listed.extend(rows.clone());
-        model.final_into(flow, &self.listed, self.head.values_mut())?;
-        model.head_into(&mut self.head, self.logits.values_mut(), &mut ())?;
-        self.losses.clear();
-        self.losses.resize(rows.len(), 0.0);
-        if model.spec.logit_cap.is_some() {
-            self.part.copy_from(self.logits.values());
+    /// Runs a block, which leaves what its gradient needs.
+    fn run_block(&mut self, model: &Model, layer: u16, flow: &mut Flow) -> Result<()> {
+        let (at, place, blocks) = (usize::from(layer), self.place(layer), &model.spec.blocks);
+        flow.keep(&mut self.kept[place]);
+        let memories = &mut self.memories;
+        memories.iter_mut().for_each(|m| m.truncate(0));
+        let shape = |b: &BlockSpec| (b.kv_heads, b.head_dim);
+        if blocks.iter().any(|b| shape(b) != shape(&blocks[at])) {
+            memories.clear();
         }
-        let own = &targets[rows.clone()];
-        asked.aim.rows(rows, self.logits.values_mut(), own, asked.factor, &mut self.losses)?;
-        if let Some(cap) = model.spec.logit_cap {
-            ops::soft_cap_gradient(self.logits.values_mut(), &self.part, cap);
+        let sequences = flow.rows().len();
+        memories.truncate(sequences);
+        if memories.len() < sequences {
+            memories.extend(model.memory(layer, flow).into_iter().skip(memories.len()));
         }
-        Ok(self.losses.iter().map(|l| f64::from(*l)).sum())
+        model.block(layer, flow, memories, &mut ())?;
+        flow.keep(&mut self.kept[place]);
+        Ok(())
     }
 
-    /// The last norm, the head and the loss, a few rows at a time; leaves the gradient of the residual stream.
-    fn head(
-        &mut self,
-        model: &Model,
-        flow: &Flow,
-        targets: &[Option<u32>],
-        mut asked: Asked<'_>,
-        into: &mut Parameters,
-    ) -> Result<f64> {
-        let site = model.spec.resolve(Site::HEAD);
-        let norm = model.norm(Site::FINAL_NORM)?;
-        let mut loss = 0.0;
-        self.dx.values_mut().reset(flow.tokens(), model.spec.dim);
-        for first in (0..flow.tokens()).step_by(HEAD_ROWS) {
-            let rows = first..flow.tokens().min(first + HEAD_ROWS);
-            loss += self.logits(model, flow, rows.clone(), targets, &mut asked)?;
-            self.columns.pack(self.head.values(), self.form);
-            self.weight(site, Out::Logits, into)?;
-            let linear = across(&self.across, site)?;
-            ops::products(&mut self.logits, [Target { linear, out: &mut self.sum }]);
-            self.some.reset(rows.len(), model.spec.dim);
-            self.part.reset(rows.len(), model.spec.dim);
-            ops::clear(self.part.as_mut_slice());
-            for (i, row) in rows.clone().enumerate() {
-                self.some.row_mut(i).copy_from_slice(flow.residual().row(row));
-            }
-            let normed = Normed { kind: model.spec.norm, x: &self.some, weight: &norm.scale, eps: model.spec.norm_eps };
-            let (scale, shift) = into.norm(Site::FINAL_NORM)?;
-            ops::norm_gradient(normed, &self.sum, &mut self.part, scale, shift, &mut self.scratch);
-            for (i, row) in rows.enumerate() {
-                self.dx.values_mut().row_mut(row).copy_from_slice(self.part.row(i));
-            }
-        }
-        Ok(loss)
+    /// Where what a block leaves is kept.
+    fn place(&self, layer: u16) -> usize {
+        if self.entries.is_empty() { usize::from(layer) } else { 0 }
     }
 
     /// Walks back through a block.
-    fn block(&mut self, model: &Model, layer: u16, flow: &Flow, into: &mut Parameters) -> Result<()> {
+    fn block(&mut self, model: &Model, layer: u16, flow: &mut Flow, into: &mut Parameters) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
-        let mut kept = std::mem::take(&mut self.kept[usize::from(layer)]);
+        // What the last block left is still there.
+        if let Some(entry) = self.entries.get(usize::from(layer)).filter(|_| layer + 1 < spec.layers()) {
+            flow.stand_at(entry);
+            self.run_block(model, layer, flow)?;
+        }
+        let place = self.place(layer);
+        let mut kept = std::mem::take(&mut self.kept[place]);
         if spec.parallel {
             // Both halves read the same and return beside each other: what attention returned has this gradient too.
             self.beside.values_mut().copy_from(self.dx.values());
@@ -340,7 +279,7 @@ impl Backward {
         let from = self.returned(model, site(Role::PostAttnNorm), &kept.returned[0], before, into)?;
         self.attention(model, layer, from, flow, &kept, into)?;
         self.norm(model, site(Role::AttnNorm), &kept.entry, into)?;
-        self.kept[usize::from(layer)] = kept;
+        self.kept[place] = kept;
         Ok(())
     }
 
@@ -362,7 +301,7 @@ impl Backward {
         let out = self.outs[0].values_mut();
         out.reset(dx.rows(), dx.cols());
         ops::clear(out.as_mut_slice());
-        let (scale, shift) = into.norm(post)?;
+        let (scale, shift) = into.norm(post).unwrap_or((&mut self.unlearned[..], None));
         ops::norm_gradient(normed, dx, out, scale, shift, &mut self.scratch);
         Ok(Out::Of(0))
     }
@@ -371,7 +310,7 @@ impl Backward {
     fn norm(&mut self, model: &Model, site: Site, x: &Tensor, into: &mut Parameters) -> Result<()> {
         let weight = &model.norm(site)?.scale;
         let normed = Normed { kind: model.spec.norm, x, weight, eps: model.spec.norm_eps };
-        let (scale, shift) = into.norm(site)?;
+        let (scale, shift) = into.norm(site).unwrap_or((&mut self.unlearned[..], None));
         ops::norm_gradient(normed, &self.sum, self.dx.values_mut(), scale, shift, &mut self.scratch);
         Ok(())
     }
@@ -387,13 +326,13 @@ impl Backward {
     ) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
         if spec.gated {
-            ops::gate_to(spec.activation, &kept.gate, &kept.up, &mut self.normed);
+            ops::gate_to(spec.activation, &kept.gate, &kept.up, self.normed.values_mut());
         } else {
-            self.normed.copy_from(&kept.up);
-            spec.activation.apply(&mut self.normed);
+            self.normed.values_mut().copy_from(&kept.up);
+            spec.activation.apply(self.normed.values_mut());
         }
-        self.columns.pack(&self.normed, self.form);
-        self.back(site(Role::Down), from, into)?;
+        self.columns.pack(self.normed.values(), self.form);
+        self.back(model, site(Role::Down), from, into)?;
         if spec.gated {
             ops::gate_gradient(spec.activation, &mut kept.gate, &mut kept.up, &self.part);
         } else {
@@ -404,7 +343,7 @@ impl Backward {
         std::mem::swap(self.outs[0].values_mut(), &mut kept.up);
         std::mem::swap(self.outs[1].values_mut(), &mut kept.gate);
         let roles = if spec.gated { &[Role::Up, Role::Gate][..] } else { &[Role::Up] };
-        self.inputs(layer, roles, into)
+        self.inputs(model, layer, roles, into)
     }
 
     /// From the gradient of what attention returned (`from`) to that of its input (`sum`).
@@ -420,7 +359,10 @@ impl Backward {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
         let b = &spec.blocks[usize::from(layer)];
         self.columns.pack(&kept.attended, self.form);
-        self.back(site(Role::O), from, into)?;
+        if model.adapters.contains_key(&site(Role::O)) {
+            self.normed.values_mut().copy_from(&kept.attended);
+        }
+        self.back(model, site(Role::O), from, into)?;
         let shape = b.attention();
         let attended = Attended {
             q: &kept.q,
@@ -444,50 +386,63 @@ impl Backward {
                 let dy = self.outs[i].values_mut();
                 self.part.reset(dy.rows(), dy.cols());
                 ops::clear(self.part.as_mut_slice());
-                let (scale, _) = into.norm(site(role))?;
+                let (scale, _) = into.norm(site(role)).unwrap_or((&mut self.unlearned[..], None));
                 ops::norm_gradient(normed, dy, &mut self.part, scale, None, &mut self.scratch);
                 std::mem::swap(dy, &mut self.part);
             }
         }
         self.again(model, site(Role::AttnNorm), &kept.entry)?;
-        self.inputs(layer, &[Role::Q, Role::K, Role::V], into)
+        self.inputs(model, layer, &[Role::Q, Role::K, Role::V], into)
     }
 
     /// Makes a norm's output again: the input of the products that follow, as columns.
     fn again(&mut self, model: &Model, site: Site, x: &Tensor) -> Result<()> {
         let (norm, spec) = (model.norm(site)?, &model.spec);
-        ops::norm(spec.norm, x, &norm.scale, norm.shift.as_deref(), spec.norm_eps, &mut self.normed);
-        self.columns.pack(&self.normed, self.form);
+        ops::norm(spec.norm, x, &norm.scale, norm.shift.as_deref(), spec.norm_eps, self.normed.values_mut());
+        self.columns.pack(self.normed.values(), self.form);
         Ok(())
     }
 
     /// Parameters of products that read one input (`columns`), those of their outputs being `outs`: of their weights, and
     /// of the input (`sum`).
-    fn inputs(&mut self, layer: u16, roles: &[Role], into: &mut Parameters) -> Result<()> {
+    fn inputs(&mut self, model: &Model, layer: u16, roles: &[Role], into: &mut Parameters) -> Result<()> {
         for (i, role) in roles.iter().enumerate() {
-            let site = Site::of(layer, *role);
-            self.weight(site, Out::Of(i), into)?;
-            let linear = across(&self.across, site)?;
-            if i == 0 {
-                ops::products(&mut self.outs[i], [Target { linear, out: &mut self.sum }]);
-            } else {
-                ops::add_product(&mut self.outs[i], linear, &mut self.sum);
-            }
+            self.product(model, Site::of(layer, *role), Out::Of(i), Into::Sum { add: i > 0 }, into)?;
         }
         Ok(())
     }
 
     /// The gradients of a product's weight and bias, and that of its input (`part`) from that of its output.
-    fn back(&mut self, site: Site, from: Out, into: &mut Parameters) -> Result<()> {
+    fn back(&mut self, model: &Model, site: Site, from: Out, into: &mut Parameters) -> Result<()> {
+        self.product(model, site, from, Into::Part, into)
+    }
+
+    /// The gradients of a product's parameters and of its input from that of its output.
+    fn product(&mut self, model: &Model, site: Site, from: Out, to: Into, into: &mut Parameters) -> Result<()> {
         self.weight(site, from, into)?;
-        let linear = across(&self.across, site)?;
-        let from = match from {
-            Out::Of(i) => &mut self.outs[i],
-            Out::Logits => &mut self.logits,
-            Out::Residual => &mut self.dx,
-            Out::Beside => &mut self.beside,
-        };
-        ops::products(from, [Target { linear, out: &mut self.part }]);
+        let (dy, add) = (
+            match from {
+                Out::Of(i) => &mut self.outs[i],
+                Out::Logits => &mut self.logits,
+                Out::Residual => &mut self.dx,
+                Out::Beside => &mut self.beside,
+            },
+            to == Into::Sum { add: true },
+        );
+        let dx = if to == Into::Part { &mut self.part } else { &mut self.sum };
+        let (linear, branch) = (model.linear(site)?, model.adapters.get(&site));
+        match self.across.get(&site) {
+            Some(linear) if add => ops::add_product(dy, linear, dx),
+            Some(linear) => ops::products(dy, [Target { linear, out: &mut *dx }]),
+            None => {
+                let gain = branch.and_then(|b| b.gain.as_ref()).map(|g| &g.factors[..]);
+                self.frozen.product(self.form, dy.values(), gain, &linear.weight, dx, add)?;
+            }
+        }
+        if let (Some(branch), Some(own)) = (branch, self.adapting.get(&site)) {
+            let adapted = Adapted { site, linear, branch, own, form: self.form };
+            self.adapters.gradient(adapted, &mut self.normed, &self.columns, dy, into, dx)?;
+        }
         Ok(())
     }
 
@@ -499,9 +454,11 @@ impl Backward {
             Out::Residual => self.dx.values(),
             Out::Beside => self.beside.values(),
         };
-        let kernels = tensor::kernels::kernels();
-        self.rows.pack_columns(dy, InputKind::of(self.form, kernels), kernels);
-        ops::weight_gradient(&self.columns, &self.rows, into.matrix(site)?);
+        if let Some(gradient) = into.matrices.get_mut(&site) {
+            let kernels = tensor::kernels::kernels();
+            self.rows.pack_columns(dy, InputKind::of(self.form, kernels), kernels);
+            ops::weight_gradient(&self.columns, &self.rows, gradient);
+        }
         if let Some(bias) = into.biases.get_mut(&site) {
             ops::column_sums(dy, bias, &mut self.scratch);
         }
@@ -510,8 +467,7 @@ impl Backward {
 
     /// Adds the gradient of the residual stream to the rows of the embedding, and to those of learned positions.
     fn embedding(&mut self, model: &Model, batch: &Tokens, into: &mut Parameters) -> Result<()> {
-        if model.spec.learned_positions.is_some() {
-            let table = into.matrix(Site::POSITION)?;
+        if let Some(table) = into.matrices.get_mut(&Site::POSITION) {
             let mut row = 0;
             for sequence in &batch.sequences {
                 for position in 0..sequence.len() {
@@ -523,7 +479,7 @@ impl Backward {
         if let Some(scale) = model.spec.embed_scale {
             ops::scale(self.dx.values_mut(), scale);
         }
-        let table = into.matrix(Site::EMBED)?;
+        let Some(table) = into.matrices.get_mut(&Site::EMBED) else { return Ok(()) };
         for (row, token) in batch.sequences.iter().flatten().enumerate() {
             add(table.row_mut(*token as usize), self.dx.values().row(row));
         }
@@ -542,8 +498,11 @@ enum Out {
     Beside,
 }
 
-fn across(all: &BTreeMap<Site, Linear>, site: Site) -> Result<&Linear> {
-    all.get(&site).ok_or_else(|| Error::Site { site, reason: "was never given its values".into() })
+/// Where the gradient of a product's input goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Into {
+    Part,
+    Sum { add: bool },
 }
 
 fn add(to: &mut [f32], from: &[f32]) {

@@ -60,6 +60,8 @@ struct Scratch {
     y: Tensor,
     normed: Tensor,
     held: Tensor,
+    /// What adapters make of an input.
+    low: Operand,
     /// Is what a block's gradient needs to be kept?
     keep: bool,
     kept: Kept,
@@ -103,6 +105,11 @@ impl Flow {
     /// The residual stream, `[tokens, dim]`.
     pub fn residual(&self) -> &Tensor {
         &self.x
+    }
+
+    /// Stands before a block again whose input was kept.
+    pub(crate) fn stand_at(&mut self, residual: &Tensor) {
+        self.x.copy_from(residual);
     }
 
     /// Tokens of the batch.
@@ -307,7 +314,7 @@ impl Model {
     fn attend(&self, layer: u16, flow: &mut Flow, memory: &mut [Memory], tap: &mut dyn Tap) -> Result<()> {
         let b = &self.spec.blocks[usize::from(layer)];
         let keep = flow.scratch.keep;
-        let Kept { q, k, v, raw, log_sums, .. } = &mut flow.scratch.kept;
+        let Scratch { low, kept: Kept { q, k, v, raw, log_sums, .. }, .. } = &mut flow.scratch;
         let roles = [Role::Q, Role::K, Role::V];
         roles.iter().for_each(|r| tap.at(Point::Input(Site::of(layer, *r)), flow.input.values()));
         ops::products(
@@ -318,6 +325,9 @@ impl Model {
                 Target { linear: self.linear(Site::of(layer, Role::V))?, out: v },
             ],
         );
+        for (role, y) in roles.into_iter().zip([&mut *q, k, v]) {
+            self.adapt(Site::of(layer, role), &mut flow.input, y, low);
+        }
         if let Some(profile) = &mut flow.profile {
             profile.lap(Operation::Qkv);
         }
@@ -351,26 +361,30 @@ impl Model {
     /// Runs gate and up with the nonlinearity, or up alone: the input of the last stage.
     fn feed_forward(&self, layer: u16, flow: &mut Flow, tap: &mut dyn Tap) -> Result<()> {
         let (activation, up) = (self.spec.activation, self.linear(Site::of(layer, Role::Up))?);
-        let Scratch { keep, kept: Kept { gate: first, up: second, .. }, .. } = &mut flow.scratch;
+        let Scratch { keep, low, kept: Kept { gate: first, up: second, .. }, .. } = &mut flow.scratch;
         let site = |role| Site::of(layer, role);
+        let adapted = [Role::Gate, Role::Up].iter().any(|role| self.adapters.contains_key(&site(*role)));
         tap.at(Point::Input(site(Role::Up)), flow.input.values());
         if self.spec.gated {
             let gate = self.linear(site(Role::Gate))?;
             tap.at(Point::Input(site(Role::Gate)), flow.input.values());
             // Side by side only in one storage: others' inputs may be cut into other tiles of tokens.
-            if !*keep && is_packed(gate) && gate.weight.storage() == up.weight.storage() && is_packed(up) {
+            if !*keep && !adapted && is_packed(gate) && gate.weight.storage() == up.weight.storage() && is_packed(up) {
                 // What is laid out for speed is not watched: both products stay in the caches.
                 ops::gated(&mut flow.input, activation, gate, up, first);
                 std::mem::swap(first, flow.input.values_mut());
             } else {
                 let targets = [Target { linear: gate, out: first }, Target { linear: up, out: second }];
                 ops::products(&mut flow.input, targets);
+                self.adapt(site(Role::Gate), &mut flow.input, first, low);
+                self.adapt(site(Role::Up), &mut flow.input, second, low);
                 tap.at(Point::Output(site(Role::Gate)), first);
                 tap.at(Point::Output(site(Role::Up)), second);
                 ops::gate_to(activation, first, second, flow.input.values_mut());
             }
         } else {
             ops::products(&mut flow.input, [Target { linear: up, out: second }]);
+            self.adapt(site(Role::Up), &mut flow.input, second, low);
             tap.at(Point::Output(site(Role::Up)), second);
             if *keep {
                 flow.input.values_mut().copy_from(second);
@@ -395,9 +409,10 @@ impl Model {
     ) -> Result<()> {
         let site = Site::of(layer, role);
         let linear = self.linear(site)?;
-        let Scratch { y, normed, held, keep, kept } = &mut flow.scratch;
+        let Scratch { y, normed, held, low, keep, kept } = &mut flow.scratch;
         tap.at(Point::Input(site), flow.input.values());
         ops::products(&mut flow.input, [Target { linear, out: y }]);
+        self.adapt(site, &mut flow.input, y, low);
         if let Some(profile) = &mut flow.profile {
             profile.lap(if role == Role::O { Operation::O } else { Operation::Down });
         }

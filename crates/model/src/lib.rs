@@ -3,12 +3,16 @@
 //! Only `families/` holds the tensor names of Hugging Face and GGUF files.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
+mod adapting;
+mod aim;
 mod backward;
 mod cache;
 mod config;
 mod decoder;
 mod error;
 pub mod families;
+mod frozen;
 pub mod generate;
 mod gpt;
 mod layout;
@@ -26,7 +30,9 @@ pub mod spec;
 pub mod speculate;
 mod tap;
 
-pub use backward::{Aim, Asked, Backward, Likelihood, Tell, Tokens};
+pub use adapter::{Adapter, Adapters, Branch, Change};
+pub use aim::{Aim, Likelihood, Tokens};
+pub use backward::{Asked, Backward, Tell};
 pub use cache::Cache;
 pub use config::Config;
 pub use decoder::{Flow, Kept, Stage};

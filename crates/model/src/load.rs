@@ -52,6 +52,9 @@ fn open_source(path: &Path) -> Result<(Source, Config)> {
     let missing = |reason: &str| Error::NoModel { path: path.into(), reason: reason.into() };
     if path.is_dir() {
         let config = path.join("config.json");
+        if !config.is_file() && path.join(crate::adapter::PEFT_CONFIG).is_file() {
+            return Err(missing("is an adapter; give the model that it is of, and the adapter with --adapter"));
+        }
         if !config.is_file() {
             return Err(missing(
                 "is a directory without config.json; a model has config.json, tokenizer.json and model.safetensors",
@@ -97,7 +100,7 @@ fn finish(
     spec.biases.o |= has(Role::O);
     spec.biases.mlp |= has(Role::Up) || has(Role::Down);
     spec.biases.head |= has(Role::Head);
-    Model { spec, config, family, linears, norms, key_value: Default::default() }
+    Model { spec, config, family, linears, norms, adapters: BTreeMap::new(), key_value: Default::default() }
 }
 
 struct Loader<'a> {

@@ -1,6 +1,6 @@
 //! `Model`: the weights of a GPT by site, with the spec that says how they act.
 
-use crate::{Config, Error, Family, Result, Role, Site, Spec};
+use crate::{Config, Error, Family, Result, Role, Site, Spec, adapter::Branch};
 use std::collections::BTreeMap;
 use tensor::{Linear, Weight, ops::KeyValue, packed::Packed};
 
@@ -26,6 +26,8 @@ pub struct Model {
     pub linears: BTreeMap<Site, Linear>,
     /// Norms by site.
     pub norms: BTreeMap<Site, NormWeights>,
+    /// Adapters of products, as they run ([`Model::attach`]).
+    pub adapters: BTreeMap<Site, Branch>,
     /// How caches keep keys and values.
     pub key_value: KeyValue,
 }
@@ -87,11 +89,12 @@ impl Model {
         Ok(left)
     }
 
-    /// Tensor payload with scales, tied tensors once.
+    /// Tensor payload with scales and adapters, tied tensors once.
     pub fn size_bytes(&self) -> usize {
         let norms: usize =
             self.norms.values().map(|n| 4 * (n.scale.len() + n.shift.as_ref().map_or(0, Vec::len))).sum();
-        self.linears.values().map(Linear::size_bytes).sum::<usize>() + norms
+        let adapters: usize = self.adapters.values().map(Branch::size_bytes).sum();
+        self.linears.values().map(Linear::size_bytes).sum::<usize>() + norms + adapters
     }
 
     /// Payload of the matrices alone.
@@ -99,11 +102,12 @@ impl Model {
         self.linears.values().map(|l| l.weight.size_bytes()).sum()
     }
 
-    /// Number of parameters, tied tensors once.
+    /// Number of parameters, those of adapters too, tied tensors once.
     pub fn parameters(&self) -> usize {
         let linears: usize = self.linears.values().map(|l| l.weight.len() + l.bias.as_ref().map_or(0, Vec::len)).sum();
         let norms: usize = self.norms.values().map(|n| n.scale.len() + n.shift.as_ref().map_or(0, Vec::len)).sum();
-        linears + norms
+        let adapters: usize = self.adapters.values().map(|b| b.size_bytes() / 4).sum();
+        linears + norms + adapters
     }
 
     /// Mean bits per parameter of the payload.
@@ -147,7 +151,8 @@ impl Model {
         };
         let linears = self.linears.iter().filter_map(|(s, l)| Some((moved(s)?, l.clone()))).collect();
         let norms = self.norms.iter().filter_map(|(s, n)| Some((moved(s)?, n.clone()))).collect();
-        Ok(Model { spec, config, family: self.family, linears, norms, key_value: self.key_value })
+        let adapters = self.adapters.iter().filter_map(|(s, b)| Some((moved(s)?, b.clone()))).collect();
+        Ok(Model { spec, config, family: self.family, linears, norms, adapters, key_value: self.key_value })
     }
 
     /// Says that the weights are not read again soon: pages of a mapped file then need no memory.

@@ -1,6 +1,6 @@
 //! `Parameters`: numbers by site, in 32-bit floats: values that learn, their gradients, an optimizer's moments.
 
-use crate::{Error, Model, NormWeights, Result, Site};
+use crate::{Adapters, Change, Error, Model, NormWeights, Result, Site};
 use std::collections::BTreeMap;
 use tensor::{Linear, Tensor, Weight};
 
@@ -37,12 +37,18 @@ impl Bucket {
 pub struct Parameters {
     /// `[outputs, inputs]`; a tied head is the embedding.
     pub matrices: BTreeMap<Site, Tensor>,
+    /// `A` of adapters, `[rank, inputs]`.
+    pub downs: BTreeMap<Site, Tensor>,
+    /// `B` of adapters, `[outputs, rank]`.
+    pub ups: BTreeMap<Site, Tensor>,
     /// `[outputs]`.
     pub biases: BTreeMap<Site, Vec<f32>>,
     /// `[width]`.
     pub scales: BTreeMap<Site, Vec<f32>>,
     /// `[width]`.
     pub shifts: BTreeMap<Site, Vec<f32>>,
+    /// Lengths of adapted rows, `[outputs]` (DoRA).
+    pub magnitudes: BTreeMap<Site, Vec<f32>>,
 }
 
 impl Parameters {
@@ -60,35 +66,71 @@ impl Parameters {
         all
     }
 
+    /// The values of adapters, those of the model beneath them left out: they do not learn.
+    pub fn of_adapters(adapters: &Adapters) -> Parameters {
+        let mut all = Parameters::default();
+        for (site, adapter) in adapters {
+            all.downs.insert(*site, adapter.down.clone());
+            all.ups.insert(*site, adapter.up.clone());
+            all.magnitudes.extend(adapter.magnitude.clone().map(|m| (*site, m)));
+        }
+        all
+    }
+
+    /// The adapter of a site, with its scale; `None` where there is none.
+    pub fn change(&self, site: Site, scale: f32) -> Option<Change<'_>> {
+        let (down, up) = (self.downs.get(&site)?, self.ups.get(&site)?);
+        Some(Change { down, up, scale, magnitude: self.magnitudes.get(&site).map(Vec::as_slice) })
+    }
+
     /// Zeros of the same shapes.
     pub fn zeros(&self) -> Parameters {
+        let tensors =
+            |all: &BTreeMap<Site, Tensor>| all.iter().map(|(s, m)| (*s, Tensor::zeros(m.rows(), m.cols()))).collect();
         let zeros = |all: &BTreeMap<Site, Vec<f32>>| all.iter().map(|(s, v)| (*s, vec![0.0; v.len()])).collect();
         Parameters {
-            matrices: self.matrices.iter().map(|(s, m)| (*s, Tensor::zeros(m.rows(), m.cols()))).collect(),
+            matrices: tensors(&self.matrices),
+            downs: tensors(&self.downs),
+            ups: tensors(&self.ups),
             biases: zeros(&self.biases),
             scales: zeros(&self.scales),
             shifts: zeros(&self.shifts),
+            magnitudes: zeros(&self.magnitudes),
         }
     }
 
-    /// All numbers, parameter by parameter in a fixed order: matrices first.
+    /// All numbers, parameter by parameter in a fixed order: [`Parameters::tables`] first.
     pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
-        let vectors = self.biases.values().chain(self.scales.values()).chain(self.shifts.values());
-        self.matrices.values().map(Tensor::as_slice).chain(vectors.map(Vec::as_slice))
+        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes } = self;
+        let vectors = [biases, scales, shifts, magnitudes].into_iter().flat_map(BTreeMap::values);
+        [matrices, downs, ups]
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .map(Tensor::as_slice)
+            .chain(vectors.map(Vec::as_slice))
     }
 
     /// The same to be written.
     pub fn slices_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let Parameters { matrices, biases, scales, shifts } = self;
-        let vectors = biases.values_mut().chain(scales.values_mut()).chain(shifts.values_mut());
-        matrices.values_mut().map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
+        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes } = self;
+        let vectors = [biases, scales, shifts, magnitudes].into_iter().flat_map(BTreeMap::values_mut);
+        let tables = [matrices, downs, ups].into_iter().flat_map(BTreeMap::values_mut);
+        tables.map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
     }
 
-    /// Which parameter each slice is, in the same order: its site and `weight`, `bias`, `scale` or `shift`.
+    /// Which parameter each slice is, in the same order: its site, and `weight`, `lora_a`, `lora_b`, `bias`, `scale`,
+    /// `shift` or `magnitude`.
     pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
-        let named = |name: &'static str| move |site: &Site| (*site, name);
-        let vectors = self.biases.keys().map(named("bias")).chain(self.scales.keys().map(named("scale")));
-        self.matrices.keys().map(named("weight")).chain(vectors).chain(self.shifts.keys().map(named("shift")))
+        let tables = [(&self.matrices, "weight"), (&self.downs, "lora_a"), (&self.ups, "lora_b")];
+        let vectors =
+            [(&self.biases, "bias"), (&self.scales, "scale"), (&self.shifts, "shift"), (&self.magnitudes, "magnitude")];
+        let tables = tables.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
+        tables.chain(vectors.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name))))
+    }
+
+    /// How many of the slices are tables of numbers, which a weight decay takes part of; the others are vectors.
+    pub fn tables(&self) -> usize {
+        self.matrices.len() + self.downs.len() + self.ups.len()
     }
 
     /// The numbers of a bucket, in the order of [`Parameters::slices`].
@@ -155,13 +197,9 @@ impl Parameters {
         self.matrices.get_mut(&site).ok_or_else(none)
     }
 
-    /// Scale and shift of a norm.
-    ///
-    /// # Errors
-    /// If there is no such norm.
-    pub fn norm(&mut self, site: Site) -> Result<(&mut [f32], Option<&mut [f32]>)> {
-        let none = || Error::Site { site, reason: "the model has no such norm".into() };
-        let scale = self.scales.get_mut(&site).ok_or_else(none)?;
-        Ok((scale, self.shifts.get_mut(&site).map(Vec::as_mut_slice)))
+    /// Scale and shift of a norm; `None` where it does not learn.
+    pub fn norm(&mut self, site: Site) -> Option<(&mut [f32], Option<&mut [f32]>)> {
+        let scale = self.scales.get_mut(&site)?;
+        Some((scale, self.shifts.get_mut(&site).map(Vec::as_mut_slice)))
     }
 }

@@ -66,7 +66,7 @@ impl Model {
             Some((site, NormWeights { scale: vec![1.0; width], shift }))
         };
         let norms = spec.norms().into_iter().filter_map(norm).collect();
-        Ok(Model { spec, config, family, linears, norms, key_value: Default::default() })
+        Ok(Model { spec, config, family, linears, norms, adapters: BTreeMap::new(), key_value: Default::default() })
     }
 }
 

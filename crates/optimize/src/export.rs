@@ -2,8 +2,8 @@
 
 use crate::{Error, Result, artefact, run::file_bytes};
 use formats::tokenizer::GgufVocab;
-use model::{Gpt, Model, Site, load, save, save::Fallback, uniform};
-use std::path::PathBuf;
+use model::{Gpt, Model, Site, adapter, load, save, save::Fallback, uniform};
+use std::path::{Path, PathBuf};
 use tensor::{Linear, Storage, Weight};
 
 /// For whom.
@@ -75,13 +75,7 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
         Format::Safetensors => write_directory(gpt, &expected, settings)?,
     }
     let again = load::open(&settings.out)?.model;
-    let difference = difference(&expected, &again)?;
-    if difference > 1e-3 {
-        let reason = format!(
-            "what was read again differs by {difference} in a logit; the file is of no use, please report this"
-        );
-        return Err(Error::Asked(format!("{}: {reason}", settings.out.display())));
-    }
+    let difference = check(difference(&expected, &again)?, &settings.out)?;
     Ok(Exported {
         fallbacks,
         size_bytes: again.size_bytes(),
@@ -90,6 +84,31 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
         difference,
         notes,
     })
+}
+
+/// Writes an adapter for llama.cpp, reads it again and compares; returns the largest difference of a logit.
+///
+/// # Errors
+/// If the format cannot hold it, the file cannot be written, or what is read again computes something else.
+pub fn adapter(gpt: &Gpt, from: &Path, out: &Path, overwrite: bool) -> Result<f32> {
+    artefact::check_free(out, overwrite)?;
+    let adapters = adapter::load(&gpt.model, from)?;
+    adapter::write_gguf(&gpt.model, &adapters, out)?;
+    let (mut expected, mut again) = (gpt.model.clone(), gpt.model.clone());
+    again.attach(&[adapter::load(&gpt.model, out)?])?;
+    expected.attach(&[adapters])?;
+    check(difference(&expected, &again)?, out)
+}
+
+/// Refuses what computes something else than it should.
+fn check(difference: f32, out: &Path) -> Result<f32> {
+    // A number that is none is no small one.
+    if difference <= 1e-3 {
+        return Ok(difference);
+    }
+    let reason =
+        format!("what was read again differs by {difference} in a logit; the file is of no use, please report this");
+    Err(Error::Asked(format!("{}: {reason}", out.display())))
 }
 
 /// The storage of a site in the export.

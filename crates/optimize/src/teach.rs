@@ -9,7 +9,7 @@ use crate::{
     progress::Progress,
     speed::peak_rss_bytes,
 };
-use model::{Aim, Gpt, Likelihood, Model};
+use model::{Adapters, Aim, Gpt, Likelihood, Model, Parameters, adapter};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use std::{
 };
 use tensor::limits;
 use train::{
-    Curve, Learner, Precision, Rule, Schedule, Sequences,
+    Curve, Learner, Lora, Precision, Rule, Schedule, Sequences,
     course::{Course, Plan, Record},
     distil::{Guidance, Teacher},
     ranks::{self, Ranks},
@@ -44,6 +44,12 @@ pub struct Lesson {
     /// What a teacher adds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance: Option<Guidance>,
+    /// Adapters that learn in place of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
+    /// Do blocks run again on the way back, in place of what they leave being kept? The result is the same.
+    #[serde(skip)]
+    pub checkpoint_activations: bool,
     /// Start of all random numbers.
     pub seed: u64,
 }
@@ -86,6 +92,8 @@ pub struct Settings {
     pub patience: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Keep of each block only its input, and run it again on the way back: less memory, the same result.
+    pub checkpoint_activations: bool,
 }
 
 impl Default for Settings {
@@ -109,6 +117,7 @@ impl Default for Settings {
             validate_every: None,
             patience: 0,
             checkpoint_every: 50,
+            checkpoint_activations: false,
         }
     }
 }
@@ -169,6 +178,8 @@ impl Settings {
             rule: Rule { decay: self.weight_decay, clip: self.clip, beta: [self.beta1, self.beta2], ..Rule::default() },
             precision: self.precision,
             guidance: None,
+            lora: None,
+            checkpoint_activations: self.checkpoint_activations,
             seed,
         })
     }
@@ -219,18 +230,20 @@ struct Kept {
 pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
     refuse(gpt, teacher, lesson, place)?;
     let documents = documents(gpt, &lesson.data, lesson)?;
-    let (learned, measured) = match &lesson.validation {
+    let (taught, measured) = match &lesson.validation {
         Some(path) => (documents, self::documents(gpt, path, lesson)?),
         None => hold_back(documents),
     };
-    let key = key([Some(gpt), teacher], lesson, [&learned, &measured])?;
+    let key = key([Some(gpt), teacher], lesson, [&taught, &measured])?;
+    let adapters = lesson.lora.as_ref().map(|lora| lora.fresh(&gpt.model, lesson.seed)).transpose()?;
+    let parameters = adapters.as_ref().map_or_else(|| gpt.model.parameters(), |a| Parameters::of_adapters(a).len());
     let ranks = ranks::of_process();
     compare(&*ranks, &key)?;
     let mut journal = None;
     let found = ranks::decided(&*ranks, || {
         let found = finished(&place.out, &key);
         if found.is_none() {
-            journal = Some(begin(gpt, &key, place)?);
+            journal = Some(begin(parameters as u64, &key, place)?);
         }
         serde_json::to_vec(&found).map_err(|e| Error::Asked(e.to_string()))
     })?;
@@ -241,7 +254,7 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     }
     let directory = crate::journal::partial(&place.out);
 
-    let sequences = Sequences::new(&learned, lesson.context, lesson.seed, &lesson.data)?;
+    let sequences = Sequences::new(&taught, lesson.context, lesson.seed, &lesson.data)?;
     let validation = match Sequences::new(&measured, lesson.context, lesson.seed, &lesson.data) {
         Ok(measured) => measured.once(lesson.plan.part),
         Err(_) => {
@@ -249,7 +262,14 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
             Vec::new()
         }
     };
-    let learner = Learner::new(&gpt.model, lesson.precision, lesson.rule)?;
+    let mut learner = match &adapters {
+        Some(adapters) => Learner::of_adapters(&gpt.model, adapters, lesson.precision, lesson.rule)?,
+        None => Learner::new(&gpt.model, lesson.precision, lesson.rule)?,
+    };
+    if lesson.checkpoint_activations {
+        learner.checkpoint_activations();
+    }
+    drop(adapters);
     gpt.model.release();
     let aim: Box<dyn Aim> = match (teacher, &lesson.guidance) {
         (Some(teacher), Some(guidance)) => Box::new(Teacher::new(teacher.model.clone(), guidance)?),
@@ -263,14 +283,17 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         already: false,
         record: course.record().clone(),
         tokens_per_second,
-        share_of_peak: tokens_per_second * operations(&gpt.model, lesson.context)
+        share_of_peak: tokens_per_second * operations(&gpt.model, course.learner.values(), lesson.context)
             / (limits::peak(lesson.precision.arithmetic()) * ranks.size() as f64),
         peak_rss_bytes: peak_rss_bytes(),
     };
     if let Some(journal) = journal {
-        let model = course.learner.values().model(&gpt.model)?;
+        let result = match lesson.lora {
+            Some(_) => Learned::Adapters(course.learner.adapters()),
+            None => Learned::Model(Box::new(course.learner.values().model(&gpt.model)?)),
+        };
         drop(course);
-        write(gpt, &model, lesson, &key, &taught.record, place, journal)?;
+        write(gpt, &result, lesson, &key, &taught.record, place, journal)?;
     }
     Ok(taught)
 }
@@ -290,10 +313,9 @@ fn compare(ranks: &dyn Ranks, key: &str) -> Result<()> {
     )))
 }
 
-/// Opens the journal of a job that is not finished.
-fn begin(gpt: &Gpt, key: &str, place: &Place) -> Result<Journal> {
+/// Opens the journal of a job that is not finished and has so many parameters to learn.
+fn begin(parameters: u64, key: &str, place: &Place) -> Result<Journal> {
     artefact::check_free(&place.out, place.overwrite)?;
-    let parameters = gpt.model.parameters() as u64;
     // A checkpoint and its successor of values and two moments, the best values, and the result.
     formats::atomic::check_room(&place.out, 4 * parameters * (2 * 3 + 1 + 1))?;
     Journal::open(&place.out, key, place.restart)
@@ -325,11 +347,17 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
             )));
         }
     }
-    if gpt.model.is_quantized() {
+    if gpt.model.is_quantized() && lesson.lora.is_none() {
         return Err(Error::Asked(format!(
-            "{} is quantized, and its codes cannot learn; fine-tune the original and quantize the result",
+            "{} is quantized, and its codes cannot learn; fine-tune adapters of it with --lora rank=16, or the original",
             gpt.path.display()
         )));
+    }
+    if Target::of(&place.out) == Target::Gguf && lesson.lora.is_some() {
+        return Err(Error::Asked(
+            "--out takes a directory here; make a GGUF of it with `planish export MODEL --adapter DIR --to gguf`"
+                .into(),
+        ));
     }
     if Target::of(&place.out) == Target::Gguf {
         return Err(Error::Asked(
@@ -403,9 +431,15 @@ fn finished(out: &Path, key: &str) -> Option<Record> {
     (kept.key == key && sound).then_some(kept.record)
 }
 
+/// What came of a lesson.
+enum Learned {
+    Model(Box<Model>),
+    Adapters(Adapters),
+}
+
 fn write(
     gpt: &Gpt,
-    model: &Model,
+    learned: &Learned,
     lesson: &Lesson,
     key: &str,
     record: &Record,
@@ -413,8 +447,19 @@ fn write(
     journal: Journal,
 ) -> Result<()> {
     let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
-    Target::Directory.write(gpt, model, &staging)?;
-    let after = Gpt::open(&staging)?;
+    let tensors = match learned {
+        Learned::Model(model) => {
+            Target::Directory.write(gpt, model, &staging)?;
+            manifest::tensors(&Gpt::open(&staging)?.model)
+        }
+        Learned::Adapters(adapters) => {
+            let rslora = lesson.lora.as_ref().is_some_and(|l| l.rslora);
+            adapter::write_peft(&gpt.model, adapters, rslora, &gpt.path.to_string_lossy(), &staging)?;
+            // What was written is what is read.
+            adapter::load(&gpt.model, &staging)?;
+            BTreeMap::new()
+        }
+    };
     let kept = Kept { key: key.into(), lesson: lesson.clone(), record: record.clone() };
     artefact::write_json(&staging.join(RECORD), &kept)?;
     let mut outputs = BTreeMap::new();
@@ -428,7 +473,7 @@ fn write(
         seed: lesson.seed,
         gate: "none was asked for".into(),
         inputs: manifest::sums(&gpt.files)?,
-        tensors: manifest::tensors(&after.model),
+        tensors,
         outputs,
     };
     artefact::write_json(&staging.join("manifest.json"), &manifest)?;
@@ -436,16 +481,18 @@ fn write(
     journal.discard()
 }
 
-/// Operations of the products of one token, forth and back: six for each value of a matrix that multiplies, and those of
-/// attention over a full sequence of `context` tokens.
-fn operations(model: &Model, context: usize) -> f64 {
+/// Operations of the products of one token, forth and back: six for each value that multiplies and learns, four for each
+/// that multiplies alone, and those of attention over a full sequence of `context` tokens.
+fn operations(model: &Model, learned: &Parameters, context: usize) -> f64 {
     let head = model.spec.resolve(model::Site::HEAD);
     let products = model.linears.iter().filter(|(site, _)| site.layer.is_some() || **site == head);
-    let values: usize = products.map(|(_, linear)| linear.weight.len()).sum();
+    let each = if learned.matrices.is_empty() { 4.0 } else { 6.0 };
+    let values: f64 = products.map(|(_, linear)| each * linear.weight.len() as f64).sum();
+    let adapters = learned.downs.values().chain(learned.ups.values()).map(|t| 6.0 * t.as_slice().len() as f64);
     let attended = |b: &model::BlockSpec| {
         let seen = b.window.map_or(context, |w| w.min(context)) as f64 / 2.0;
         4.0 * seen * (b.heads * b.head_dim) as f64
     };
     // The gradient takes five products where attention takes two.
-    6.0 * values as f64 + model.spec.blocks.iter().map(attended).sum::<f64>() * 3.5
+    values + adapters.sum::<f64>() + model.spec.blocks.iter().map(attended).sum::<f64>() * 3.5
 }

@@ -5,9 +5,9 @@ use crate::{
     ranks::{self, Ranks},
     sums::{self, Do, Sums},
 };
-use model::{Aim, Asked, Backward, Bucket, Model, Parameters, Tokens};
+use model::{Adapter, Adapters, Aim, Asked, Backward, Bucket, Model, Parameters, Site, Tokens};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use tensor::{
     kernels::Arithmetic,
     ops::{self, AdamW, KeyValue},
@@ -78,6 +78,8 @@ pub struct Learner {
     working: Model,
     back: Backward,
     values: Parameters,
+    /// What adapters are multiplied by.
+    scales: BTreeMap<Site, f32>,
     moments: [Parameters; 2],
     /// Steps taken.
     steps: u64,
@@ -89,20 +91,43 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Takes over a model's values.
+    /// Takes over a model's values, all of which learn.
     ///
     /// # Errors
     /// If there is no memory for it.
     pub fn new(model: &Model, precision: Precision, rule: Rule) -> Result<Learner> {
-        let values = Parameters::of(model);
+        Learner::of(model, Parameters::of(model), BTreeMap::new(), precision, rule)
+    }
+
+    /// Takes over adapters, which alone learn: the model stays as it is stored.
+    ///
+    /// # Errors
+    /// If one does not fit the model, or there is no memory for it.
+    pub fn of_adapters(model: &Model, adapters: &Adapters, precision: Precision, rule: Rule) -> Result<Learner> {
+        let scales = adapters.iter().map(|(site, adapter)| (*site, adapter.scale)).collect();
+        Learner::of(model, Parameters::of_adapters(adapters), scales, precision, rule)
+    }
+
+    fn of(
+        model: &Model,
+        values: Parameters,
+        scales: BTreeMap<Site, f32>,
+        precision: Precision,
+        rule: Rule,
+    ) -> Result<Learner> {
         let moments = [values.zeros(), values.zeros()];
         let mut working = model.clone();
         working.key_value = if precision == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 };
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
-        let mut learner = Learner { working, back, values, moments, steps: 0, rule, sums, ranks };
+        let mut learner = Learner { working, back, values, scales, moments, steps: 0, rule, sums, ranks };
         learner.refresh()?;
         Ok(learner)
+    }
+
+    /// From here on blocks run again on the way back: the same numbers in less memory.
+    pub fn checkpoint_activations(&mut self) {
+        self.back.checkpoint_activations();
     }
 
     /// Gives the working model the values as they are.
@@ -110,8 +135,23 @@ impl Learner {
         for (site, values) in &self.values.matrices {
             self.back.refresh(&mut self.working, *site, values)?;
         }
+        for (site, scale) in &self.scales {
+            if let Some(change) = self.values.change(*site, *scale) {
+                self.back.refresh_adapter(&mut self.working, *site, change)?;
+            }
+        }
         self.values.give_vectors(&mut self.working);
         Ok(())
+    }
+
+    /// The adapters as they are; none where all values learn.
+    pub fn adapters(&self) -> Adapters {
+        let adapter = |(site, scale): (&Site, &f32)| {
+            let change = self.values.change(*site, *scale)?;
+            let magnitude = change.magnitude.map(<[f32]>::to_vec);
+            Some((*site, Adapter { down: change.down.clone(), up: change.up.clone(), scale: *scale, magnitude }))
+        };
+        self.scales.iter().filter_map(adapter).collect()
     }
 
     /// Steps taken.
@@ -268,11 +308,11 @@ impl Learner {
         let Rule { beta, eps, decay, clip } = self.rule;
         let correction = |b: f32| (1.0 / (1.0 - f64::from(b).powf(self.steps as f64))) as f32;
         let scale = if clip > 0.0 && norm > f64::from(clip) { (f64::from(clip) / norm) as f32 } else { 1.0 };
-        let matrices = self.values.matrices.len();
+        let tables = self.values.tables();
         let [first, second] = &mut self.moments;
         let values = self.values.slices_mut().zip(gradient.slices()).zip(first.slices_mut().zip(second.slices_mut()));
         for (i, ((values, gradient), (first, second))) in values.enumerate() {
-            let decay = if i < matrices { decay } else { 0.0 };
+            let decay = if i < tables { decay } else { 0.0 };
             let corrections = beta.map(correction);
             let step = AdamW { rate: rate as f32, beta, eps, decay, corrections, scale };
             ops::adamw(step, values, gradient, first, second);

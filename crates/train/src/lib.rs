@@ -10,6 +10,7 @@ pub mod distil;
 mod error;
 mod learner;
 pub mod lines;
+mod lora;
 pub mod progress;
 pub mod ranks;
 mod schedule;
@@ -18,5 +19,6 @@ mod sums;
 
 pub use error::{Error, Result};
 pub use learner::{Learner, Precision, Rule, Stepped};
+pub use lora::Lora;
 pub use schedule::{Curve, Schedule};
 pub use sequences::Sequences;

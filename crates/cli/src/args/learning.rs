@@ -8,6 +8,10 @@ use std::path::PathBuf;
 pub struct Finetune {
     #[command(flatten)]
     pub model: Model,
+    /// Teach adapters of the model, which stays as it is and may be quantized: rank=16, and if wanted alpha=32 (default:
+    /// twice the rank), sites=q+v (default: all linear maps of the blocks), dora, rslora
+    #[arg(long, value_name = "WORDS")]
+    pub lora: Option<String>,
     #[command(flatten)]
     pub lesson: Lesson,
     #[command(flatten)]
@@ -110,6 +114,10 @@ pub struct Lesson {
     /// Steps between checkpoints
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub checkpoint_every: u64,
+    /// Keep of each block only its input, and run it again on the way back: less memory, a third more time, the same
+    /// result
+    #[arg(long)]
+    pub checkpoint_activations: bool,
 }
 
 /// Where what is taught goes.

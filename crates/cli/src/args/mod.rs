@@ -59,7 +59,7 @@ pub enum Command {
     Quantize(Quantize),
     /// Teach a model a text
     #[command(
-        after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n  mpirun -n 4 planish finetune ./model --data text.txt --batch 32 --part 2 --out taught   # built with the feature mpi\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
+        after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n  planish finetune small.gguf --data text.txt --lora rank=16,sites=q+v --lr 3e-4 --out adapter\n  mpirun -n 4 planish finetune ./model --data text.txt --batch 32 --part 2 --out taught   # built with the feature mpi\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
     )]
     Finetune(Finetune),
     /// Teach a small model what a large one would say
@@ -77,7 +77,7 @@ pub enum Command {
     Evaluate(Evaluate),
     /// Write a model for another program
     #[command(
-        after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf"
+        after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf\n  planish export ./model --adapter taught --merge --to safetensors --out merged\n  planish export ./model --adapter taught --to gguf --out adapter.gguf"
     )]
     Export(Export),
     /// Continue a prompt
@@ -108,6 +108,14 @@ pub enum Command {
 pub struct Model {
     /// A Hugging Face directory or a GGUF file; the built-in sample where none is given
     pub model: Option<PathBuf>,
+}
+
+/// Adapters of a model.
+#[derive(Args, Clone, Default)]
+pub struct Attached {
+    /// A PEFT directory or GGUF file with a LoRA or DoRA of the model; may be repeated: what several change adds up
+    #[arg(long = "adapter", value_name = "PATH")]
+    pub adapters: Vec<PathBuf>,
 }
 
 /// An artefact to check.
@@ -256,6 +264,8 @@ pub struct Quantize {
 pub struct Evaluate {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub attached: Attached,
     /// The text to measure on
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
@@ -290,6 +300,11 @@ pub struct Evaluate {
 pub struct Export {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub attached: Attached,
+    /// Write the model with its adapters in it, in floats; without it, --to gguf and --adapter write the adapter alone
+    #[arg(long, requires = "adapters")]
+    pub merge: bool,
     /// gguf or safetensors
     #[arg(long, value_name = "FORMAT")]
     pub to: String,
@@ -340,6 +355,8 @@ pub struct Choosing {
 pub struct Generate {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub attached: Attached,
     /// The text to continue
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with = "prompt_file")]
     pub prompt: String,
@@ -358,6 +375,8 @@ pub struct Generate {
 pub struct Chat {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub attached: Attached,
     /// One message in place of a conversation
     #[arg(long, value_name = "TEXT")]
     pub message: Option<String>,
@@ -409,6 +428,8 @@ pub struct Running {
 pub struct Bench {
     #[command(flatten)]
     pub model: Model,
+    #[command(flatten)]
+    pub attached: Attached,
     /// A config.json in place of a model: random weights of its shape
     #[arg(long, value_name = "CONFIG", conflicts_with = "model")]
     pub shape: Option<PathBuf>,

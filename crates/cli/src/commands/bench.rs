@@ -1,6 +1,6 @@
 //! `planish bench`.
 
-use super::{key_value, open, prepare_model, print_json};
+use super::{attach, key_value, open, prepare_model, print_json};
 use crate::{
     args::{Bench, Common},
     show,
@@ -16,6 +16,7 @@ use tensor::{Storage, Weight};
 pub fn run(args: &Bench, common: &Common) -> Result<u8> {
     let kv = key_value(args.running.kv.as_deref())?;
     let (mut model, path) = subject(args, common.seed)?;
+    attach(&mut model, &args.attached)?;
     let (exact, mut check) = (args.running.exact, None);
     let logits = if exact { None } else { Some(speed::exact_logits(&model)?) };
     speed::forget_peak();

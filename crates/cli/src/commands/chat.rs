@@ -13,7 +13,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 /// Talks with a model: one message, or line by line until the input ends.
 pub fn run(args: &Chat, common: &Common) -> Result<u8> {
-    let mut gpt = open_to_run(&place(&args.model)?, args.running.exact, args.running.kv.as_deref())?;
+    let mut gpt = open_to_run(&place(&args.model)?, &args.attached, args.running.exact, args.running.kv.as_deref())?;
     if let Some(path) = &args.template {
         gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
     }

@@ -18,7 +18,7 @@ use std::{fs::File, io::BufWriter, io::Write, path::Path};
 
 /// Measures quality.
 pub fn run(args: &Evaluate, common: &Common) -> Result<u8> {
-    let gpt = open_to_run(&place(&args.model)?, !args.fast, args.kv.as_deref())?;
+    let gpt = open_to_run(&place(&args.model)?, &args.attached, !args.fast, args.kv.as_deref())?;
     let blocks = match args.protocol.as_str() {
         "documents" => false,
         "blocks" => true,

@@ -1,11 +1,12 @@
 //! `planish export`.
 
-use super::{open, print_json};
+use super::{attach, open, print_json};
 use crate::{
     args::{Common, Export},
     show::{self, Bar},
 };
 use anyhow::{Result, bail};
+use model::Gpt;
 use optimize::{
     export::{self, Format},
     progress::Progress,
@@ -15,12 +16,19 @@ use tensor::Storage;
 
 /// Writes a model for another program, reads it again and compares.
 pub fn run(args: &Export, common: &Common) -> Result<u8> {
-    let gpt = open(&args.model)?;
+    let mut gpt = open(&args.model)?;
     let format = match args.to.as_str() {
         "gguf" => Format::Gguf,
         "safetensors" => Format::Safetensors,
         other => bail!("--to takes gguf or safetensors, not {other:?}"),
     };
+    if !args.attached.adapters.is_empty() && !args.merge {
+        return adapter(&gpt, format, args, common);
+    }
+    if args.merge {
+        attach(&mut gpt.model, &args.attached)?;
+        gpt.model = gpt.model.merged()?;
+    }
     let storage = args.kind.as_deref().map(Storage::parse).transpose().map_err(optimize::Error::from)?;
     let settings = export::Settings {
         format,
@@ -53,5 +61,21 @@ pub fn run(args: &Export, common: &Common) -> Result<u8> {
         sayln!("{}: a row does not divide into blocks of {}; stored as {}", f.site, f.asked, f.got);
     }
     done.notes.iter().for_each(|n| sayln!("note: {n}"));
+    Ok(0)
+}
+
+/// Writes an adapter alone.
+fn adapter(gpt: &Gpt, format: Format, args: &Export, common: &Common) -> Result<u8> {
+    let ([path], Format::Gguf) = (&args.attached.adapters[..], format) else {
+        bail!("--adapter goes with --merge, or one of it with --to gguf, which writes the adapter alone");
+    };
+    let difference = export::adapter(gpt, path, &args.out, args.overwrite)?;
+    let bytes = optimize::run::file_bytes(&args.out);
+    if common.json {
+        print_json(&json!({"out": args.out, "file_bytes": bytes, "largest_logit_difference": difference}))?;
+    } else {
+        sayln!("{}: {}", args.out.display(), show::size(bytes));
+        sayln!("read again: largest logit difference to what was to be written {difference:.1e}");
+    }
     Ok(0)
 }

@@ -14,7 +14,8 @@ use train::{Curve, Precision, course::Record};
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
-    let lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
+    let mut lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
+    lesson.lora = args.lora.as_deref().map(str::parse).transpose()?;
     let place = args.place.place();
     let bar = Bar::new();
     let taught = teach::run(&gpt, None, &lesson, &place, &bar)?;
@@ -58,6 +59,7 @@ fn settings(args: &LessonArgs) -> Result<Settings> {
         validate_every: args.validate_every,
         patience: args.patience,
         checkpoint_every: args.checkpoint_every,
+        checkpoint_activations: args.checkpoint_activations,
     })
 }
 

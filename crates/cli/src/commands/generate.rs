@@ -1,7 +1,7 @@
 //! `planish generate`.
 
 use super::{open_to_run, place, print_json};
-use crate::args::{Choosing, Common, Generate, Running, Speculating};
+use crate::args::{Attached, Choosing, Common, Generate, Running, Speculating};
 use anyhow::{Context, Result};
 use model::{
     Gpt, Sampling,
@@ -17,7 +17,7 @@ const GUESSES: u8 = 8;
 /// Continues a prompt.
 pub fn run(args: &Generate, common: &Common) -> Result<u8> {
     let text = prompt(args)?;
-    let gpt = open_to_run(&place(&args.model)?, args.running.exact, args.running.kv.as_deref())?;
+    let gpt = open_to_run(&place(&args.model)?, &args.attached, args.running.exact, args.running.kv.as_deref())?;
     let draft = draft(&args.speculating, &args.running)?;
     let mut generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
     let prompt = gpt.tokenizer.encode(&text, true)?;
@@ -52,7 +52,7 @@ fn prompt(args: &Generate) -> Result<Cow<'_, str>> {
 /// Opens the model that guesses and makes it run as the one that checks it.
 pub fn draft(speculating: &Speculating, running: &Running) -> Result<Option<Gpt>> {
     let Some(path) = &speculating.draft else { return Ok(None) };
-    Ok(Some(open_to_run(path, running.exact, running.kv.as_deref())?))
+    Ok(Some(open_to_run(path, &Attached::default(), running.exact, running.kv.as_deref())?))
 }
 
 /// A generator that guesses as asked.

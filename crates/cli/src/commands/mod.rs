@@ -16,7 +16,7 @@ mod quantize;
 mod train;
 mod verify;
 
-use crate::args::{Cli, Command, Model};
+use crate::args::{Attached, Cli, Command, Model};
 use ::optimize::builtin;
 use anyhow::{Context, Result, bail};
 use model::Gpt;
@@ -89,10 +89,21 @@ fn open(model: &Model) -> Result<Gpt> {
     Ok(Gpt::open(&place(model)?)?)
 }
 
-/// Opens a model that runs as asked: see [`prepare_model`].
-fn open_to_run(path: &Path, exact: bool, kv: Option<&str>) -> Result<Gpt> {
+/// Opens a model that runs as asked, with its adapters: see [`prepare_model`].
+fn open_to_run(path: &Path, attached: &Attached, exact: bool, kv: Option<&str>) -> Result<Gpt> {
     let kv = key_value(kv)?;
-    Ok(Gpt::open_and(path, |model| prepare_model(model, exact, kv))?.0)
+    Ok(Gpt::open_and(path, |model| {
+        attach(model, attached)?;
+        prepare_model(model, exact, kv)
+    })?
+    .0)
+}
+
+/// Lets a model's adapters take part.
+fn attach(model: &mut ::model::Model, attached: &Attached) -> Result<(), ::model::Error> {
+    let sets = attached.adapters.iter().map(|path| ::model::adapter::load(model, path));
+    let sets = sets.collect::<Result<Vec<_>, _>>()?;
+    model.attach(&sets)
 }
 
 /// Makes a model run as asked: fast unless `exact`; returns the sites that have no fast form.

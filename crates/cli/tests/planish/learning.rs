@@ -89,9 +89,13 @@ fn fine_tuning_learns_the_text_and_says_how_it_went() {
 fn a_killed_lesson_goes_on_and_ends_in_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, text) = sample(&dir);
-    for command in [&["finetune", &folder][..], &["distill", "--teacher", &folder, "--student-layers", "0,2"]] {
-        let (whole, killed) =
-            (path(&dir, &format!("{}-whole", command[0])), path(&dir, &format!("{}-killed", command[0])));
+    let commands = [
+        (&["finetune", &folder][..], "model.safetensors"),
+        (&["distill", "--teacher", &folder, "--student-layers", "0,2"], "model.safetensors"),
+        (&["finetune", &folder, "--lora", "rank=4,dora", "--checkpoint-activations"], "adapter_model.safetensors"),
+    ];
+    for (i, (command, weights)) in commands.into_iter().enumerate() {
+        let (whole, killed) = (path(&dir, &format!("{i}-whole")), path(&dir, &format!("{i}-killed")));
         let words = |out| [command, &lesson(&folder, &text, out)[2..]].concat();
         let begin = Instant::now();
         assert!(planish().args(words(&whole)).output().unwrap().status.success());
@@ -109,12 +113,86 @@ fn a_killed_lesson_goes_on_and_ends_in_the_same_bytes() {
             child.wait().unwrap();
         }
         assert!(planish().args(words(&killed)).output().unwrap().status.success());
-        for name in ["model.safetensors", "training.json", "manifest.json"] {
+        for name in [weights, "training.json", "manifest.json"] {
             let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
             assert!(read(&whole) == read(&killed), "{command:?}: {name} differs");
         }
         assert!(!Path::new(&format!("{killed}.partial")).exists());
     }
+}
+
+#[test]
+fn adapters_are_learned_over_codes_used_merged_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, stories) = sample(&dir);
+    let text = path(&dir, "numbers.txt");
+    let count = |n: usize| (n..n + 40).map(|i| format!("{i} ")).collect::<String>();
+    fs::write(&text, (0..80).map(|n| count(n * 7)).collect::<Vec<_>>().join("\n<|endoftext|>\n")).unwrap();
+    let (small, gguf) = (path(&dir, "small"), path(&dir, "small.gguf"));
+    let rounded = ["quantize", &folder, "--method", "rtn", "--data", &stories, "--calibration-tokens", "2000", "--out"];
+    json(&[&rounded[..], &[&small, "--bits", "4"]].concat());
+    json(&[&rounded[..], &[&gguf, "--storage", "q4_0"]].concat());
+    for (base, lora) in [(&folder, "rank=8"), (&small, "rank=8,dora"), (&gguf, "rank=8,sites=q+v+up+0.down,rslora")] {
+        let (out, again) = (path(&dir, "adapter"), path(&dir, "again"));
+        let learn = |out: &str, words: &[&str]| {
+            let words =
+                [&lesson(base, &text, out)[..], &["--lora", lora, "--lr", "1e-2", "--overwrite"], words].concat();
+            // The learning rate of a lesson is that of a whole model.
+            let at = words.iter().position(|w| *w == "--lr").unwrap();
+            json(&[&words[..at], &words[at + 2..]].concat())
+        };
+        let done = learn(&out, &[]);
+        let number = |key: &str| done[key].as_f64().unwrap_or_else(|| panic!("{key} in {done}"));
+        assert!(number("validation_loss") < 0.8 * number("validation_loss_before"), "{lora}: {done}");
+        // Checkpoints of activations change no byte.
+        learn(&again, &["--checkpoint-activations"]);
+        for name in ["adapter_model.safetensors", "adapter_config.json", "training.json"] {
+            let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
+            assert!(read(&out) == read(&again), "{lora}: {name} differs");
+        }
+        assert!(json(&["verify", &out])["faults"].as_array().unwrap().is_empty());
+        let against = |model: &str, words: &[&str], other: &str| {
+            let all = [&["evaluate", model, "--data", &text, "--against", other, "--documents", "8"], words].concat();
+            json(&all)["against"].clone()
+        };
+        let taught = against(base, &["--adapter", &out], base);
+        assert!(taught["perplexity_ratio"].as_f64().unwrap() < 0.7, "{lora}: {taught}");
+        let said = json(&["generate", base, "--adapter", &out, "--prompt", "12 13 14 ", "--tokens", "8"]);
+        assert_ne!(said["ids"], json(&["generate", base, "--prompt", "12 13 14 ", "--tokens", "8"])["ids"], "{lora}");
+        let bench = ["bench", base, "--adapter", &out, "--prefill", "8", "--decode", "4", "--runs", "1"];
+        assert!(json(&bench)["model"]["parameters"].as_u64() > json(&["inspect", base])["parameters"].as_u64());
+
+        let merged = path(&dir, "merged");
+        let _ = fs::remove_dir_all(&merged);
+        json(&["export", base, "--adapter", &out, "--merge", "--to", "safetensors", "--type", "f32", "--out", &merged]);
+        let apart = against(base, &["--adapter", &out], &merged);
+        // Brain floats, where the base holds codes.
+        assert!(apart["kl_mean"].as_f64().unwrap() < 1e-3, "{lora}: {apart}");
+        let file = path(&dir, "adapter.gguf");
+        let words = ["export", base, "--adapter", &out, "--to", "gguf", "--out", &file, "--overwrite"];
+        if lora.contains("dora") {
+            fails(&words, 2, "--merge");
+        } else {
+            assert!(json(&words)["largest_logit_difference"].as_f64().unwrap() < 1e-4);
+            assert!(against(base, &["--adapter", &file], &merged)["kl_mean"].as_f64().unwrap() < 1e-3);
+        }
+        // Twice the same is twice the change.
+        assert_ne!(against(base, &["--adapter", &out, "--adapter", &out], base), taught);
+        fails(&["evaluate", &out, "--data", &text], 2, "--adapter");
+    }
+    let adapter = path(&dir, "adapter");
+    fails(&["generate", &folder, "--adapter", &folder], 2, "adapter_config.json");
+    fails(&["export", &folder, "--adapter", &adapter, "--to", "safetensors", "--out", "x"], 2, "--merge");
+    fails(&["export", &folder, "--merge", "--to", "safetensors", "--out", "x"], 2, "--adapter");
+    let wrong = |lora: &str, says: &str| {
+        let out = path(&dir, "wrong");
+        fails(&[&lesson(&folder, &text, &out)[..], &["--lora", lora]].concat(), 2, says);
+        assert!(!Path::new(&out).exists());
+    };
+    wrong("rank=0", "rank=16,alpha=32");
+    wrong("rank=4,sites=q+lm_head", "\"lm_head\"");
+    wrong("rank=4,sites=99.q", "\"99.q\"");
+    wrong("rank=4000", "rank=4000");
 }
 
 #[test]

@@ -1,0 +1,65 @@
+//! What is learned: tokens, and what is asked of the logits after each of them.
+
+use crate::Result;
+use std::ops::Range;
+use tensor::{Tensor, ops};
+
+/// Sequences and what should follow each of their tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// The sequences, each from position 0.
+    pub sequences: Vec<Vec<u32>>,
+    /// For every token of every sequence the one to be predicted from it; `None` counts for nothing.
+    pub targets: Vec<Option<u32>>,
+}
+
+impl Tokens {
+    /// How many predictions count.
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|t| t.is_some()).count()
+    }
+}
+
+/// What is learned from logits.
+pub trait Aim {
+    /// A batch begins.
+    ///
+    /// # Errors
+    /// If it cannot be prepared.
+    fn begin(&mut self, batch: &Tokens) -> Result<()>;
+
+    /// Replaces the logits of some rows of the batch by the gradient of `factor` times their loss; writes the negative
+    /// log-likelihood of each row's target (nats) to `losses`, and nothing where there is none.
+    ///
+    /// # Errors
+    /// If what they are compared with cannot be computed.
+    fn rows(
+        &mut self,
+        rows: Range<usize>,
+        logits: &mut Tensor,
+        targets: &[Option<u32>],
+        factor: f32,
+        losses: &mut [f32],
+    ) -> Result<()>;
+}
+
+/// To make the targets likely.
+pub struct Likelihood;
+
+impl Aim for Likelihood {
+    fn begin(&mut self, _: &Tokens) -> Result<()> {
+        Ok(())
+    }
+
+    fn rows(
+        &mut self,
+        _: Range<usize>,
+        logits: &mut Tensor,
+        targets: &[Option<u32>],
+        factor: f32,
+        losses: &mut [f32],
+    ) -> Result<()> {
+        ops::cross_entropy(logits, targets, factor, losses);
+        Ok(())
+    }
+}
