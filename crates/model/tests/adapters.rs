@@ -4,7 +4,7 @@
 use model::{
     Adapter, Adapters, Backward, Likelihood, Model, Parameters, Role, Site, Tokens,
     adapter::{self, PEFT_CONFIG, PEFT_WEIGHTS},
-    load, uniform,
+    load, save, uniform,
 };
 use std::{
     fs,
@@ -240,6 +240,26 @@ fn what_is_merged_computes_what_was_beside_it_and_several_add_up() {
         model.attach(&[]).unwrap();
         assert!(logits(&model) == plain, "{name}: let go");
     }
+}
+
+#[test]
+fn a_merged_model_of_codes_has_a_gguf_even_where_one_site_of_a_fused_matrix_was_adapted() {
+    let mut model = quantized(golden("gpt2"));
+    let mut own = adapters(&model, 3, false, 7);
+    own.retain(|site, _| *site == Site::of(0, Role::Q));
+    model.attach(&[own]).unwrap();
+    let merged = model.merged().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("merged.gguf");
+    let as_it_is = |site| match merged.linear(site).unwrap().weight.storage() {
+        Storage::Grid(Grid::Int { .. }) => Storage::F32,
+        other => other,
+    };
+    save::gguf(&merged, None, &path, &as_it_is).unwrap();
+    let again = load::open(&path).unwrap().model;
+    assert!(again.linear(Site::of(0, Role::K)).unwrap().weight.storage() == Storage::Bf16);
+    assert!(difference(&logits(&again), &logits(&merged)) < 1e-4);
+    assert!(difference(&logits(&again), &logits(&model)) < 0.05);
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod peft;
 pub use gguf::write as write_gguf;
 pub use peft::{CONFIG as PEFT_CONFIG, WEIGHTS as PEFT_WEIGHTS, write as write_peft};
 
-use crate::{Error, Model, Result, Site};
+use crate::{Error, Model, Result, Site, save};
 use rayon::prelude::*;
 use std::{collections::BTreeMap, path::Path};
 use tensor::{
@@ -228,7 +228,7 @@ impl Model {
     }
 
     /// The same model with its adapters in the matrices, which become floats: those of the base, or brain floats where it
-    /// holds codes.
+    /// holds codes. Matrices of codes that share a tensor of a GGUF file with one of them become brain floats too.
     ///
     /// # Errors
     /// If a matrix cannot be stored.
@@ -253,6 +253,13 @@ impl Model {
             let weight = Weight::encode(&values, storage, None);
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
             model.linears.insert(*site, Linear { weight, bias: linear.bias.clone() });
+        }
+        let shared = save::gguf_shared(self).into_iter().filter(|g| g.iter().any(|s| self.adapters.contains_key(s)));
+        for site in shared.flatten() {
+            if let Some(linear) = model.linears.get_mut(&site).filter(|l| l.weight.grid().is_some()) {
+                let weight = Weight::encode(&linear.weight.to_tensor(), Storage::Bf16, None);
+                linear.weight = weight.map_err(|e| Error::Site { site, reason: e.to_string() })?;
+            }
         }
         Ok(model)
     }
