@@ -22,6 +22,9 @@ pub fn set(threads: usize) -> bool {
         || rayon::current_num_threads() == threads
 }
 
+/// Tasks of a section for each worker from which on it matters little that the last of them end apart.
+pub(crate) const TASKS: usize = 3;
+
 /// Worker threads that a section may use here.
 pub fn count() -> usize {
     rayon::current_num_threads().min(LIMIT.get())

@@ -202,7 +202,7 @@ impl Pause {
     fn length(&mut self) -> Duration {
         self.0 = (self.0 + 1).min(64);
         // The first looks follow each other at once.
-        if self.0 < 16 { Duration::ZERO } else { Duration::from_micros(20 << (self.0 / 16)).min(Pause::LONGEST) }
+        if self.0 < 8 { Duration::ZERO } else { Duration::from_micros(25 << (self.0 / 8)).min(Pause::LONGEST) }
     }
 
     fn wait(&mut self) {

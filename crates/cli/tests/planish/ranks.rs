@@ -43,8 +43,12 @@ fn bad(command: &mut Command, code: i32, says: &str) {
     assert!(matches!(said[..], [line] if line.contains(says)), "{command:?} should say {says:?} once: {errors}");
 }
 
+/// The manifest has the hash of every other file.
 fn same(a: &str, b: &str) {
-    for name in ["model.safetensors", "training.json", "manifest.json"] {
+    let weights =
+        |d: &str| ["model.safetensors", "adapter_model.safetensors"].map(|name| fs::read(Path::new(d).join(name)).ok());
+    assert!(weights(a) == weights(b) && weights(a).iter().any(Option::is_some), "weights of {a} and {b} differ");
+    for name in ["training.json", "manifest.json"] {
         let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
         assert!(read(a) == read(b), "{name} of {a} and {b} differ");
     }
@@ -63,12 +67,13 @@ fn any_number_of_ranks_ends_in_the_same_bytes() {
     for (command, counts) in [
         (&["finetune", &folder][..], &[1, 2, 4][..]),
         (&["distill", "--teacher", &folder, "--student-layers", "0,2"], &[3]),
+        (&["finetune", &folder, "--lora", "rank=2"], &[2]),
     ] {
         let more = ["--steps", "10", "--validate-every", "5"];
-        let alone = path(&dir, &format!("{}-alone", command[0]));
+        let alone = path(&dir, &format!("{}-{}-alone", command[0], command.len()));
         json(&lesson(command, &text, &more, &alone));
         for ranks in counts {
-            let out = path(&dir, &format!("{}-{ranks}", command[0]));
+            let out = path(&dir, &format!("{}-{}-{ranks}", command[0], command.len()));
             let Some(mut run) = on(*ranks, &lesson(command, &text, &more, &out)) else { return };
             let said = good(run.arg("--json"));
             let lines = String::from_utf8_lossy(&said.stdout).lines().count();

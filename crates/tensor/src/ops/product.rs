@@ -172,8 +172,16 @@ fn each_block<const N: usize>(
     task: &(dyn Fn(usize, usize, usize, Range<usize>) + Sync),
 ) {
     // An even number: kernels run panels in pairs.
-    let groups = sources.map(|s| (RESIDENT / s.panel_bytes().max(1) / 2 * 2).clamp(2, 16));
-    let counts: [usize; N] = std::array::from_fn(|i| sources[i].rows().div_ceil(LANES).div_ceil(groups[i]));
+    let mut groups = sources.map(|s| (RESIDENT / s.panel_bytes().max(1) / 2 * 2).clamp(2, 16));
+    let cut = |groups: [usize; N]| -> [usize; N] {
+        std::array::from_fn(|i| sources[i].rows().div_ceil(LANES).div_ceil(groups[i]))
+    };
+    // Small matrices are cut smaller where there are more workers than tasks; no sum depends on it.
+    let few = |groups| cut(groups).iter().sum::<usize>() * tokens.div_ceil(BLOCK) < threads::TASKS * threads::count();
+    while few(groups) && groups.iter().any(|g| *g > 2) {
+        groups = groups.map(|g| (g / 4 * 2).max(2));
+    }
+    let counts = cut(groups);
     let all: usize = counts.iter().sum();
     threads::each(all * tokens.div_ceil(BLOCK), &|i| {
         let (block, mut i) = (i / all, i % all);

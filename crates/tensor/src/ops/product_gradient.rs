@@ -17,6 +17,7 @@ pub struct Columns {
     form: Option<Form>,
     tokens: usize,
     cols: usize,
+    /// Longer than what is packed where a larger matrix was before: zeroing it again takes one thread's time.
     data: Vec<u32>,
 }
 
@@ -28,7 +29,9 @@ impl Columns {
     pub fn pack(&mut self, x: &Tensor, form: Form) {
         let (steps, panels) = (form.length(x.rows()), x.cols().div_ceil(LANES));
         (self.form, self.tokens, self.cols) = (Some(form), x.rows(), x.cols());
-        self.data.resize(panels * steps * LANES, 0);
+        if self.data.len() < panels * steps * LANES {
+            self.data.resize(panels * steps * LANES, 0);
+        }
         let shared = Shared::new(&mut self.data);
         threads::each(x.rows().div_ceil(RUN), &|run| {
             let rows = run * RUN..x.rows().min((run + 1) * RUN);
@@ -56,6 +59,16 @@ impl Columns {
 const PANELS: usize = 6;
 const TILES: usize = 6;
 
+/// The same where there are more workers than such tasks: small matrices are cut smaller. No sum depends on it.
+fn task(panels: usize, tiles: usize) -> [usize; 2] {
+    let [mut a, mut b] = [PANELS, TILES];
+    while (a > 2 || b > 2) && panels.div_ceil(a) * tiles.div_ceil(b) < threads::TASKS * threads::count() {
+        // Kernels run panels in pairs.
+        if b >= a { b = (b / 2).max(2) } else { a = (a / 4 * 2).max(2) }
+    }
+    [a, b]
+}
+
 /// Adds `dyᵀ x` to `gradient` `[outputs, inputs]`; `dy` was packed by [`Inputs::pack_columns`].
 ///
 /// # Panics
@@ -67,12 +80,13 @@ pub fn weight_gradient(x: &Columns, dy: &Inputs, gradient: &mut Tensor) {
     assert!(dy.kind() == Some(InputKind::of(form, kernels())), "kinds of a weight's gradient");
     let (cols, length) = (x.cols, x.steps());
     let panels = cols.div_ceil(LANES);
-    let groups = panels.div_ceil(PANELS);
+    let [wide, high] = task(panels, dy.spans().len());
+    let groups = panels.div_ceil(wide);
     let out = Shared::new(gradient.as_mut_slice());
-    threads::each(groups * dy.spans().len().div_ceil(TILES), &|i| {
+    threads::each(groups * dy.spans().len().div_ceil(high), &|i| {
         let (group, tiles) = (i % groups, i / groups);
-        let (first, end) = (group * PANELS, panels.min((group + 1) * PANELS));
-        let spans = &dy.spans()[tiles * TILES..dy.spans().len().min((tiles + 1) * TILES)];
+        let (first, end) = (group * wide, panels.min((group + 1) * wide));
+        let spans = &dy.spans()[tiles * high..dy.spans().len().min((tiles + 1) * high)];
         let weights = x.data[first * length * LANES..].as_ptr().cast();
         let mut tile = Tile::new(form, weights, length * form.step_bytes(), length);
         (tile.steps, tile.add) = ([LANES, cols], true);

@@ -82,7 +82,10 @@ pub struct Span {
 pub struct Inputs {
     kind: Option<InputKind>,
     cols: usize,
+    /// Longer than what is packed where a larger product used it before: zeroing it again takes one thread's time.
     data: Vec<u32>,
+    /// Words that are packed.
+    held: usize,
     spans: Vec<Span>,
 }
 
@@ -100,7 +103,10 @@ impl Inputs {
             at += kind.tile_words(width, cols, kernels);
             first += width;
         }
-        self.data.resize(at, 0);
+        self.held = at;
+        if self.data.len() < at {
+            self.data.resize(at, 0);
+        }
     }
 
     /// Rounds and packs every row of `x`.
@@ -167,7 +173,7 @@ impl Inputs {
     /// The inputs of a tile from a step on.
     pub(crate) fn words(&self, span: &Span, step: usize) -> &[u32] {
         let next = self.spans.partition_point(|s| s.at <= span.at);
-        &self.data[span.at + step * span.width..self.spans.get(next).map_or(self.data.len(), |s| s.at)]
+        &self.data[span.at + step * span.width..self.spans.get(next).map_or(self.held, |s| s.at)]
     }
 
     /// The inputs of a tile, for a kernel.
