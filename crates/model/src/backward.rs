@@ -374,7 +374,8 @@ impl Backward {
             shape: &shape,
         };
         let [dq, dk, dv] = &mut self.outs;
-        ops::attention_gradient(attended, &self.part, self.form, [dq.values_mut(), dk.values_mut(), dv.values_mut()]);
+        let form = if self.form == Form::Bf16 { Form::Bf16 } else { Form::F32 };
+        ops::attention_gradient(attended, &self.part, form, [dq.values_mut(), dk.values_mut(), dv.values_mut()]);
         if let Some(rotation) = flow.rotation(b.rope) {
             ops::rope_gradient(self.outs[0].values_mut(), b.head_dim, rotation);
             ops::rope_gradient(self.outs[1].values_mut(), b.head_dim, rotation);

@@ -133,6 +133,17 @@ impl Parameters {
         self.matrices.len() + self.downs.len() + self.ups.len()
     }
 
+    /// The tables, in the order of [`Parameters::slices`].
+    pub fn each_table(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.matrices, &self.downs, &self.ups].into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The same to be written.
+    pub fn each_table_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let Parameters { matrices, downs, ups, .. } = self;
+        [matrices, downs, ups].into_iter().flat_map(BTreeMap::values_mut)
+    }
+
     /// The numbers of a bucket, in the order of [`Parameters::slices`].
     pub fn bucket(&self, bucket: Bucket) -> impl Iterator<Item = &[f32]> {
         self.names().zip(self.slices()).filter(move |((site, _), _)| bucket.holds(*site)).map(|(_, slice)| slice)

@@ -18,7 +18,7 @@ use std::{
 };
 use tensor::limits;
 use train::{
-    Curve, Learner, Lora, Precision, Rule, Schedule, Sequences,
+    Curve, Learner, Lora, OptimizerKind, Precision, Rule, Schedule, Sequences,
     course::{Course, Plan, Record},
     distil::{Guidance, Teacher},
     ranks::{self, Ranks},
@@ -76,12 +76,16 @@ pub struct Settings {
     pub decay_part: f64,
     /// Steps in which it rises; a twentieth where none is given.
     pub warm_up: Option<u64>,
-    /// AdamW's decay of matrices.
+    /// How gradients become steps.
+    pub optimizer: OptimizerKind,
+    /// Bits of the optimizer's moments, 32 or 8.
+    pub optimizer_bits: u8,
+    /// Decay of matrices.
     pub weight_decay: f32,
-    /// AdamW's decay of the moments.
-    pub beta1: f32,
+    /// Decay of the first moment; the optimizer's own where none is given.
+    pub beta1: Option<f32>,
     /// The same of the second.
-    pub beta2: f32,
+    pub beta2: Option<f32>,
     /// Largest norm of the gradient; 0 is none.
     pub clip: f32,
     /// In which numbers products run.
@@ -98,7 +102,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        let Rule { beta, decay, clip, .. } = Rule::default();
+        let Rule { optimizer, bits, decay, clip, .. } = Rule::default();
         Settings {
             steps: 1000,
             batch: 8,
@@ -109,9 +113,11 @@ impl Default for Settings {
             least: 0.1,
             decay_part: 0.2,
             warm_up: None,
+            optimizer,
+            optimizer_bits: bits,
             weight_decay: decay,
-            beta1: beta[0],
-            beta2: beta[1],
+            beta1: None,
+            beta2: None,
             clip,
             precision: Precision::Bf16,
             validate_every: None,
@@ -137,6 +143,29 @@ pub struct Texts {
 }
 
 impl Settings {
+    /// The optimizer.
+    fn rule(&self) -> Result<Rule> {
+        let refuse = |said: String| Err(Error::Asked(said));
+        let (optimizer, bits) = (self.optimizer, self.optimizer_bits);
+        if bits != 32 && bits != 8 {
+            return refuse(format!("--optimizer-bits takes 32 or 8, not {bits}"));
+        }
+        if optimizer == OptimizerKind::Adafactor {
+            if bits == 8 {
+                return refuse("adafactor remembers too little for --optimizer-bits 8 to save anything".into());
+            }
+            if self.beta1.or(self.beta2).is_some() {
+                return refuse("adafactor has no --beta1 and no --beta2".into());
+            }
+        }
+        let [first, second] = optimizer.beta();
+        let beta = [self.beta1.unwrap_or(first), self.beta2.unwrap_or(second)];
+        if beta.iter().any(|b| !(0.0..1.0).contains(b)) {
+            return refuse("--beta1 and --beta2 take numbers from 0 up to, but not, 1".into());
+        }
+        Ok(Rule { optimizer, bits, beta, decay: self.weight_decay, clip: self.clip, ..Rule::default() })
+    }
+
     /// The lesson for a model that reads `longest` tokens at most.
     ///
     /// # Errors
@@ -175,7 +204,7 @@ impl Settings {
                 patience: self.patience,
                 checkpoint_every: self.checkpoint_every.max(1),
             },
-            rule: Rule { decay: self.weight_decay, clip: self.clip, beta: [self.beta1, self.beta2], ..Rule::default() },
+            rule: self.rule()?,
             precision: self.precision,
             guidance: None,
             lora: None,
@@ -209,6 +238,10 @@ pub struct Taught {
     pub share_of_peak: f64,
     /// Most memory that this process held.
     pub peak_rss_bytes: u64,
+    /// Scale of the loss at the end, of fp16.
+    pub loss_scale: Option<f64>,
+    /// Bytes of what the optimizer remembers.
+    pub optimizer_bytes: usize,
 }
 
 /// Name of the record beside the weights.
@@ -250,7 +283,16 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     let found: Option<Record> = serde_json::from_slice(&found).map_err(|e| Error::Asked(e.to_string()))?;
     if let Some(record) = found {
         let (tokens_per_second, share_of_peak, peak_rss_bytes) = (0.0, 0.0, peak_rss_bytes());
-        return Ok(Taught { already: true, record, tokens_per_second, share_of_peak, peak_rss_bytes });
+        let (loss_scale, optimizer_bytes) = (None, 0);
+        return Ok(Taught {
+            already: true,
+            record,
+            tokens_per_second,
+            share_of_peak,
+            peak_rss_bytes,
+            loss_scale,
+            optimizer_bytes,
+        });
     }
     let directory = crate::journal::partial(&place.out);
 
@@ -286,6 +328,8 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         share_of_peak: tokens_per_second * operations(&gpt.model, course.learner.values(), lesson.context)
             / (limits::peak(lesson.precision.arithmetic()) * ranks.size() as f64),
         peak_rss_bytes: peak_rss_bytes(),
+        loss_scale: (lesson.precision == Precision::Fp16).then(|| course.learner.scaling().scale),
+        optimizer_bytes: course.learner.optimizer_bytes(),
     };
     if let Some(journal) = journal {
         let result = match lesson.lora {

@@ -1,7 +1,7 @@
 //! A course: steps over data with a schedule, validation, checkpoints, and an early end where nothing is gained.
 
-use crate::{Error, Learner, Result, Schedule, Sequences, checkpoint, progress, progress::Progress, ranks};
-use model::{Aim, Parameters, Tokens};
+use crate::{Error, Learner, Result, Scaling, Schedule, Sequences, checkpoint, progress, progress::Progress, ranks};
+use model::{Aim, Tokens};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -34,7 +34,7 @@ pub struct Point {
     pub loss: f64,
     /// Learning rate.
     pub rate: f64,
-    /// Norm of the gradient before it was clipped.
+    /// Norm of the gradient before it was clipped; 0 where the step was skipped.
     pub norm: f64,
     /// Mean loss of the validation, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,6 +54,9 @@ pub struct Record {
     pub worse: u64,
     /// Did it end before its last step, since nothing was gained any more?
     pub ended_early: bool,
+    /// Steps that were skipped, since a gradient was too large for 16-bit floats.
+    #[serde(default)]
+    pub skipped: u64,
     /// Every step.
     pub points: Vec<Point>,
 }
@@ -161,6 +164,7 @@ impl<'a> Course<'a> {
         let due = step.is_multiple_of(self.plan.validate_every) || last;
         let validation =
             (due && !self.validation.is_empty()).then(|| self.learner.loss(&self.validation)).transpose()?;
+        self.record.skipped += u64::from(stepped.skipped);
         self.record.points.push(Point { step, loss: stepped.loss, rate, norm: stepped.norm, validation });
         if let Some(loss) = validation {
             self.compare(step, loss)?;
@@ -173,7 +177,7 @@ impl<'a> Course<'a> {
         if self.record.best.is_none_or(|(_, best)| loss < best) {
             (self.record.best, self.record.worse) = (Some((step, loss)), 0);
             if let Some(path) = self.file("best").filter(|_| self.writes()) {
-                checkpoint::write(&path, &[("values", self.learner.values())], &step)?;
+                checkpoint::write(&path, checkpoint::pieces("values", self.learner.values()), &step)?;
             }
         } else {
             self.record.worse += 1;
@@ -193,9 +197,8 @@ impl<'a> Course<'a> {
 
     fn save(&self) -> Result<()> {
         let Some(path) = self.file("checkpoint").filter(|_| self.writes()) else { return Ok(()) };
-        let [values, first, second] = self.learner.state();
-        let about = (self.learner.steps(), &self.record);
-        checkpoint::write(&path, &[("values", values), ("first", first), ("second", second)], &about)?;
+        let about = (self.learner.steps(), self.learner.scaling(), &self.record);
+        checkpoint::write(&path, self.learner.pieces(), &about)?;
         self.learner.ranks().saved(self.learner.steps());
         Ok(())
     }
@@ -206,13 +209,9 @@ impl<'a> Course<'a> {
         if !ranks::any(&**self.learner.ranks(), self.writes() && path.is_file())? {
             return Ok(());
         }
-        let mut sets: [Parameters; 3] = std::array::from_fn(|_| self.learner.values().zeros());
-        let [values, first, second] = &mut sets;
-        let (steps, record): (u64, Record) =
-            checkpoint::read(&path, &mut [("values", values), ("first", first), ("second", second)])?;
-        self.learner.restore(sets, steps)?;
+        self.record = self.learner.restore(|pieces| checkpoint::read::<(u64, Scaling, Record)>(&path, pieces))?;
+        let steps = self.learner.steps();
         self.learner.ranks().saved(steps);
-        self.record = record;
         // What was learned before is passed over.
         for _ in 0..steps {
             next_parts(&mut self.sequences, &self.plan);
@@ -227,7 +226,7 @@ impl<'a> Course<'a> {
             return Ok(());
         }
         let mut values = self.learner.values().zeros();
-        let _: u64 = checkpoint::read(&path, &mut [("values", &mut values)])?;
+        let _: u64 = checkpoint::read(&path, checkpoint::pieces_mut("values", &mut values))?;
         self.learner.set_values(values)
     }
 }

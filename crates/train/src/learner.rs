@@ -2,6 +2,8 @@
 
 use crate::{
     Error, Result,
+    checkpoint::{self, Piece},
+    optimizer::{Optimizer, Rule},
     ranks::{self, Ranks},
     sums::{self, Do, Sums},
 };
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 use tensor::{
     kernels::Arithmetic,
-    ops::{self, AdamW, KeyValue},
+    ops::{self, KeyValue},
     packed::Form,
 };
 
@@ -22,44 +24,30 @@ pub enum Precision {
     F32,
     /// Inputs of products are rounded to brain floats; sums are 32-bit floats.
     Bf16,
+    /// Inputs of products are rounded to 16-bit floats, and gradients scaled so that they fit into them; sums are 32-bit
+    /// floats, and so is the arithmetic, as processors have none of their own.
+    Fp16,
 }
 
 impl Precision {
     /// All, with their names.
-    pub const ALL: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+    pub const ALL: [(&str, Precision); 3] =
+        [("f32", Precision::F32), ("bf16", Precision::Bf16), ("fp16", Precision::Fp16)];
 
     fn form(self) -> Form {
         match self {
             Precision::F32 => Form::F32,
             Precision::Bf16 => Form::Bf16,
+            Precision::Fp16 => Form::Half,
         }
     }
 
     /// Whose peak its products can reach.
     pub fn arithmetic(self) -> Arithmetic {
         match self {
-            Precision::F32 => Arithmetic::F32,
+            Precision::F32 | Precision::Fp16 => Arithmetic::F32,
             Precision::Bf16 => Arithmetic::Bf16,
         }
-    }
-}
-
-/// What AdamW does beside the learning rate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rule {
-    /// Decay of the moments.
-    pub beta: [f32; 2],
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Weight decay; of matrices only.
-    pub decay: f32,
-    /// Largest norm of the whole gradient, which is shortened to it; 0 is none.
-    pub clip: f32,
-}
-
-impl Default for Rule {
-    fn default() -> Rule {
-        Rule { beta: [0.9, 0.999], eps: 1e-8, decay: 0.01, clip: 1.0 }
     }
 }
 
@@ -68,8 +56,48 @@ impl Default for Rule {
 pub struct Stepped {
     /// Mean loss of the step's predictions, nats.
     pub loss: f64,
-    /// Norm of the gradient before it was clipped.
+    /// Norm of the gradient before it was clipped; 0 where it was too large for its numbers, and the step skipped.
     pub norm: f64,
+    /// Was the step skipped?
+    pub skipped: bool,
+}
+
+/// The scale of the loss: gradients times it fit into 16-bit floats (arXiv 1710.03740).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// The scale as it is, a power of two.
+    pub scale: f64,
+    /// Steps in a row whose gradients fitted.
+    pub fitting: u64,
+    /// Steps that were skipped, since a gradient was too large.
+    pub skipped: u64,
+}
+
+impl Scaling {
+    /// Steps after which a larger scale is tried.
+    const PATIENCE: u64 = 2000;
+
+    fn new(precision: Precision) -> Scaling {
+        let scale = if precision == Precision::Fp16 { 65536.0 } else { 1.0 };
+        Scaling { scale, fitting: 0, skipped: 0 }
+    }
+
+    /// A gradient did not fit; false where a smaller scale is of no use.
+    fn shrink(&mut self) -> bool {
+        let more = self.scale > 1.0;
+        if more {
+            *self = Scaling { scale: self.scale / 2.0, fitting: 0, skipped: self.skipped + 1 };
+        }
+        more
+    }
+
+    /// A gradient fitted.
+    fn grow(&mut self, precision: Precision) {
+        self.fitting += 1;
+        if precision == Precision::Fp16 && self.fitting >= Scaling::PATIENCE {
+            (self.scale, self.fitting) = ((self.scale * 2.0).min(16_777_216.0), 0);
+        }
+    }
 }
 
 /// A model at school.
@@ -80,10 +108,11 @@ pub struct Learner {
     values: Parameters,
     /// What adapters are multiplied by.
     scales: BTreeMap<Site, f32>,
-    moments: [Parameters; 2],
+    optimizer: Optimizer,
+    precision: Precision,
+    scaling: Scaling,
     /// Steps taken.
     steps: u64,
-    rule: Rule,
     /// Sums of gradients.
     sums: Sums,
     /// Who else learns.
@@ -115,12 +144,14 @@ impl Learner {
         precision: Precision,
         rule: Rule,
     ) -> Result<Learner> {
-        let moments = [values.zeros(), values.zeros()];
+        let optimizer = Optimizer::new(rule, &values);
+        let scaling = Scaling::new(precision);
         let mut working = model.clone();
         working.key_value = if precision == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 };
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
-        let mut learner = Learner { working, back, values, scales, moments, steps: 0, rule, sums, ranks };
+        let mut learner =
+            Learner { working, back, values, scales, optimizer, precision, scaling, steps: 0, sums, ranks };
         learner.refresh()?;
         Ok(learner)
     }
@@ -175,9 +206,19 @@ impl Learner {
         &self.values
     }
 
-    /// Values and both moments, to be saved.
-    pub fn state(&self) -> [&Parameters; 3] {
-        [&self.values, &self.moments[0], &self.moments[1]]
+    /// The scale of the loss.
+    pub fn scaling(&self) -> Scaling {
+        self.scaling
+    }
+
+    /// Bytes of what the optimizer remembers.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.optimizer.bytes(&self.values)
+    }
+
+    /// Everything that a step depends on, to be saved.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<&[u8]>> {
+        checkpoint::pieces("values", &self.values).chain(self.optimizer.pieces(&self.values))
     }
 
     /// Takes other values; the moments stay.
@@ -189,13 +230,18 @@ impl Learner {
         self.refresh()
     }
 
-    /// Goes on from a state that was saved.
+    /// Goes on from what was saved: `read` fills the pieces and tells the steps taken and the scale.
     ///
     /// # Errors
-    /// If there is no memory for it.
-    pub fn restore(&mut self, [values, first, second]: [Parameters; 3], steps: u64) -> Result<()> {
-        (self.values, self.moments, self.steps) = (values, [first, second], steps);
-        self.refresh()
+    /// What `read` says, or if there is no memory for it.
+    pub fn restore<T>(&mut self, read: impl FnOnce(Vec<Piece<&mut [u8]>>) -> Result<(u64, Scaling, T)>) -> Result<T> {
+        let names = self.values.zeros();
+        let mut pieces = checkpoint::pieces_mut("values", &mut self.values);
+        pieces.extend(self.optimizer.pieces_mut(&names));
+        let (steps, scaling, rest) = read(pieces)?;
+        (self.steps, self.scaling) = (steps, scaling);
+        self.refresh()?;
+        Ok(rest)
     }
 
     /// The mean loss over batches, nats, without learning from them. Ranks share out the batches.
@@ -220,18 +266,27 @@ impl Learner {
     pub fn step(&mut self, parts: &[Tokens], aim: &mut dyn Aim, rate: f64) -> Result<Stepped> {
         let count: usize = parts.iter().map(Tokens::counted).sum();
         let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
-            return Ok(Stepped { loss: 0.0, norm: 0.0 });
+            return Ok(Stepped { loss: 0.0, norm: 0.0, skipped: false });
         };
         if self.ranks.size() > 1 {
             sums::spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
         }
-        let stepped = Stepped { loss: loss / count.max(1) as f64, norm: norm(&gradient) };
+        let norm = norm(&gradient) / self.scaling.scale;
+        let stepped = Stepped { loss: loss / count.max(1) as f64, norm, skipped: false };
+        if !norm.is_finite() && stepped.loss.is_finite() && self.scaling.shrink() {
+            self.sums.give(gradient);
+            self.steps += 1;
+            return Ok(Stepped { norm: 0.0, skipped: true, ..stepped });
+        }
         if !stepped.norm.is_finite() || !stepped.loss.is_finite() {
             let what = self.guilty(&gradient, stepped.loss);
             self.sums.give(gradient);
             return Err(Error::NotFinite { step: self.steps + 1, what, from: 0, to: 0 });
         }
-        self.update(&gradient, rate, stepped.norm);
+        self.steps += 1;
+        let numbers = [rate, norm, 1.0 / self.scaling.scale];
+        self.optimizer.step(self.steps - self.scaling.skipped, &mut self.values, &gradient, numbers);
+        self.scaling.grow(self.precision);
         self.sums.give(gradient);
         self.refresh()?;
         Ok(stepped)
@@ -241,7 +296,7 @@ impl Learner {
     ///
     /// What this rank owes to others it gives in any case: they would wait for it. That it failed they learn when all meet.
     fn gradient(&mut self, parts: &[Tokens], aim: &mut dyn Aim, count: usize) -> Result<Option<(Parameters, f64)>> {
-        let factor = 1.0 / count.max(1) as f32;
+        let factor = (self.scaling.scale / count.max(1) as f64) as f32;
         let plan = sums::plan(parts.len(), self.ranks.rank(), self.ranks.size());
         let (mut losses, mut failed) = (Vec::new(), None);
         let mut plan = &plan[..];
@@ -301,22 +356,6 @@ impl Learner {
         }
         self.sums.settle(top, &all);
         Ok(())
-    }
-
-    fn update(&mut self, gradient: &Parameters, rate: f64, norm: f64) {
-        self.steps += 1;
-        let Rule { beta, eps, decay, clip } = self.rule;
-        let correction = |b: f32| (1.0 / (1.0 - f64::from(b).powf(self.steps as f64))) as f32;
-        let scale = if clip > 0.0 && norm > f64::from(clip) { (f64::from(clip) / norm) as f32 } else { 1.0 };
-        let tables = self.values.tables();
-        let [first, second] = &mut self.moments;
-        let values = self.values.slices_mut().zip(gradient.slices()).zip(first.slices_mut().zip(second.slices_mut()));
-        for (i, ((values, gradient), (first, second))) in values.enumerate() {
-            let decay = if i < tables { decay } else { 0.0 };
-            let corrections = beta.map(correction);
-            let step = AdamW { rate: rate as f32, beta, eps, decay, corrections, scale };
-            ops::adamw(step, values, gradient, first, second);
-        }
     }
 
     /// What is not finite.

@@ -11,6 +11,8 @@ mod error;
 mod learner;
 pub mod lines;
 mod lora;
+mod muon;
+mod optimizer;
 pub mod progress;
 pub mod ranks;
 mod schedule;
@@ -18,7 +20,8 @@ mod sequences;
 mod sums;
 
 pub use error::{Error, Result};
-pub use learner::{Learner, Precision, Rule, Stepped};
+pub use learner::{Learner, Precision, Scaling, Stepped};
 pub use lora::Lora;
+pub use optimizer::{Kind as OptimizerKind, Rule};
 pub use schedule::{Curve, Schedule};
 pub use sequences::Sequences;

@@ -90,19 +90,27 @@ pub struct Lesson {
     /// Steps in which the rate rises (default: a twentieth)
     #[arg(long, value_name = "N")]
     pub warm_up: Option<u64>,
-    /// AdamW's decay of matrices
+    /// How gradients become steps: adamw, lion (half of its memory; a third to a tenth of its rate), adafactor (hardly any
+    /// memory; its rate is relative to the values, try 1e-2) or muon (adamw's rate)
+    #[arg(long, value_name = "NAME", default_value = "adamw")]
+    pub optimizer: String,
+    /// Bits of each of the optimizer's moments: 32 or 8
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub optimizer_bits: u8,
+    /// Decay of matrices
     #[arg(long, value_name = "X", default_value_t = 0.01)]
     pub weight_decay: f32,
-    /// AdamW's first moment
-    #[arg(long, value_name = "X", default_value_t = 0.9)]
-    pub beta1: f32,
-    /// AdamW's second moment
-    #[arg(long, value_name = "X", default_value_t = 0.999)]
-    pub beta2: f32,
+    /// Decay of the first moment (default: the optimizer's own, 0.9; lion 0.9, muon 0.95)
+    #[arg(long, value_name = "X")]
+    pub beta1: Option<f32>,
+    /// Decay of the second moment (default: the optimizer's own, 0.999; lion 0.99, muon 0.95)
+    #[arg(long, value_name = "X")]
+    pub beta2: Option<f32>,
     /// Largest norm of the gradient, which is shortened to it; 0 is none
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub clip: f32,
-    /// Numbers in which products run, f32 or bf16; values and sums are 32-bit floats in any case
+    /// Numbers in which products run: f32, bf16, or fp16 with a dynamic scale of the loss (never faster than f32 on a
+    /// processor); values and sums are 32-bit floats in any case
     #[arg(long, value_name = "NAME", default_value = "bf16")]
     pub precision: String,
     /// Steps between validations (default: a tenth of all)

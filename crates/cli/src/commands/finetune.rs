@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use optimize::teach::{self, Lesson, Place, Settings, Taught, Texts};
 use serde_json::json;
 use std::path::Path;
-use train::{Curve, Precision, course::Record};
+use train::{Curve, OptimizerKind, Precision, course::Record};
 
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
@@ -51,6 +51,8 @@ fn settings(args: &LessonArgs) -> Result<Settings> {
         least: args.least,
         decay_part: args.decay_part,
         warm_up: args.warm_up,
+        optimizer: named(&OptimizerKind::ALL, &args.optimizer, "--optimizer")?,
+        optimizer_bits: args.optimizer_bits,
         weight_decay: args.weight_decay,
         beta1: args.beta1,
         beta2: args.beta2,
@@ -78,7 +80,8 @@ fn said(taught: &Taught, out: &Path) -> serde_json::Value {
         "loss": record.points.last().map(|p| p.loss), "validation_loss": record.best.map(|(_, loss)| loss),
         "validation_loss_before": record.before, "best_step": record.best.map(|(step, _)| step),
         "ended_early": record.ended_early, "peak_rss_bytes": taught.peak_rss_bytes,
-        "share_of_peak": taught.share_of_peak,
+        "share_of_peak": taught.share_of_peak, "skipped_steps": record.skipped, "loss_scale": taught.loss_scale,
+        "optimizer_bytes": taught.optimizer_bytes,
     })
 }
 
@@ -99,6 +102,10 @@ fn print(taught: &Taught, out: &Path) {
         let share = format!("{:.1} % of peak arithmetic", 100.0 * taught.share_of_peak);
         rows.push(vec!["tokens/s".into(), String::new(), speed, share]);
         rows.push(vec!["peak memory".into(), String::new(), screen::size(taught.peak_rss_bytes)]);
+    }
+    if let Some(scale) = taught.loss_scale {
+        let skipped = format!("{} steps skipped", record.skipped);
+        rows.push(vec!["scale of the loss".into(), String::new(), format!("{scale}"), skipped]);
     }
     screen::table(&rows);
     curve(record);

@@ -52,7 +52,7 @@ impl Limits {
             Weight::Packed(p) => match InputKind::of(p.form(), kernels()) {
                 InputKind::Bytes { .. } => self.int8_gigaops,
                 InputKind::Bf16 => self.bf16_gigaflops,
-                InputKind::F32 => self.f32_gigaflops,
+                InputKind::F32 | InputKind::Half => self.f32_gigaflops,
             },
             _ => self.f32_gigaflops,
         }

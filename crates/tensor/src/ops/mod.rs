@@ -4,9 +4,11 @@
 //! batch, the tiling or the number of threads; so batched, cached and plain decoding give the same bits.
 
 mod activation;
+mod adafactor;
 mod attention;
 mod attention_gradient;
 mod distil;
+mod eight_bit;
 mod gradient;
 mod loss;
 mod memory;
@@ -19,9 +21,11 @@ mod stats;
 mod update;
 
 pub use activation::{Activation, add_to, gate_to, scale, soft_cap};
+pub use adafactor::{Adafactor, adafactor, adafactor_vector};
 pub use attention::{AttentionShape, attention};
 pub use attention_gradient::{Asked, Attended, attention_gradient};
 pub use distil::{Distilling, Likeness, distil};
+pub use eight_bit::{EightBit, adamw_eight_bit, lion_eight_bit};
 pub use gradient::{
     Normed, activation_gradient, column_sums, gate_gradient, norm_gradient, rope_gradient, soft_cap_gradient,
 };
@@ -32,7 +36,7 @@ pub use product::{Operand, Target, add_product, gated, matmul, matmul_naive, pro
 pub use product_gradient::{Columns, weight_gradient};
 pub use rope::{Rotation, rope};
 pub use stats::{Gram, absolute_maxima};
-pub use update::{AdamW, adamw, add_slices, clear, copy_slices, squared_norm};
+pub use update::{AdamW, Lion, adamw, add_slices, clear, copy_slices, lion, squared_norm};
 
 use crate::{
     Tensor,

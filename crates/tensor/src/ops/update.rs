@@ -39,6 +39,43 @@ pub fn adamw(step: AdamW, values: &mut [f32], gradient: &[f32], first: &mut [f32
     });
 }
 
+/// A step of Lion (arXiv 2302.06675).
+#[derive(Clone, Copy, Debug)]
+pub struct Lion {
+    /// Learning rate.
+    pub rate: f32,
+    /// Shares of the moment: in the direction of the step, and in the moment that remains.
+    pub beta: [f32; 2],
+    /// Weight decay, times the learning rate.
+    pub decay: f32,
+    /// Factor on the gradients.
+    pub scale: f32,
+}
+
+/// Takes a step of Lion: values, gradients, the moment, all of one length.
+pub fn lion(step: Lion, values: &mut [f32], gradient: &[f32], first: &mut [f32]) {
+    let len = values.len();
+    assert!(gradient.len() == len && first.len() == len, "lengths of a step");
+    let first = Shared::new(first);
+    each_run(values, |range, values| {
+        // SAFETY: the moment outlives the section; this task alone writes these values.
+        let first = unsafe { first.slice(range.start, range.len()) };
+        lion_run(step, values, &gradient[range], first);
+    });
+}
+
+pub(super) fn lion_run(step: Lion, values: &mut [f32], gradient: &[f32], first: &mut [f32]) {
+    let Lion { rate, beta, decay, scale } = step;
+    for ((p, m), g) in values.iter_mut().zip(first).zip(gradient) {
+        let g = g * scale;
+        let direction = beta[0] * *m + (1.0 - beta[0]) * g;
+        // A sum of nothing has no sign.
+        let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
+        *p -= rate * (sign + decay * *p);
+        *m = beta[1] * *m + (1.0 - beta[1]) * g;
+    }
+}
+
 /// Runs `f(range, values)` for runs of values.
 fn each_run(x: &mut [f32], f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
     let len = x.len();

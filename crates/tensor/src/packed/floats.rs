@@ -1,6 +1,6 @@
 //! Matrices of floats that are packed again and again: the weights of a model that learns.
 
-use super::{Form, Packed, form::LANES};
+use super::{Form, Packed, form::LANES, halved};
 use crate::{
     Storage, Tensor,
     bytes::Pages,
@@ -19,7 +19,7 @@ pub enum Turn {
 }
 
 impl Packed {
-    /// Packs `x` as floats of `form`, [`Form::F32`] or [`Form::Bf16`].
+    /// Packs `x` as floats of `form`, which is not [`Form::F16`] and no codes.
     ///
     /// # Errors
     /// If the system has no memory for it.
@@ -41,6 +41,14 @@ impl Packed {
     /// If the system has no memory for a copy.
     pub fn refill(&mut self, x: &Tensor, turn: Turn) -> io::Result<()> {
         let (form, panel) = (self.form, self.panel_bytes());
+        let halves;
+        let x = if form == Form::Half {
+            let rounded = x.as_slice().iter().map(|v| halved(*v)).collect();
+            halves = Tensor::from_vec(x.rows(), x.cols(), rounded);
+            &halves
+        } else {
+            x
+        };
         if self.bytes.as_mut_slice().is_none() {
             self.bytes = Pages::new(form.bytes(self.rows, self.cols))?.freeze();
         }
@@ -86,6 +94,11 @@ pub(crate) fn pack_rows(x: &Tensor, rows: Range<usize>, storage: Storage, out: &
 pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, form: Form, out: &mut [u32]) {
     if form == Form::Bf16 {
         return (kernels().brain_columns)(x, rows, at, width, out);
+    }
+    if form == Form::Half {
+        pack_columns(x, rows, at, width, Form::F32, out);
+        out.iter_mut().for_each(|v| *v = halved(f32::from_bits(*v)).to_bits());
+        return;
     }
     match width {
         LANES => floats_of::<LANES>(x, rows, at, out),

@@ -20,6 +20,8 @@ pub enum Form {
     F32,
     /// `[cols][LANES]` 16-bit floats; inputs stay 32-bit.
     F16,
+    /// As [`Form::F32`], of values and inputs that are rounded to 16-bit floats.
+    Half,
     /// `[cols / 2][LANES][2]` brain floats; inputs are rounded to brain floats.
     Bf16,
     /// Codes; inputs are rounded to 8 bits, 64 of a token at a time.
@@ -131,7 +133,7 @@ impl Form {
     /// Bytes of the codes of a chunk, or of its floats.
     pub fn chunk_body(self) -> usize {
         match self {
-            Form::F32 => 4 * LANES * CHUNK,
+            Form::F32 | Form::Half => 4 * LANES * CHUNK,
             Form::F16 | Form::Bf16 => 2 * LANES * CHUNK,
             Form::Codes(c) => LANES * CHUNK * usize::from(c.bits) / 8,
         }
@@ -146,7 +148,7 @@ impl Form {
     /// Steps of a tile product: chunks of codes, columns of floats or pairs of brain floats.
     pub fn length(self, cols: usize) -> usize {
         match self {
-            Form::F32 | Form::F16 => cols,
+            Form::F32 | Form::F16 | Form::Half => cols,
             Form::Bf16 => cols.div_ceil(2),
             Form::Codes(_) => cols.div_ceil(CHUNK),
         }
@@ -155,7 +157,7 @@ impl Form {
     /// Bytes of a step of a panel of floats; a panel of codes is not cut into steps.
     pub fn step_bytes(self) -> usize {
         match self {
-            Form::F32 | Form::Bf16 => 4 * LANES,
+            Form::F32 | Form::Half | Form::Bf16 => 4 * LANES,
             Form::F16 => 2 * LANES,
             Form::Codes(_) => 0,
         }

@@ -9,7 +9,7 @@ use crate::{
     kernels::{Kernels, input_chunk},
     threads::{self, Shared},
 };
-use half::bf16;
+use half::{bf16, f16};
 use std::{cell::RefCell, ops::Range};
 
 /// How inputs are rounded and laid out: forms of one kind read the same inputs.
@@ -17,6 +17,8 @@ use std::{cell::RefCell, ops::Range};
 pub enum InputKind {
     /// `[cols][tokens]` floats.
     F32,
+    /// The same, rounded to 16-bit floats.
+    Half,
     /// `[cols / 2][tokens][2]` brain floats, or as many steps together as the kernels read
     /// (see [`crate::kernels::FloatTiles::together_of`]).
     Bf16,
@@ -35,6 +37,7 @@ impl InputKind {
     pub fn of(form: Form, kernels: &Kernels) -> InputKind {
         match form {
             Form::F32 | Form::F16 => InputKind::F32,
+            Form::Half => InputKind::Half,
             Form::Bf16 => InputKind::Bf16,
             Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },
             Form::Codes(Codes { sub, bits, table, zero, .. }) => {
@@ -47,7 +50,7 @@ impl InputKind {
     /// Words of four bytes of the inputs of a tile of `width` tokens.
     fn tile_words(self, width: usize, cols: usize, kernels: &Kernels) -> usize {
         match self {
-            InputKind::F32 => width * cols,
+            InputKind::F32 | InputKind::Half => width * cols,
             InputKind::Bf16 => width * cols.div_ceil(2).next_multiple_of(kernels.floats.together),
             InputKind::Bytes { sub, .. } => input_chunk(width, sub) / 4 * cols.div_ceil(CHUNK),
         }
@@ -58,7 +61,7 @@ impl InputKind {
         match self {
             InputKind::Bytes { .. } => kernels.codes.widths,
             InputKind::Bf16 => kernels.floats.brain_widths,
-            InputKind::F32 => kernels.floats.widths,
+            InputKind::F32 | InputKind::Half => kernels.floats.widths,
         }
     }
 }
@@ -127,7 +130,11 @@ impl Inputs {
 
     /// Packs the columns of `x` as tokens, for sums over its rows; `kind` is one of floats.
     pub fn pack_columns(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
-        let form = if kind == InputKind::Bf16 { Form::Bf16 } else { Form::F32 };
+        let form = match kind {
+            InputKind::Bf16 => Form::Bf16,
+            InputKind::Half => Form::Half,
+            _ => Form::F32,
+        };
         let [tokens, cols] = [x.cols(), x.rows()];
         self.cut(tokens, cols, kind, kernels);
         let shared = Shared::new(&mut self.data);
@@ -190,6 +197,13 @@ fn pack_floats(x: &Tensor, span: Span, kind: InputKind, kernels: &Kernels, out: 
     if kind == InputKind::F32 {
         let words = bytemuck::cast_slice(&x.as_slice()[span.first * cols..rows * cols]);
         return (kernels.codes.pack_words)(words, cols, span.width, out);
+    }
+    if kind == InputKind::Half {
+        return WORDS.with_borrow_mut(|words| {
+            words.clear();
+            words.extend(x.as_slice()[span.first * cols..rows * cols].iter().map(|v| halved(*v).to_bits()));
+            (kernels.codes.pack_words)(words, cols, span.width, out);
+        });
     }
     WORDS.with_borrow_mut(|words| {
         let pairs = cols.div_ceil(2);
@@ -309,6 +323,11 @@ pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8
             out[(subs * width + t) * 4..][..4].copy_from_slice(&factor.to_le_bytes());
         }
     }
+}
+
+/// The nearest 16-bit float; what is larger than all of them is infinite.
+pub(crate) fn halved(v: f32) -> f32 {
+    f16::from_f32(v).to_f32()
 }
 
 /// A brain float, rounded to nearest even.

@@ -313,7 +313,7 @@ fn plane<const WIDTH: u32, const TOGETHER: usize>(steps: &[[u8; 64]; 8], low: u3
 pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32]) {
     let half = |at: usize| grid::widen(u16::from_le_bytes([panel[at], panel[at + 1]]));
     let codes = match form {
-        Form::F32 => {
+        Form::F32 | Form::Half => {
             for (k, o) in out.iter_mut().enumerate() {
                 let at = 4 * (k * LANES + lane);
                 *o = f32::from_le_bytes([panel[at], panel[at + 1], panel[at + 2], panel[at + 3]]);
