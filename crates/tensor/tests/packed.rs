@@ -80,6 +80,7 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
 fn rounded(form: Form, x: &[f32]) -> Vec<f32> {
     match form {
         Form::F32 | Form::F16 => x.to_vec(),
+        Form::Half => x.iter().map(|v| half::f16::from_f32(*v).to_f32()).collect(),
         Form::Bf16 => x.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         Form::Codes(_) => x
             .chunks(64)

@@ -5,10 +5,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use formats::Dtype;
 use model::{Parameters, Site};
 use serde::{Deserialize, Serialize};
-use tensor::{
-    Tensor,
-    ops::{self, Adafactor, AdamW, EightBit, Lion},
-};
+use tensor::ops::{self, Adafactor, AdamW, EightBit, Lion};
 
 /// How gradients become steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,9 +82,9 @@ pub(crate) struct Optimizer {
 impl Optimizer {
     /// One that has seen nothing.
     pub fn new(rule: Rule, values: &Parameters) -> Optimizer {
-        let shapes = values.matrices.values().map(|m| [m.rows(), m.cols()]);
-        let vectors = values.slices().skip(values.matrices.len()).map(|v| [1, v.len()]);
-        let moments = values.names().zip(shapes.chain(vectors)).map(|((site, name), [rows, cols])| {
+        let tables = values.each_table().map(|m| (true, m.rows(), m.cols()));
+        let vectors = values.slices().skip(values.tables()).map(|v| (false, 1, v.len()));
+        let moments = values.names().zip(tables.chain(vectors)).map(|((site, _), (table, rows, cols))| {
             let len = rows * cols;
             let small = rule.bits == 32 || len < SMALL;
             let moment = |signed| match small {
@@ -96,9 +93,9 @@ impl Optimizer {
             };
             match rule.optimizer {
                 Kind::Lion => vec![moment(true)],
-                Kind::Muon if orthogonal(site, name) => vec![Moment::Floats(vec![0.0; len])],
+                Kind::Muon if table && orthogonal(site) => vec![Moment::Floats(vec![0.0; len])],
                 Kind::AdamW | Kind::Muon => vec![moment(true), moment(false)],
-                Kind::Adafactor if name == "weight" => {
+                Kind::Adafactor if table => {
                     vec![Moment::Floats(vec![0.0; rows]), Moment::Floats(vec![0.0; cols])]
                 }
                 Kind::Adafactor => vec![Moment::Floats(vec![0.0; len])],
@@ -114,8 +111,13 @@ impl Optimizer {
         let scale = (scale * if clip > 0.0 && norm > clip { clip / norm } else { 1.0 }) as f32;
         let rate = rate as f32;
         let correction = |b: f32| (1.0 / (1.0 - f64::from(b).powf(step as f64))) as f32;
-        let adamw =
-            |decay: f32, beta: [f32; 2]| AdamW { rate, beta, eps, decay, corrections: beta.map(correction), scale };
+        let along = |decay: f32| match optimizer {
+            Kind::Lion => Along::Lion(Lion { rate, beta, decay, scale }),
+            _ => {
+                let beta = if optimizer == Kind::Muon { [0.9, beta[1]] } else { beta };
+                Along::AdamW(AdamW { rate, beta, eps, decay, corrections: beta.map(correction), scale })
+            }
+        };
         let adafactor = |decay: f32| Adafactor {
             rate,
             share: (step as f64).powf(-0.8) as f32,
@@ -124,37 +126,27 @@ impl Optimizer {
             scale,
         };
         let mut moments = self.moments.iter_mut();
-        let matrices = values.matrices.iter_mut().zip(gradient.matrices.values());
-        for (((site, values), gradient), moments) in matrices.zip(moments.by_ref()) {
+        let count = values.tables();
+        let sites: Vec<Site> = values.names().map(|(site, _)| site).take(count).collect();
+        let tables = values.each_table_mut().zip(gradient.each_table()).zip(sites);
+        for (((values, gradient), site), moments) in tables.zip(moments.by_ref()) {
             match (optimizer, &mut moments[..]) {
                 (Kind::Adafactor, [Moment::Floats(rows), Moment::Floats(columns)]) => {
                     ops::adafactor(adafactor(decay), values, gradient, rows, columns);
                 }
-                (Kind::Muon, [Moment::Floats(moment)]) if orthogonal(*site, "weight") => {
+                (Kind::Muon, [Moment::Floats(moment)]) if orthogonal(site) => {
                     muon::step(values, gradient, moment, muon::Step { rate, momentum: beta[0], decay, scale });
                 }
-                (Kind::Muon, moments) => {
-                    run(Along::AdamW(adamw(decay, [0.9, beta[1]])), slices(values), gradient.as_slice(), moments);
-                }
-                (Kind::Lion, moments) => {
-                    let along = Along::Lion(Lion { rate, beta, decay, scale });
-                    run(along, slices(values), gradient.as_slice(), moments);
-                }
-                (_, moments) => run(Along::AdamW(adamw(decay, beta)), slices(values), gradient.as_slice(), moments),
+                (_, moments) => along(decay).run(values.as_mut_slice(), gradient.as_slice(), moments),
             }
         }
-        let count = values.matrices.len();
         let vectors = values.slices_mut().zip(gradient.slices()).skip(count);
         for ((values, gradient), moments) in vectors.zip(moments) {
             match (optimizer, &mut moments[..]) {
                 (Kind::Adafactor, [Moment::Floats(means)]) => {
                     ops::adafactor_vector(adafactor(0.0), values, gradient, means);
                 }
-                (Kind::Lion, moments) => {
-                    run(Along::Lion(Lion { rate, beta, decay: 0.0, scale }), values, gradient, moments);
-                }
-                (Kind::Muon, moments) => run(Along::AdamW(adamw(0.0, [0.9, beta[1]])), values, gradient, moments),
-                (_, moments) => run(Along::AdamW(adamw(0.0, beta)), values, gradient, moments),
+                (_, moments) => along(0.0).run(values, gradient, moments),
             }
         }
     }
@@ -210,13 +202,9 @@ impl Optimizer {
     }
 }
 
-/// Is a parameter one whose step Muon makes orthogonal: a matrix of a block?
-fn orthogonal(site: Site, name: &str) -> bool {
-    site.layer.is_some() && name == "weight"
-}
-
-fn slices(values: &mut Tensor) -> &mut [f32] {
-    values.as_mut_slice()
+/// Does Muon make the steps of a site's tables orthogonal? Of embedding and head it does not.
+fn orthogonal(site: Site) -> bool {
+    site.layer.is_some()
 }
 
 /// Steps that take every number by itself.
@@ -226,16 +214,18 @@ enum Along {
     Lion(Lion),
 }
 
-fn run(along: Along, values: &mut [f32], gradient: &[f32], moments: &mut [Moment]) {
-    match (along, moments) {
-        (Along::AdamW(step), [Moment::Floats(first), Moment::Floats(second)]) => {
-            ops::adamw(step, values, gradient, first, second);
+impl Along {
+    fn run(self, values: &mut [f32], gradient: &[f32], moments: &mut [Moment]) {
+        match (self, moments) {
+            (Along::AdamW(step), [Moment::Floats(first), Moment::Floats(second)]) => {
+                ops::adamw(step, values, gradient, first, second);
+            }
+            (Along::AdamW(step), [Moment::Bytes(first), Moment::Bytes(second)]) => {
+                ops::adamw_eight_bit(step, values, gradient, first, second);
+            }
+            (Along::Lion(step), [Moment::Floats(first)]) => ops::lion(step, values, gradient, first),
+            (Along::Lion(step), [Moment::Bytes(first)]) => ops::lion_eight_bit(step, values, gradient, first),
+            _ => unreachable!("`Optimizer::new` makes the moments that a step has"),
         }
-        (Along::AdamW(step), [Moment::Bytes(first), Moment::Bytes(second)]) => {
-            ops::adamw_eight_bit(step, values, gradient, first, second);
-        }
-        (Along::Lion(step), [Moment::Floats(first)]) => ops::lion(step, values, gradient, first),
-        (Along::Lion(step), [Moment::Bytes(first)]) => ops::lion_eight_bit(step, values, gradient, first),
-        _ => unreachable!("`Optimizer::new` makes the moments that a step has"),
     }
 }

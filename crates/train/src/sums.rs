@@ -264,7 +264,7 @@ mod tests {
             let mut learner = Learner::new(model, Precision::F32, Rule::default())?.among(ranks.clone());
             let mut step = || {
                 learner.step(parts, &mut Likelihood, 1e-2)?;
-                let Stepped { loss, norm } = learner.step(parts, &mut Likelihood, 1e-2)?;
+                let Stepped { loss, norm, .. } = learner.step(parts, &mut Likelihood, 1e-2)?;
                 Ok((loss, norm, learner.loss(parts)?, learner.values().clone()))
             };
             let done = step();
