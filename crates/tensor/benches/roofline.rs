@@ -55,7 +55,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     let peak = match InputKind::of(packed.form(), kernels()) {
         InputKind::Bytes { .. } => peaks[0],
         InputKind::Bf16 => peaks[1],
-        InputKind::F32 => peaks[2],
+        InputKind::F32 | InputKind::Half => peaks[2],
     };
     let tokens = [1usize, 8, 512];
     let mut times = [const { Vec::new() }; 3];

@@ -62,7 +62,7 @@ impl Default for Rule {
 }
 
 /// Parameters of fewer numbers keep moments of 32 bits: a byte saves nothing there, and norms are sensitive.
-const SMALL: usize = 4096;
+const SMALL: usize = 2048;
 
 /// What is remembered of a parameter.
 #[derive(Clone, Debug, PartialEq)]
