@@ -106,13 +106,11 @@ fn narrow(x: &[f32], codes: &mut [u8], scale: &mut f32, signed: bool) {
     codes.iter_mut().zip(x).for_each(|(c, v)| *c = code(v * inverse, signed));
 }
 
+/// Of values, their gradient, and their moments as floats.
+type Step<'a, const N: usize> = dyn Fn(&mut [f32], &[f32], [&mut [f32]; N]) + Sync + 'a;
+
 /// Runs `step(values, gradient, moments)` for every block, with its moments as floats.
-fn each_block<const N: usize>(
-    values: &mut [f32],
-    gradient: &[f32],
-    moments: [&mut EightBit; N],
-    step: &(dyn Fn(&mut [f32], &[f32], [&mut [f32]; N]) + Sync),
-) {
+fn each_block<const N: usize>(values: &mut [f32], gradient: &[f32], moments: [&mut EightBit; N], step: &Step<N>) {
     let len = values.len();
     assert!(gradient.len() == len && moments.iter().all(|m| m.codes.len() == len), "lengths of a step");
     let values = Shared::new(values);
