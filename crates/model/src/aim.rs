@@ -11,6 +11,8 @@ pub struct Tokens {
     pub sequences: Vec<Vec<u32>>,
     /// For every token of every sequence the one to be predicted from it; `None` counts for nothing.
     pub targets: Vec<Option<u32>>,
+    /// Which of all predictions of the text the first one of each sequence is; empty where nobody asks.
+    pub places: Vec<usize>,
 }
 
 impl Tokens {

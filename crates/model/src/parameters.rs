@@ -49,6 +49,10 @@ pub struct Parameters {
     pub shifts: BTreeMap<Site, Vec<f32>>,
     /// Lengths of adapted rows, `[outputs]` (DoRA).
     pub magnitudes: BTreeMap<Site, Vec<f32>>,
+    /// Of matrices that learn to be codes: what the scales of their sub-blocks are multiplied by.
+    pub factors: BTreeMap<Site, Vec<f32>>,
+    /// What their offsets are moved by, in those scales.
+    pub drifts: BTreeMap<Site, Vec<f32>>,
 }
 
 impl Parameters {
@@ -96,13 +100,15 @@ impl Parameters {
             scales: zeros(&self.scales),
             shifts: zeros(&self.shifts),
             magnitudes: zeros(&self.magnitudes),
+            factors: zeros(&self.factors),
+            drifts: zeros(&self.drifts),
         }
     }
 
     /// All numbers, parameter by parameter in a fixed order: [`Parameters::tables`] first.
     pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
-        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes } = self;
-        let vectors = [biases, scales, shifts, magnitudes].into_iter().flat_map(BTreeMap::values);
+        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes, factors, drifts } = self;
+        let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values);
         [matrices, downs, ups]
             .into_iter()
             .flat_map(BTreeMap::values)
@@ -112,18 +118,24 @@ impl Parameters {
 
     /// The same to be written.
     pub fn slices_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes } = self;
-        let vectors = [biases, scales, shifts, magnitudes].into_iter().flat_map(BTreeMap::values_mut);
+        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes, factors, drifts } = self;
+        let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values_mut);
         let tables = [matrices, downs, ups].into_iter().flat_map(BTreeMap::values_mut);
         tables.map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
     }
 
     /// Which parameter each slice is, in the same order: its site, and `weight`, `lora_a`, `lora_b`, `bias`, `scale`,
-    /// `shift` or `magnitude`.
+    /// `shift`, `magnitude`, `factor` or `drift`.
     pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
         let tables = [(&self.matrices, "weight"), (&self.downs, "lora_a"), (&self.ups, "lora_b")];
-        let vectors =
-            [(&self.biases, "bias"), (&self.scales, "scale"), (&self.shifts, "shift"), (&self.magnitudes, "magnitude")];
+        let vectors = [
+            (&self.biases, "bias"),
+            (&self.scales, "scale"),
+            (&self.shifts, "shift"),
+            (&self.magnitudes, "magnitude"),
+            (&self.factors, "factor"),
+            (&self.drifts, "drift"),
+        ];
         let tables = tables.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
         tables.chain(vectors.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name))))
     }

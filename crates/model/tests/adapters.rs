@@ -75,7 +75,7 @@ fn batch(model: &Model) -> Tokens {
     let text = |seed: u64, len: usize| (0..len).map(|i| (uniform(seed, i as u64) * vocab) as u32).collect();
     let sequences: Vec<Vec<u32>> = vec![text(1, 30), text(2, 12)];
     let targets = sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
-    Tokens { sequences, targets }
+    Tokens { sequences, targets, ..Tokens::default() }
 }
 
 /// The mean loss of the model whose matrices are `gain (W + scale B A)`, the gains over lengths that are given.

@@ -29,7 +29,7 @@ fn batch(model: &Model) -> Tokens {
     let mut targets: Vec<Option<u32>> =
         sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
     targets[3] = None;
-    Tokens { sequences, targets }
+    Tokens { sequences, targets, ..Tokens::default() }
 }
 
 fn packed(model: &Model, values: &Parameters, form: Form) -> (Model, Backward) {

@@ -2,8 +2,9 @@
 
 use crate::{
     Error, Result, data, journal,
+    lesson::{Settings, Texts},
     progress::Progress,
-    teach::{self, Place, Settings, Taught, Texts},
+    teach::{self, Place, Taught},
 };
 use formats::{atomic, tokenizer};
 use model::{Config, Gpt, Model, save};

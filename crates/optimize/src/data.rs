@@ -1,6 +1,6 @@
 //! Documents of tokens, split by their own hash into calibration, solver and gate.
 
-pub use train::data::{Cutting, Document, SEPARATOR, documents, read_text, read_tokens};
+pub use train::data::{Cutting, Document, SEPARATOR, documents, joined, read_text, read_tokens};
 
 /// The data of a job, each document in one part by its own hash, so that a longer file keeps the split.
 #[derive(Clone, Debug, Default)]

@@ -60,6 +60,17 @@ impl Journal {
         self.step = step;
     }
 
+    /// A directory for what a step keeps by itself; none where nothing is kept.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn folder(&self) -> Result<Option<PathBuf>> {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        let folder = directory.join(format!("step-{}", self.step));
+        fs::create_dir_all(&folder).map_err(formats::Error::io(&folder, "make it"))?;
+        Ok(Some(folder))
+    }
+
     /// A directory for the result that is being put together.
     ///
     /// # Errors

@@ -4,13 +4,16 @@
 pub mod artefact;
 pub mod builtin;
 mod calibrate;
+mod course;
 pub mod create;
 pub mod data;
 mod error;
 pub mod evaluate;
 pub mod export;
 pub mod gate;
+mod heal;
 pub mod journal;
+pub mod lesson;
 pub mod manifest;
 pub mod methods;
 pub mod optimize;

@@ -67,13 +67,21 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
     Ok(Plan { recipe, estimate })
 }
 
-/// The journal and the result, each with every matrix, and what lies beside them.
-pub fn disk(model: &Model, built: &[Built]) -> u64 {
+/// Bytes of the result's matrices.
+fn result(model: &Model, built: &[Built]) -> usize {
     let size = |(site, l): (&Site, &tensor::Linear)| {
         let storage = built.iter().rev().find_map(|b| b.choice.get(site)).copied();
         storage.map_or(l.weight.size_bytes(), |s| s.row_bytes(l.weight.cols()) * l.weight.rows())
     };
-    2 * model.linears.iter().map(size).sum::<usize>() as u64 + (4 << 20)
+    model.linears.iter().map(size).sum()
+}
+
+/// The journal and the result, each with every matrix, and what lies beside them.
+pub fn disk(model: &Model, built: &[Built]) -> u64 {
+    // A step that teaches keeps a checkpoint and its successor, the best values and those that it ended with.
+    let taught = built.iter().any(|b| matches!(b.plan, crate::Plan::Learned(_)));
+    let taught = if taught { 4 * (2 * 3 + 1 + 1) * model.parameters() } else { 0 };
+    (2 * result(model, built) + taught + (4 << 20)) as u64
 }
 
 /// Memory of a job.
@@ -89,20 +97,20 @@ pub struct Memory {
 /// What carrying out `built` takes.
 pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, built: &[Built]) -> Memory {
     let spec = &gpt.model.spec;
-    let result = disk(&gpt.model, built) / 2;
+    let result = result(&gpt.model, built) as u64 + (2 << 20);
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
-    let needs = built.iter().any(|b| {
-        let crate::Plan::EachMatrix(method) = &b.plan;
-        method.needs().gram
-    });
+    let needs = built.iter().any(|b| b.plan.needs().gram);
+    let taught =
+        built.iter().map(|b| if let crate::Plan::Learned(healing) = &b.plan { healing.memory(&gpt.model) } else { 0 });
+    let taught = taught.max().unwrap_or(0);
     let moments = if needs { shapes.iter().map(|[_, c]| 34 * c * c).max().unwrap_or(0) } else { 0 };
     let held: usize = data.split.calibration.iter().map(|d| d.ids.len()).sum();
     let tokens = if needs { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest);
     let logits = 4 * 512 * 3 * spec.vocab;
-    let own = result + (2 * largest + moments + flows + logits + (48 << 20)) as u64;
+    let own = result + (taught + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
     Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
 }
 
@@ -112,8 +120,8 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let total: usize = calibration.iter().map(Vec::len).sum();
     let part = data::take_tokens(&data.split.calibration, (total / 4).max(512), recipe.seed);
     let timed: usize = part.iter().map(Vec::len).sum();
-    let crate::Plan::EachMatrix(method) =
-        (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let method = plan.each_matrix()?;
     let begin = Instant::now();
     let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
     // A tied head's statistics take one pass more than the walk itself.
@@ -122,7 +130,7 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let begin = Instant::now();
     for (site, storage) in choice {
         let stats = stats.get(site).cloned().unwrap_or_default();
-        walk::rewrite_matrix(method.as_ref(), *site, &gpt.model.linear(*site)?.weight.to_tensor(), *storage, &stats)?;
+        walk::rewrite_matrix(method, *site, &gpt.model.linear(*site)?.weight.to_tensor(), *storage, &stats)?;
     }
     let rewrite = begin.elapsed().as_secs_f64();
     let gate: usize = data.split.gate.iter().map(|d| d.ids.len()).sum();

@@ -146,34 +146,45 @@ impl Step {
     fn build(&self, spec: &Spec) -> Result<Built> {
         let method = methods::find(&self.method)?;
         let plan = (method.build)(self.options.clone())?;
-        let default = parse_choice(&self.storage)?;
-        let mut choice: BTreeMap<Site, Storage> = BTreeMap::new();
-        for site in spec.matrices() {
-            // Positions are few and llama.cpp keeps them as floats; they are treated only when named.
-            if let Some(storage) = default.filter(|_| site.role != Role::Position) {
-                choice.insert(site, storage);
-            }
-        }
-        for (name, storage) in &self.sites {
-            let storage = parse_choice(storage)?;
-            let sites = select(name, spec)?;
-            for site in sites {
-                match storage {
-                    Some(s) => choice.insert(site, s),
-                    None => choice.remove(&site),
-                };
-            }
-        }
-        let mut fallbacks = BTreeMap::new();
-        for (site, storage) in &mut choice {
-            let got = model::save::fallback(*storage, spec.shape(*site).map_or(1, |[_, cols]| cols));
-            if got != *storage {
-                fallbacks.insert(*site, *storage);
-                *storage = got;
-            }
-        }
+        let (choice, fallbacks) = choose(&self.storage, &self.sites, spec)?;
         Ok(Built { method: method.name, plan, choice, fallbacks })
     }
+}
+
+/// A storage for each of some sites.
+pub type Choice = BTreeMap<Site, Storage>;
+
+/// The storage of each matrix of a model, and what was asked where rows do not divide into the blocks that were asked for.
+///
+/// # Errors
+/// If a storage or a site is not known.
+pub fn choose(storage: &str, sites: &BTreeMap<String, String>, spec: &Spec) -> Result<(Choice, Choice)> {
+    let default = parse_choice(storage)?;
+    let mut choice: BTreeMap<Site, Storage> = BTreeMap::new();
+    for site in spec.matrices() {
+        // Positions are few and llama.cpp keeps them as floats; they are treated only when named.
+        if let Some(storage) = default.filter(|_| site.role != Role::Position) {
+            choice.insert(site, storage);
+        }
+    }
+    for (name, storage) in sites {
+        let storage = parse_choice(storage)?;
+        for site in select(name, spec)? {
+            match storage {
+                Some(s) => choice.insert(site, s),
+                None => choice.remove(&site),
+            };
+        }
+    }
+    let mut fallbacks = BTreeMap::new();
+    for (site, storage) in &mut choice {
+        let got = model::save::fallback(*storage, spec.shape(*site).map_or(1, |[_, cols]| cols));
+        if got != *storage {
+            fallbacks.insert(*site, *storage);
+            *storage = got;
+        }
+    }
+    Ok((choice, fallbacks))
 }
 
 fn parse_choice(name: &str) -> Result<Option<Storage>> {

@@ -1,11 +1,12 @@
 //! The program in one screen: load, calibrate, transform, export, reload, evaluate, prove, publish.
 
 use crate::{
-    Error, Result, artefact,
+    Error, Plan, Result, artefact,
     artefact::Target,
     data::{self, Cutting, Document, Split},
     evaluate::{self, Evaluation, Pair},
     gate::{self, Proof, Verdict},
+    heal::{self, Lessons},
     journal::Journal,
     manifest,
     optimize::Speed,
@@ -209,7 +210,15 @@ pub fn transform(
     let mut model = gpt.model.clone();
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
-        walk::walk(&mut model, step, &calibration, journal, progress)?;
+        match &step.plan {
+            Plan::EachMatrix(method) => {
+                walk::walk(&mut model, step, method.as_ref(), &calibration, journal, progress)?;
+            }
+            Plan::Learned(healing) => {
+                let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
+                heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
+            }
+        }
     }
     Ok(model)
 }

@@ -80,7 +80,7 @@ pub fn sensitivities(
     gguf: bool,
     progress: &dyn Progress,
 ) -> Result<Vec<Sensitivity>> {
-    let Plan::EachMatrix(method) = plan;
+    let method = plan.each_matrix()?;
     let stats = walk::statistics(model, method.needs(), calibration)?;
     let sites = model.spec.matrices();
     progress.begin("measuring sites", sites.iter().map(|s| weight_of(model, *s)).sum());
@@ -89,7 +89,7 @@ pub fn sensitivities(
     for site in sites {
         measure.reach(site)?;
         let none = Stats::default();
-        let trials = trials(model, site, method.as_ref(), stats.get(&site).unwrap_or(&none), gguf)?;
+        let trials = trials(model, site, method, stats.get(&site).unwrap_or(&none), gguf)?;
         let mut measured = Vec::new();
         for at in anchors(&trials) {
             progress::check()?;

@@ -3,13 +3,15 @@
 use crate::{
     Error, Result,
     artefact::{self, Staged, Target},
+    course::{self, Said, Whom},
     data::{self, Cutting, Document},
     journal::Journal,
+    lesson::Lesson,
     manifest::{self, Manifest},
     progress::Progress,
     speed::peak_rss_bytes,
 };
-use model::{Adapters, Aim, Gpt, Likelihood, Model, Parameters, adapter};
+use model::{Adapters, Gpt, Model, Parameters, adapter};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -18,201 +20,11 @@ use std::{
 };
 use tensor::limits;
 use train::{
-    Curve, Learner, Lora, OptimizerKind, Precision, Rule, Schedule, Sequences,
-    course::{Course, Plan, Record},
-    distil::{Guidance, Teacher},
+    Precision,
+    course::Record,
+    distil::Policy,
     ranks::{self, Ranks},
 };
-
-/// What is to be learned, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Lesson {
-    /// The text.
-    pub data: PathBuf,
-    /// Another text to measure on; without it, the twentieth part of the documents by their hash, 65,536 tokens at most.
-    pub validation: Option<PathBuf>,
-    /// What separates documents.
-    pub separator: String,
-    /// Longest sequence in tokens.
-    pub context: usize,
-    /// Steps, rates, checkpoints.
-    pub plan: Plan,
-    /// The optimizer.
-    pub rule: Rule,
-    /// In which numbers products run.
-    pub precision: Precision,
-    /// What a teacher adds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub guidance: Option<Guidance>,
-    /// Adapters that learn in place of the model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<Lora>,
-    /// Do blocks run again on the way back, in place of what they leave being kept? The result is the same.
-    #[serde(skip)]
-    pub checkpoint_activations: bool,
-    /// Start of all random numbers.
-    pub seed: u64,
-}
-
-/// How a model is taught, as users write it: options of the command line, or a table of a file.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// Steps of the optimizer.
-    pub steps: u64,
-    /// Sequences of a step.
-    pub batch: usize,
-    /// Full sequences that are in memory together, and that one rank learns; as many as have 2,048 tokens where none is given.
-    pub part: Option<usize>,
-    /// Longest sequence in tokens; the model's context, 1024 at most, where none is given.
-    pub context: Option<usize>,
-    /// Highest learning rate.
-    pub lr: f64,
-    /// How it falls: see [`Curve`].
-    pub schedule: Curve,
-    /// What it falls to, as a part of the highest.
-    pub least: f64,
-    /// Part of the steps over which it falls, of the schedule `wsd`.
-    pub decay_part: f64,
-    /// Steps in which it rises; a twentieth where none is given.
-    pub warm_up: Option<u64>,
-    /// How gradients become steps.
-    pub optimizer: OptimizerKind,
-    /// Bits of the optimizer's moments, 32 or 8.
-    pub optimizer_bits: u8,
-    /// Decay of matrices.
-    pub weight_decay: f32,
-    /// Decay of the first moment; the optimizer's own where none is given.
-    pub beta1: Option<f32>,
-    /// The same of the second.
-    pub beta2: Option<f32>,
-    /// Largest norm of the gradient; 0 is none.
-    pub clip: f32,
-    /// In which numbers products run.
-    pub precision: Precision,
-    /// Steps between validations; a tenth of all where none is given.
-    pub validate_every: Option<u64>,
-    /// Validations without a better loss after which it ends; 0 never.
-    pub patience: u64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// Keep of each block only its input, and run it again on the way back: less memory, the same result.
-    pub checkpoint_activations: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        let Rule { optimizer, bits, decay, clip, .. } = Rule::default();
-        Settings {
-            steps: 1000,
-            batch: 8,
-            part: None,
-            context: None,
-            lr: 1e-4,
-            schedule: Curve::Cosine,
-            least: 0.1,
-            decay_part: 0.2,
-            warm_up: None,
-            optimizer,
-            optimizer_bits: bits,
-            weight_decay: decay,
-            beta1: None,
-            beta2: None,
-            clip,
-            precision: Precision::Bf16,
-            validate_every: None,
-            patience: 0,
-            checkpoint_every: 50,
-            checkpoint_activations: false,
-        }
-    }
-}
-
-/// Predictions that are in memory together unless a sequence is longer.
-const PART: usize = 2048;
-
-/// Texts to learn and to measure on.
-#[derive(Clone, Debug)]
-pub struct Texts {
-    /// What is learned.
-    pub data: PathBuf,
-    /// What is measured, if it is a text of its own.
-    pub validation: Option<PathBuf>,
-    /// What separates documents.
-    pub separator: String,
-}
-
-impl Settings {
-    /// The optimizer.
-    fn rule(&self) -> Result<Rule> {
-        let refuse = |said: String| Err(Error::Asked(said));
-        let (optimizer, bits) = (self.optimizer, self.optimizer_bits);
-        if bits != 32 && bits != 8 {
-            return refuse(format!("--optimizer-bits takes 32 or 8, not {bits}"));
-        }
-        if optimizer == OptimizerKind::Adafactor {
-            if bits == 8 {
-                return refuse("adafactor remembers too little for --optimizer-bits 8 to save anything".into());
-            }
-            if self.beta1.or(self.beta2).is_some() {
-                return refuse("adafactor has no --beta1 and no --beta2".into());
-            }
-        }
-        let [first, second] = optimizer.beta();
-        let beta = [self.beta1.unwrap_or(first), self.beta2.unwrap_or(second)];
-        if beta.iter().any(|b| !(0.0..1.0).contains(b)) {
-            return refuse("--beta1 and --beta2 take numbers from 0 up to, but not, 1".into());
-        }
-        Ok(Rule { optimizer, bits, beta, decay: self.weight_decay, clip: self.clip, ..Rule::default() })
-    }
-
-    /// The lesson for a model that reads `longest` tokens at most.
-    ///
-    /// # Errors
-    /// If a number cannot be.
-    pub fn lesson(&self, texts: Texts, longest: usize, seed: u64) -> Result<Lesson> {
-        let refuse = |said: &str| Err(Error::Asked(said.into()));
-        if self.steps == 0 || self.batch == 0 || self.part == Some(0) {
-            return refuse("--steps, --batch and --part take numbers from 1 on");
-        }
-        if !(self.lr > 0.0 && self.lr.is_finite()) {
-            return Err(Error::Asked(format!("--lr takes a number above 0, not {}", self.lr)));
-        }
-        if !(self.decay_part > 0.0 && self.decay_part <= 1.0) {
-            return refuse("--decay-part takes a number above 0 and up to 1");
-        }
-        let context = self.context.unwrap_or_else(|| longest.min(1024));
-        let predictions = self.batch * context;
-        Ok(Lesson {
-            data: texts.data,
-            validation: texts.validation,
-            separator: texts.separator,
-            context,
-            plan: Plan {
-                schedule: Schedule {
-                    rate: self.lr,
-                    warm_up: self.warm_up.unwrap_or(self.steps / 20),
-                    steps: self.steps,
-                    curve: self.schedule,
-                    least: self.least,
-                    decay_part: self.decay_part,
-                },
-                predictions,
-                part: predictions
-                    .min(self.part.map_or(PART.max(context), |sequences| sequences.saturating_mul(context))),
-                validate_every: self.validate_every.unwrap_or_else(|| (self.steps / 10).max(1)).max(1),
-                patience: self.patience,
-                checkpoint_every: self.checkpoint_every.max(1),
-            },
-            rule: self.rule()?,
-            precision: self.precision,
-            guidance: None,
-            lora: None,
-            checkpoint_activations: self.checkpoint_activations,
-            seed,
-        })
-    }
-}
 
 /// Where the result goes.
 #[derive(Clone, Debug)]
@@ -265,11 +77,18 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     let documents = documents(gpt, &lesson.data, lesson)?;
     let (taught, measured) = match &lesson.validation {
         Some(path) => (documents, self::documents(gpt, path, lesson)?),
-        None => hold_back(documents),
+        None => course::hold_back(documents),
     };
-    let key = key([Some(gpt), teacher], lesson, [&taught, &measured])?;
+    let taught = if lesson.join_documents { vec![data::joined(&taught, lesson.seed)] } else { taught };
+    let said = lesson.teacher_cache.as_deref().map(|path| Said::of(path, gpt, teacher, lesson, &taught)).transpose()?;
+    let teachers = match (&said, teacher) {
+        (Some(said), _) => said.about.teacher.clone(),
+        (None, Some(teacher)) => course::files(teacher)?,
+        (None, None) => String::new(),
+    };
+    let key = key(gpt, &teachers, lesson, [&taught, &measured])?;
     let adapters = lesson.lora.as_ref().map(|lora| lora.fresh(&gpt.model, lesson.seed)).transpose()?;
-    let parameters = adapters.as_ref().map_or_else(|| gpt.model.parameters(), |a| Parameters::of_adapters(a).len());
+    let parameters = adapters.map_or_else(|| gpt.model.parameters(), |a| Parameters::of_adapters(&a).len());
     let ranks = ranks::of_process();
     compare(&*ranks, &key)?;
     let mut journal = None;
@@ -296,28 +115,19 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     }
     let directory = crate::journal::partial(&place.out);
 
-    let sequences = Sequences::new(&taught, lesson.context, lesson.seed, &lesson.data)?;
-    let validation = match Sequences::new(&measured, lesson.context, lesson.seed, &lesson.data) {
-        Ok(measured) => measured.once(lesson.plan.part),
-        Err(_) => {
-            bar.note("the text is too small to keep a part of it for validation: the loss is of the training only");
-            Vec::new()
-        }
-    };
-    let mut learner = match &adapters {
-        Some(adapters) => Learner::of_adapters(&gpt.model, adapters, lesson.precision, lesson.rule)?,
-        None => Learner::new(&gpt.model, lesson.precision, lesson.rule)?,
-    };
-    if lesson.checkpoint_activations {
-        learner.checkpoint_activations();
+    if let (Some(said), Some(teacher)) = (&said, teacher) {
+        ranks::decided(&*ranks, || said.fill(teacher, lesson, &taught, bar).map(|()| Vec::new()))?;
     }
-    drop(adapters);
-    gpt.model.release();
-    let aim: Box<dyn Aim> = match (teacher, &lesson.guidance) {
-        (Some(teacher), Some(guidance)) => Box::new(Teacher::new(teacher.model.clone(), guidance)?),
-        _ => Box::new(Likelihood),
+    let whom = match (&said, teacher) {
+        (Some(said), _) => Whom::File(said),
+        (None, Some(teacher)) => Whom::Teacher(&teacher.model),
+        (None, None) => Whom::Nobody,
     };
-    let mut course = Course::new(learner, sequences, validation, aim, lesson.plan, Some(&directory));
+    let mut course = course::course(&gpt.model, whom, lesson, [taught, measured], Some(&directory), bar)?;
+    if let Some(share) = lesson.guidance.as_ref().and_then(|g| g.on_policy) {
+        course.policy = Some(Policy { share, seed: lesson.seed, ends: gpt.ends.clone() });
+    }
+    gpt.model.release();
     course.run(bar)?;
 
     let tokens_per_second = course.speed();
@@ -334,7 +144,7 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     if let Some(journal) = journal {
         let result = match lesson.lora {
             Some(_) => Learned::Adapters(course.learner.adapters()),
-            None => Learned::Model(Box::new(course.learner.values().model(&gpt.model)?)),
+            None => Learned::Model(Box::new(course.learner.model(&gpt.model)?)),
         };
         drop(course);
         write(gpt, &result, lesson, &key, &taught.record, place, journal)?;
@@ -365,19 +175,6 @@ fn begin(parameters: u64, key: &str, place: &Place) -> Result<Journal> {
     Journal::open(&place.out, key, place.restart)
 }
 
-/// Predictions to measure on that are held back from one text at most: more would take longer than they tell.
-const HELD_BACK: usize = 1 << 16;
-
-/// Parts documents into those to learn and those to measure on, by their hash.
-fn hold_back(documents: Vec<Document>) -> (Vec<Document>, Vec<Document>) {
-    let mut held = 0;
-    documents.into_iter().partition(|d| {
-        let measure = d.percentile >= 95 && held < HELD_BACK;
-        held += if measure { d.predicted() } else { 0 };
-        !measure
-    })
-}
-
 /// Refuses before any work what cannot be done.
 fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> Result<()> {
     if let Some(teacher) = teacher {
@@ -397,6 +194,11 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
             gpt.path.display()
         )));
     }
+    if lesson.codes.is_some() && lesson.lora.is_some() {
+        return Err(Error::Asked(
+            "--quantize teaches the model's own matrices to be codes, --lora leaves them as they are".into(),
+        ));
+    }
     if Target::of(&place.out) == Target::Gguf && lesson.lora.is_some() {
         return Err(Error::Asked(
             "--out takes a directory here; make a GGUF of it with `planish export MODEL --adapter DIR --to gguf`"
@@ -408,19 +210,13 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
             "--out takes a directory here; make a GGUF of it with `planish export DIR --to gguf --out FILE`".into(),
         ));
     }
-    if lesson.context < 1 || lesson.context > gpt.model.spec.context {
-        return Err(Error::Asked(format!(
-            "--context {} is not from 1 to {}, the model's context",
-            lesson.context, gpt.model.spec.context
-        )));
-    }
     Ok(())
 }
 
 /// Whole documents: training cuts them into pieces itself.
 fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
     if path.extension().is_some_and(|e| e == "u16") {
-        return Ok(data::read_tokens(path, gpt.tokenizer.vocab_size(), lesson.context)?);
+        return Ok(data::read_tokens(path, &gpt.tokenizer)?);
     }
     if path.extension().is_some_and(|e| e == "jsonl") {
         return Ok(train::lines::documents(path, gpt)?);
@@ -442,7 +238,7 @@ fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
 }
 
 /// The hash of everything that decides the result's bytes.
-fn key(models: [Option<&Gpt>; 2], lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
+fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());
@@ -450,20 +246,11 @@ fn key(models: [Option<&Gpt>; 2], lesson: &Lesson, parts: [&[Document]; 2]) -> R
     };
     put(env!("CARGO_PKG_VERSION"));
     put(tensor::kernels::kernels().isa);
-    for gpt in models.into_iter().flatten() {
-        for (name, sum) in manifest::sums(&gpt.files)? {
-            put(&name);
-            put(&sum.blake3);
-        }
-    }
+    put(&course::files(gpt)?);
+    put(teacher);
     let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
     put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);
-    for Document { ids, learned, .. } in parts.into_iter().flatten() {
-        hasher.update(&(ids.len() as u64).to_le_bytes());
-        ids.iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
-        let marks: Vec<u8> = learned.iter().flatten().map(|l| u8::from(*l)).collect();
-        hasher.update(&(marks.len() as u64).to_le_bytes()).update(&marks);
-    }
+    parts.into_iter().for_each(|part| course::put_documents(&mut hasher, part));
     Ok(hasher.finalize().to_hex().to_string())
 }
 

@@ -3,7 +3,7 @@
 //! changed model really computes.
 
 use crate::{
-    Error, Gather, Needs, Plan, Result, Rewrite, Stats,
+    Error, Gather, Needs, Result, Rewrite, Stats,
     data::batches,
     journal::Journal,
     progress::{self, Progress},
@@ -16,21 +16,21 @@ use tensor::{Linear, Storage, Tensor, Weight, ops::Memory};
 /// Tokens of a batch of calibration data.
 const BATCH: usize = 2048;
 
-/// Runs one step over the model. `calibration` may be empty where the method needs no data.
+/// Runs one step of a method over the model. `calibration` may be empty where the method needs no data.
 ///
 /// # Errors
 /// If a weight cannot be treated as asked, or the job was interrupted.
 pub fn walk(
     model: &mut Model,
     step: &Built,
+    method: &dyn Rewrite,
     calibration: &[Vec<u32>],
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let Plan::EachMatrix(method) = &step.plan;
     let mut walker = Walker {
         base: model.clone(),
-        method: method.as_ref(),
+        method,
         choice: &step.choice,
         calibration: if method.needs().data() { calibration } else { &[] },
         journal,

@@ -1,6 +1,9 @@
 //! A course: steps over data with a schedule, validation, checkpoints, and an early end where nothing is gained.
 
-use crate::{Error, Learner, Result, Scaling, Schedule, Sequences, checkpoint, progress, progress::Progress, ranks};
+use crate::{
+    Error, Learner, Result, Scaling, Schedule, Sequences, checkpoint, distil::Policy, progress, progress::Progress,
+    ranks,
+};
 use model::{Aim, Tokens};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -71,6 +74,8 @@ pub struct Course<'a> {
     pub validation: Vec<Tokens>,
     /// What is learned from them.
     pub aim: Box<dyn Aim>,
+    /// Does the learner write a part of the texts itself?
+    pub policy: Option<Policy>,
     /// How.
     pub plan: Plan,
     /// Where checkpoints go; nowhere for short courses.
@@ -90,7 +95,8 @@ impl<'a> Course<'a> {
         plan: Plan,
         directory: Option<&'a Path>,
     ) -> Course<'a> {
-        Course { learner, sequences, validation, aim, plan, directory, record: Record::default(), speeds: Vec::new() }
+        let (policy, record, speeds) = Default::default();
+        Course { learner, sequences, validation, aim, policy, plan, directory, record, speeds }
     }
 
     /// How it went so far.
@@ -149,7 +155,10 @@ impl<'a> Course<'a> {
         let begin = Instant::now();
         let done = self.learner.steps();
         let rate = self.plan.schedule.at(done);
-        let parts = next_parts(&mut self.sequences, &self.plan);
+        let mut parts = next_parts(&mut self.sequences, &self.plan);
+        if let Some(policy) = &self.policy {
+            policy.write(&self.learner, &mut parts)?;
+        }
         self.tell_of_idle(parts.len(), bar);
         let count: u64 = parts.iter().map(|p| p.counted() as u64).sum();
         let from = self.record.predictions;

@@ -51,32 +51,43 @@ pub fn read_text(path: &Path) -> Result<String> {
     if text.trim().is_empty() { Err(bad("is empty; give a text of some thousand words".into())) } else { Ok(text) }
 }
 
-/// Reads a file of tokens, whole numbers of two bytes, lowest first: one stream, cut into pieces of `context`
-/// predictions, each of which begins with what the last one ended with.
+/// Tokens of a document where the stream has no marks between them.
+const UNMARKED: usize = 4096;
+
+/// Reads a file of tokens, whole numbers of two bytes, lowest first: documents, each with the mark that it begins with
+/// (BOS, where the tokenizer adds one) or ends with (EOS). A stream without marks is cut into pieces of 4,096 tokens.
 ///
 /// # Errors
-/// If it cannot be read, is cut off, or holds a token that is not below `vocab`.
-pub fn read_tokens(path: &Path, vocab: usize, context: usize) -> Result<Vec<Document>> {
+/// If it cannot be read, is cut off, or holds a token that is not the tokenizer's.
+pub fn read_tokens(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<Document>> {
     let bytes = std::fs::read(path).map_err(formats::Error::io(path, "read it"))?;
     let bad = |reason: String| Error::Data { path: path.into(), reason };
     if bytes.len() < 4 || !bytes.len().is_multiple_of(2) {
         return Err(bad(format!("has {} bytes, not two for every token; it may be cut off", bytes.len())));
     }
     let ids: Vec<u32> = bytes.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect();
+    let vocab = tokenizer.vocab_size();
     if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
         return Err(bad(format!(
             "token {at} is {}, and the vocabulary has {vocab}; it is of another tokenizer",
             ids[at]
         )));
     }
-    let starts = (0..ids.len() - 1).step_by(context.max(1));
-    let pieces = starts.map(|start| ids[start..ids.len().min(start + context.max(1) + 1)].to_vec());
-    Ok(pieces
-        .map(|ids| {
-            let key: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            Document { percentile: percentile(&key), ids, ..Document::default() }
-        })
-        .collect())
+    let begins = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.contains(bos));
+    let ends = tokenizer.eos().filter(|eos| begins.is_none() && ids.contains(eos));
+    let parts: Vec<&[u32]> = match (begins, ends) {
+        (Some(bos), _) => ids.chunk_by(|_, next| *next != bos).collect(),
+        (None, Some(eos)) => ids.chunk_by(|last, _| *last != eos).collect(),
+        // What a piece ends with the next one begins with.
+        (None, None) => {
+            (0..ids.len() - 1).step_by(UNMARKED).map(|i| &ids[i..ids.len().min(i + UNMARKED + 1)]).collect()
+        }
+    };
+    let document = |ids: &&[u32]| {
+        let key: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Document { percentile: percentile(&key), ids: ids.to_vec(), ..Document::default() }
+    };
+    Ok(parts.iter().filter(|ids| ids.len() > 1).map(document).collect())
 }
 
 /// Cuts a text into documents: between separators, stripped, each cut to the context; a text without
@@ -131,6 +142,17 @@ fn finish(ids: Vec<u32>, key: &[u8], tokenizer: &Tokenizer) -> Result<Option<Doc
     }
     let bytes = tokenizer.decode(&ids[1..], true)?.len();
     Ok(Some(Document { ids, bytes, percentile: percentile(key), learned: None }))
+}
+
+/// One stream of documents, in an order that depends on the seed.
+pub fn joined(documents: &[Document], seed: u64) -> Document {
+    let mut order: Vec<&Document> = documents.iter().collect();
+    order.sort_by_key(|d| blake3::hash(&[&seed.to_le_bytes()[..], bytemuck::cast_slice(&d.ids)].concat()).to_hex());
+    let ids: Vec<u32> = order.iter().flat_map(|d| d.ids.iter().copied()).collect();
+    let marked = documents.iter().any(|d| d.learned.is_some());
+    let marks = |d: &&Document| d.learned.clone().unwrap_or_else(|| vec![true; d.ids.len()]);
+    let learned = marked.then(|| order.iter().flat_map(marks).collect());
+    Document { ids, learned, ..Document::default() }
 }
 
 /// Which hundredth of all documents one belongs to, by its hash.

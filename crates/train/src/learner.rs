@@ -3,6 +3,7 @@
 use crate::{
     Error, Result,
     checkpoint::{self, Piece},
+    codes::Codes,
     optimizer::{Optimizer, Rule},
     ranks::{self, Ranks},
     sums::{self, Do, Sums},
@@ -11,6 +12,7 @@ use model::{Adapter, Adapters, Aim, Asked, Backward, Bucket, Model, Parameters, 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 use tensor::{
+    grid::Grid,
     kernels::Arithmetic,
     ops::{self, KeyValue},
     packed::Form,
@@ -108,6 +110,8 @@ pub struct Learner {
     values: Parameters,
     /// What adapters are multiplied by.
     scales: BTreeMap<Site, f32>,
+    /// Matrices that learn to be codes.
+    codes: Codes,
     optimizer: Optimizer,
     precision: Precision,
     scaling: Scaling,
@@ -125,7 +129,17 @@ impl Learner {
     /// # Errors
     /// If there is no memory for it.
     pub fn new(model: &Model, precision: Precision, rule: Rule) -> Result<Learner> {
-        Learner::of(model, Parameters::of(model), BTreeMap::new(), precision, rule)
+        Learner::of(model, Parameters::of(model), BTreeMap::new(), Codes::default(), precision, rule)
+    }
+
+    /// Takes over a model's values, of which those of `choice` learn to be codes.
+    ///
+    /// # Errors
+    /// If the model has no such matrix, a row does not divide into blocks, or there is no memory for it.
+    pub fn of_codes(model: &Model, choice: &BTreeMap<Site, Grid>, precision: Precision, rule: Rule) -> Result<Learner> {
+        let mut values = Parameters::of(model);
+        let codes = Codes::new(choice, &mut values)?;
+        Learner::of(model, values, BTreeMap::new(), codes, precision, rule)
     }
 
     /// Takes over adapters, which alone learn: the model stays as it is stored.
@@ -134,13 +148,14 @@ impl Learner {
     /// If one does not fit the model, or there is no memory for it.
     pub fn of_adapters(model: &Model, adapters: &Adapters, precision: Precision, rule: Rule) -> Result<Learner> {
         let scales = adapters.iter().map(|(site, adapter)| (*site, adapter.scale)).collect();
-        Learner::of(model, Parameters::of_adapters(adapters), scales, precision, rule)
+        Learner::of(model, Parameters::of_adapters(adapters), scales, Codes::default(), precision, rule)
     }
 
     fn of(
         model: &Model,
         values: Parameters,
         scales: BTreeMap<Site, f32>,
+        codes: Codes,
         precision: Precision,
         rule: Rule,
     ) -> Result<Learner> {
@@ -151,7 +166,7 @@ impl Learner {
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
         let mut learner =
-            Learner { working, back, values, scales, optimizer, precision, scaling, steps: 0, sums, ranks };
+            Learner { working, back, values, scales, codes, optimizer, precision, scaling, steps: 0, sums, ranks };
         learner.refresh()?;
         Ok(learner)
     }
@@ -164,6 +179,7 @@ impl Learner {
     /// Gives the working model the values as they are.
     fn refresh(&mut self) -> Result<()> {
         for (site, values) in &self.values.matrices {
+            let values = self.codes.levels(&self.values, *site).unwrap_or(values);
             self.back.refresh(&mut self.working, *site, values)?;
         }
         for (site, scale) in &self.scales {
@@ -183,6 +199,21 @@ impl Learner {
             Some((*site, Adapter { down: change.down.clone(), up: change.up.clone(), scale: *scale, magnitude }))
         };
         self.scales.iter().filter_map(adapter).collect()
+    }
+
+    /// The model that was learned, its matrices stored as those of `like`, or as the codes that they learned to be.
+    ///
+    /// # Errors
+    /// If a matrix cannot be stored.
+    pub fn model(&self, like: &Model) -> Result<Model> {
+        let mut model = self.values.model(like)?;
+        self.codes.give(&self.values, &mut model)?;
+        Ok(model)
+    }
+
+    /// The model as it is now, packed as it runs.
+    pub(crate) fn working(&self) -> &Model {
+        &self.working
     }
 
     /// Steps taken.
@@ -271,6 +302,7 @@ impl Learner {
         if self.ranks.size() > 1 {
             sums::spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
         }
+        self.codes.gradients(&self.values, &mut gradient);
         let norm = norm(&gradient) / self.scaling.scale;
         let stepped = Stepped { loss: loss / count.max(1) as f64, norm, skipped: false };
         if !norm.is_finite() && stepped.loss.is_finite() && self.scaling.shrink() {

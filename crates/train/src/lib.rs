@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod codes;
 pub mod course;
 pub mod data;
 pub mod distil;

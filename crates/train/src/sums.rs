@@ -255,7 +255,11 @@ mod tests {
 
     fn part(seed: u64) -> Tokens {
         let ids: Vec<u32> = (0..13).map(|i| (model::uniform(seed, i) * 64.0) as u32).collect();
-        Tokens { sequences: vec![ids[..12].to_vec()], targets: ids[1..].iter().map(|id| Some(*id)).collect() }
+        Tokens {
+            sequences: vec![ids[..12].to_vec()],
+            targets: ids[1..].iter().map(|id| Some(*id)).collect(),
+            ..Tokens::default()
+        }
     }
 
     /// Two steps and a validation on each of the ranks.

@@ -28,6 +28,7 @@ fn ten_steps_are_those_of_pytorch() {
         let batch = Tokens {
             sequences: texts.iter().map(|t| t[..t.len() - 1].to_vec()).collect(),
             targets: texts.iter().flat_map(|t| t[1..].iter().map(|id| Some(*id))).collect(),
+            ..Tokens::default()
         };
         let number = |key: &str| training[key].as_f64().unwrap() as f32;
         let beta = numbers(&training["beta"]);
@@ -67,12 +68,17 @@ fn parts_of_a_batch_give_the_gradient_of_the_whole() {
     let text = |seed: u64| -> Vec<u32> { (0..33).map(|i| (model::uniform(seed, i) * 64.0) as u32).collect() };
     let part = |seed: u64| {
         let ids = text(seed);
-        Tokens { sequences: vec![ids[..32].to_vec()], targets: ids[1..].iter().map(|id| Some(*id)).collect() }
+        Tokens {
+            sequences: vec![ids[..32].to_vec()],
+            targets: ids[1..].iter().map(|id| Some(*id)).collect(),
+            ..Tokens::default()
+        }
     };
     let parts: Vec<Tokens> = (0..5).map(part).collect();
     let whole = Tokens {
         sequences: parts.iter().flat_map(|p| p.sequences.clone()).collect(),
         targets: parts.iter().flat_map(|p| p.targets.clone()).collect(),
+        ..Tokens::default()
     };
     let step = |parts: &[Tokens]| {
         let mut learner = Learner::new(&model, Precision::F32, Rule::default()).unwrap();
@@ -92,7 +98,8 @@ fn what_is_not_finite_is_named_and_changes_nothing() {
     let site = model::Site::of(1, model::Role::MlpNorm);
     model.norms.get_mut(&site).unwrap().scale[3] = f32::NAN;
     let mut learner = Learner::new(&model, Precision::F32, Rule::default()).unwrap();
-    let batch = Tokens { sequences: vec![vec![5, 6, 7]], targets: vec![Some(6), Some(7), Some(8)] };
+    let batch =
+        Tokens { sequences: vec![vec![5, 6, 7]], targets: vec![Some(6), Some(7), Some(8)], ..Tokens::default() };
     let error = learner.step(&[batch], &mut Likelihood, 1e-3).unwrap_err().to_string();
     assert!(error.contains("step 1") && error.contains("the loss is not finite"), "{error}");
     assert_eq!(learner.steps(), 0);
@@ -103,7 +110,11 @@ fn eight_bits_and_16_bit_floats_learn_as_well_nearly() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-gqa-tied");
     let model = load::open(&root).unwrap().model;
     let ids: Vec<u32> = (0..65).map(|i| (model::uniform(5, i) * 64.0) as u32).collect();
-    let batch = Tokens { sequences: vec![ids[..64].to_vec()], targets: ids[1..].iter().map(|id| Some(*id)).collect() };
+    let batch = Tokens {
+        sequences: vec![ids[..64].to_vec()],
+        targets: ids[1..].iter().map(|id| Some(*id)).collect(),
+        ..Tokens::default()
+    };
     let run = |precision: Precision, optimizer: OptimizerKind, bits: u8| {
         let rule = Rule { optimizer, bits, beta: optimizer.beta(), ..Rule::default() };
         let mut learner = Learner::new(&model, precision, rule).unwrap();
@@ -126,7 +137,11 @@ fn a_gradient_too_large_for_16_bits_is_skipped_and_the_scale_halved() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-mha");
     let model = load::open(&root).unwrap().model;
     let ids: Vec<u32> = (0..9).map(|i| i * 5).collect();
-    let batch = Tokens { sequences: vec![ids[..8].to_vec()], targets: ids[1..].iter().map(|id| Some(*id)).collect() };
+    let batch = Tokens {
+        sequences: vec![ids[..8].to_vec()],
+        targets: ids[1..].iter().map(|id| Some(*id)).collect(),
+        ..Tokens::default()
+    };
     let mut learner = Learner::new(&model, Precision::Fp16, Rule::default()).unwrap();
     let scale = learner.scaling().scale;
     // A head that is a thousand times as large has gradients that are, too.

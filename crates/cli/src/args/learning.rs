@@ -22,9 +22,19 @@ pub struct Finetune {
 pub struct Distill {
     /// The student, with the teacher's vocabulary; none where --student-layers makes one
     pub student: Option<PathBuf>,
-    /// The model to learn from, as large as memory allows, quantized or not
-    #[arg(long, value_name = "MODEL")]
-    pub teacher: PathBuf,
+    /// The model to learn from, as large as memory allows, quantized or not; none where --teacher-cache is finished
+    #[arg(long, value_name = "MODEL", required_unless_present = "teacher_cache")]
+    pub teacher: Option<PathBuf>,
+    /// Keep what the teacher says of the text in this file, and learn from it: later lessons on the same text and context
+    /// need no teacher any more
+    #[arg(long, value_name = "FILE")]
+    pub teacher_cache: Option<PathBuf>,
+    /// Likeliest tokens of each prediction that --teacher-cache keeps; all others count as one
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub top_k: usize,
+    /// Share of the batches whose texts the student goes on with itself, to learn from what the teacher says of that
+    #[arg(long, value_name = "X")]
+    pub on_policy: Option<f64>,
     /// Blocks of the teacher to begin the student with: 0,2,4
     #[arg(
         long,
@@ -75,6 +85,10 @@ pub struct Lesson {
     /// Longest sequence in tokens (default: the model's context, 1024 at most)
     #[arg(long, value_name = "T")]
     pub context: Option<usize>,
+    /// Join documents into one stream, in a seeded order, and cut it: all sequences are full, and may see the end of one
+    /// document before the next (by default each document is read by itself)
+    #[arg(long)]
+    pub join_documents: bool,
     /// Highest learning rate
     #[arg(long, value_name = "X", default_value_t = 1e-4)]
     pub lr: f64,
@@ -113,6 +127,13 @@ pub struct Lesson {
     /// processor); values and sums are 32-bit floats in any case
     #[arg(long, value_name = "NAME", default_value = "bf16")]
     pub precision: String,
+    /// Teach the matrices to be codes of this storage (quantization-aware training): q4_k, q3_k, q4_0, int3g64 ...; the
+    /// result is quantized
+    #[arg(long, value_name = "STORAGE")]
+    pub quantize: Option<String>,
+    /// Another storage for some sites, of --quantize: 'head=q6_k', 'down=q8_0', 'layers 0,1=keep'; may be repeated
+    #[arg(long = "override", value_name = "SITES=STORAGE")]
+    pub overrides: Vec<String>,
     /// Steps between validations (default: a tenth of all)
     #[arg(long, value_name = "N")]
     pub validate_every: Option<u64>,

@@ -224,7 +224,7 @@ pub struct Run {
 pub struct Quantize {
     #[command(flatten)]
     pub model: Model,
-    /// rtn or gptq; `planish methods` tells more
+    /// rtn, gptq or qat; `planish methods` tells more
     #[arg(long, default_value = "gptq")]
     pub method: String,
     /// Bits of a code on planish's own grid, 2 to 8
@@ -242,6 +242,9 @@ pub struct Quantize {
     /// Another storage for some sites: 'head=q6_k', 'down=q8_0', 'layers 0,1=keep'; may be repeated
     #[arg(long = "override", value_name = "SITES=STORAGE")]
     pub overrides: Vec<String>,
+    /// An option of the method, as in a recipe: 'steps=500', 'lr=2e-4', 'schedule="linear"' of qat; may be repeated
+    #[arg(long = "option", value_name = "NAME=VALUE")]
+    pub options: Vec<String>,
     /// Part of the mean diagonal that gptq adds to it
     #[arg(long, value_name = "X")]
     pub damping: Option<f64>,

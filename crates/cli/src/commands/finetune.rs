@@ -1,12 +1,15 @@
 //! `planish finetune`: a model learns a text.
 
-use super::{open, print_json};
+use super::{open, overrides, print_json};
 use crate::{
     args::{Common, Finetune, Lesson as LessonArgs},
     show::{self as screen, Bar},
 };
 use anyhow::{Context, Result};
-use optimize::teach::{self, Lesson, Place, Settings, Taught, Texts};
+use optimize::{
+    lesson::{Codes, Lesson, Settings, Texts},
+    teach::{self, Place, Taught},
+};
 use serde_json::json;
 use std::path::Path;
 use train::{Curve, OptimizerKind, Precision, course::Record};
@@ -28,7 +31,13 @@ pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
 pub(super) fn lesson(args: &LessonArgs, longest: usize, seed: u64) -> Result<Lesson> {
     let texts =
         Texts { data: args.data.clone(), validation: args.validation.clone(), separator: args.separator.clone() };
-    Ok(settings(args)?.lesson(texts, longest, seed)?)
+    let mut lesson = settings(args)?.lesson(texts, longest, seed)?;
+    let sites = overrides(&args.overrides)?;
+    if args.quantize.is_some() || !sites.is_empty() {
+        let storage = args.quantize.clone().context("--override takes --quantize NAME beside it")?;
+        lesson.codes = Some(Codes { storage, sites });
+    }
+    Ok(lesson)
 }
 
 /// Says how it went.
@@ -46,6 +55,7 @@ fn settings(args: &LessonArgs) -> Result<Settings> {
         batch: args.batch,
         part: args.part,
         context: args.context,
+        join_documents: args.join_documents,
         lr: args.lr,
         schedule: named(&Curve::ALL, &args.schedule, "--schedule")?,
         least: args.least,

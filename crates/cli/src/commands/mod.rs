@@ -21,7 +21,10 @@ use ::optimize::builtin;
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 use tensor::ops::KeyValue;
 
 /// Runs a command; returns the exit code.
@@ -157,4 +160,13 @@ fn bytes(text: &str, name: &str) -> Result<u64> {
         Ok(x) if x > 0.0 && x.is_finite() => Ok((x * unit) as u64),
         _ => bail!("{name} takes a size such as 30%, 400MB or 2GiB, not {text:?}"),
     }
+}
+
+/// Storages of single sites: `head=q6_k`.
+fn overrides(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let each = texts.iter().map(|text| {
+        let (sites, storage) = text.rsplit_once('=').with_context(|| format!("--override {text:?} has no `=`"))?;
+        Ok((sites.trim().into(), storage.trim().into()))
+    });
+    each.collect()
 }

@@ -1,8 +1,8 @@
 //! `planish quantize`: a recipe of one step.
 
-use super::{fraction, job};
+use super::{fraction, job, overrides};
 use crate::args::{Common, Quantize};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use optimize::recipe::{Floor, Recipe};
 use tensor::{Storage, grid::Grid};
 
@@ -23,9 +23,15 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
         max_kl: args.max_kl,
     };
     let step = &mut recipe.steps[0];
-    for text in &args.overrides {
-        let (sites, storage) = text.rsplit_once('=').with_context(|| format!("--override {text:?} has no `=`"))?;
-        step.sites.insert(sites.trim().into(), storage.trim().into());
+    step.sites = overrides(&args.overrides)?;
+    for text in &args.options {
+        let option: toml::Table = toml::from_str(text).map_err(|e| {
+            anyhow!(
+                "--option {text:?} is not `name = value` ({}); texts stand in quotes: 'schedule=\"linear\"'",
+                e.message()
+            )
+        })?;
+        step.options.extend(option);
     }
     if let Some(damping) = args.damping {
         step.options.insert("damping".into(), damping.into());

@@ -1,5 +1,5 @@
-//! Ranks over MPI (crate `mpi`). One thread owns the engine: it carries what others ask it to, takes in what comes while
-//! they compute, and watches whether the other ranks still live.
+//! Ranks over MPI (crate `mpi`). One thread owns the engine: it carries what others ask it to, and takes in what comes
+//! while they compute.
 
 use super::watch::{Neighbour, Watch};
 use ::mpi::{
@@ -12,6 +12,9 @@ use ::mpi::{
 use anyhow::{Context, Result, bail};
 use std::{
     collections::{HashMap, VecDeque},
+    env,
+    os::unix::process::CommandExt,
+    process::Command,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -29,7 +32,6 @@ enum Job {
     Send { to: usize, tag: usize, numbers: Vec<f32> },
     Broadcast { from: usize, numbers: Vec<f32>, done: Sender<Vec<f32>> },
     Gather { own: Vec<u8>, done: Sender<Vec<Vec<u8>>> },
-    Watch(Watch),
     End,
 }
 
@@ -74,12 +76,28 @@ struct Mpi {
 
 static ENGINE: OnceLock<Arc<Mpi>> = OnceLock::new();
 
+/// Open MPI's words, of its fourth and its fifth version, for a rank that never reads in another's memory: where that
+/// other dies meanwhile, the library ends the reader before it can say why.
+const THROUGH_SHARED_MEMORY: [(&str, &str); 2] =
+    [("OMPI_MCA_btl_vader_single_copy_mechanism", "none"), ("OMPI_MCA_smsc", "^cma")];
+
+/// Starts this program again with these words in its environment, where the library reads them, unless they are there.
+fn start_with_words() -> Result<()> {
+    if THROUGH_SHARED_MEMORY.iter().all(|(name, _)| env::var_os(name).is_some()) {
+        return Ok(());
+    }
+    let missing = THROUGH_SHARED_MEMORY.iter().filter(|(name, _)| env::var_os(name).is_none()).copied();
+    let program = env::current_exe().context("this program's file cannot be found")?;
+    Err(Command::new(program).args(env::args_os().skip(1)).envs(missing).exec()).context("cannot start as a rank")
+}
+
 /// Joins the other ranks of `size`; returns how many workers are this one's: ranks that may run on the same cores of the
 /// same machine share them.
 ///
 /// # Errors
 /// If MPI knows of another number of ranks than the launcher, as it does where the launcher is another MPI's.
 pub fn join(size: usize) -> Result<usize> {
+    start_with_words()?;
     let (jobs, asked) = mpsc::channel();
     let (tell, told) = mpsc::channel();
     let arrived = Arc::<Arrived>::default();
@@ -98,7 +116,7 @@ pub fn join(size: usize) -> Result<usize> {
     let engine = Arc::new(Mpi { rank, size, jobs, arrived, thread: Mutex::new(Some(thread)) });
     let all = neighbours(&engine)?;
     let workers = workers(&all, rank);
-    let _ = engine.jobs.send(Job::Watch(Watch::new(rank, all)));
+    Watch::new(rank, all).begin().context("cannot start the thread that watches the other ranks")?;
     ranks::set(engine.clone());
     let _ = ENGINE.set(engine);
     Ok(workers)
@@ -107,6 +125,7 @@ pub fn join(size: usize) -> Result<usize> {
 /// Leaves the other ranks: the process may end.
 pub fn leave() {
     let Some(engine) = ENGINE.get() else { return };
+    super::watch::end();
     let _ = engine.jobs.send(Job::End);
     let thread = engine.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
     // Whatever happened to the thread, there is nothing left to be done.
@@ -179,7 +198,7 @@ fn serve(asked: &Receiver<Job>, arrived: &Arrived, tell: &Sender<(usize, usize)>
     let Some((universe, _)) = initialize_with_threading(Threading::Funneled) else { return arrived.end() };
     let world = universe.world();
     let _ = tell.send((world.rank() as usize, world.size() as usize));
-    Engine { world, arrived, watch: None }.serve(asked);
+    Engine { world, arrived }.serve(asked);
     arrived.end();
     finalize(universe);
 }
@@ -190,7 +209,6 @@ fn finalize(_: Universe) {}
 struct Engine<'a> {
     world: SimpleCommunicator,
     arrived: &'a Arrived,
-    watch: Option<Watch>,
 }
 
 /// Pauses between looks at the engine: short ones while something is going on, longer ones while the cores compute.
@@ -228,7 +246,6 @@ impl Engine<'_> {
             if self.take_in() {
                 pause = Pause(0);
             }
-            self.look();
         }
     }
 
@@ -247,7 +264,6 @@ impl Engine<'_> {
                 let _ = done.send(numbers);
             }
             Job::Gather { own, done } => _ = done.send(self.gather(&own)),
-            Job::Watch(watch) => self.watch = Some(watch),
             Job::End => {}
         }
     }
@@ -290,7 +306,6 @@ impl Engine<'_> {
             if self.take_in() {
                 pause = Pause(0);
             }
-            self.look();
             pause.wait();
         }
     }
@@ -305,11 +320,5 @@ impl Engine<'_> {
             some = true;
         }
         some
-    }
-
-    fn look(&self) {
-        if let Some(watch) = &self.watch {
-            watch.look();
-        }
     }
 }

@@ -1,4 +1,5 @@
 //! Watches the other ranks: where one is killed, the launcher ends them all, and what the user needs to know is said first.
+//! A thread of its own does: the one that speaks with MPI may wait for ever for what a dead rank began to send.
 
 use crate::{exit, show};
 use optimize::progress;
@@ -7,7 +8,7 @@ use std::{
     fs,
     sync::{
         OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -44,6 +45,14 @@ impl Neighbour {
 /// The step of the last checkpoint, and one; 0 where there is none.
 static SAVED: AtomicU64 = AtomicU64::new(0);
 
+/// Do the ranks end in order?
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// From here on a rank that ends is no fault.
+pub fn end() {
+    ENDING.store(true, Ordering::Relaxed);
+}
+
 /// A checkpoint of this step is on disk.
 pub fn saved(step: u64) {
     SAVED.store(step + 1, Ordering::Relaxed);
@@ -62,6 +71,8 @@ pub struct Watch {
 const FIRST: Duration = Duration::from_millis(50);
 /// Those who do not speak stay for as long, so that they are not taken for the cause.
 const STAY: Duration = Duration::from_millis(500);
+/// Between looks.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Watch {
     /// For a rank among all.
@@ -69,9 +80,23 @@ impl Watch {
         Watch { rank, all, told: OnceLock::new() }
     }
 
+    /// Looks again and again from here on.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn begin(self) -> std::io::Result<()> {
+        let look = move || {
+            while !ENDING.load(Ordering::Relaxed) {
+                self.look();
+                thread::sleep(PAUSE);
+            }
+        };
+        thread::Builder::new().name("planish-watch".into()).spawn(look).map(drop)
+    }
+
     /// Ends the process where it was told to end because another rank of this machine died; the first of those that live
     /// says which one.
-    pub fn look(&self) {
+    fn look(&self) {
         if !progress::stopped() || self.told.get_or_init(Instant::now).elapsed() < FIRST {
             return;
         }

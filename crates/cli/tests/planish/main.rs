@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod commands;
+mod distilling;
+mod healing;
 mod learning;
 #[cfg(feature = "mpi")]
 mod ranks;

@@ -1,11 +1,14 @@
 //! Methods: one file each, one line in [`METHODS`].
 //!
-//! No method loops over layers; the walker ([`crate::walk`]) calls it matrix by matrix.
+//! No method loops over layers: the walker ([`crate::walk`]) calls one matrix by matrix, or the model is taught whole
+//! ([`crate::heal`]).
 
+mod distill;
 mod gptq;
+mod qat;
 mod rtn;
 
-use crate::{Error, Needs, Result, Stats};
+use crate::{Error, Needs, Result, Stats, heal::Healing};
 use model::Site;
 use serde::de::DeserializeOwned;
 use tensor::{Storage, Tensor, Weight};
@@ -28,6 +31,33 @@ pub struct Method {
 pub enum Plan {
     /// It rewrites each matrix by itself.
     EachMatrix(Box<dyn Rewrite>),
+    /// It teaches the model.
+    Learned(Box<Healing>),
+}
+
+impl Plan {
+    /// The method, where it rewrites each matrix by itself.
+    ///
+    /// # Errors
+    /// If it teaches the model instead: what a site alone costs cannot be asked of it.
+    pub fn each_matrix(&self) -> Result<&dyn Rewrite> {
+        match self {
+            Plan::EachMatrix(method) => Ok(method.as_ref()),
+            Plan::Learned(_) => Err(Error::Asked(
+                "storages are chosen with a method that treats each matrix by itself; choose them with --method gptq, and \
+                 put the step that teaches before it, or in its place, in the recipe for `planish run`"
+                    .into(),
+            )),
+        }
+    }
+
+    /// What it must know of the inputs of matrices.
+    pub fn needs(&self) -> Needs {
+        match self {
+            Plan::EachMatrix(method) => method.needs(),
+            Plan::Learned(_) => Needs::default(),
+        }
+    }
 }
 
 /// A method that rewrites one matrix.
@@ -43,7 +73,7 @@ pub trait Rewrite: Send + Sync {
 }
 
 /// Every method.
-pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ];
+pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ, &qat::QAT, &distill::DISTILL];
 
 /// The method of that name.
 ///
@@ -52,7 +82,7 @@ pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ];
 pub fn find(name: &str) -> Result<&'static Method> {
     METHODS.iter().copied().find(|m| m.name == name).ok_or_else(|| {
         let names: Vec<_> = METHODS.iter().map(|m| m.name).collect();
-        Error::Recipe(format!("no method is called {name:?}; there are {}", names.join(" and ")))
+        Error::Recipe(format!("no method is called {name:?}; there are {}", names.join(", ")))
     })
 }
 
@@ -104,7 +134,7 @@ mod tests {
         for storage in storages {
             let nearest = error(&x, &w, &Weight::encode(&w, storage, None).unwrap());
             for method in METHODS {
-                let Plan::EachMatrix(m) = (method.build)(toml::Table::new()).unwrap();
+                let Plan::EachMatrix(m) = (method.build)(toml::Table::new()).unwrap() else { continue };
                 let q = m.matrix(site, &w, storage, &stats).unwrap();
                 assert_eq!((q.rows(), q.cols(), q.storage()), (24, 256, storage), "{}", method.name);
                 assert_eq!(q.bytes()[..], m.matrix(site, &w, storage, &stats).unwrap().bytes()[..], "{}", method.name);
@@ -122,6 +152,6 @@ mod tests {
                 (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
             assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
         }
-        assert!(find("gtpq").err().unwrap().to_string().contains("rtn and gptq"));
+        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, gptq"));
     }
 }

@@ -89,6 +89,30 @@ impl Block {
         (code as u8, scale * (code + f32::from(self.base)) + offset)
     }
 
+    /// How the nearest level to `x` changes with `x`, with the scale and with the offset, what is rounded taken as if it
+    /// were not (straight through): a value between the levels moves as it is, one beyond them with the outermost level.
+    #[inline(always)]
+    pub(super) fn slopes(&self, col: usize, x: f32) -> [f32; 3] {
+        let sub = col / usize::from(self.sub_len);
+        let (scale, offset) = (self.scale[sub], self.offset[sub]);
+        if scale == 0.0 {
+            return [0.0, 0.0, 1.0];
+        }
+        let position = (x - offset) / scale;
+        let (low, high) = match self.table {
+            true => (f32::from(IQ4_NL[0]), f32::from(IQ4_NL[15])),
+            false => (f32::from(self.base), f32::from(self.base) + f32::from(self.highest)),
+        };
+        if position < low {
+            return [0.0, low, 1.0];
+        }
+        if position > high {
+            return [0.0, high, 1.0];
+        }
+        let (_, level) = self.round(col, x);
+        [1.0, (level - offset) / scale - position, 0.0]
+    }
+
     /// What a code at column `col` stands for.
     #[inline(always)]
     pub fn value(&self, col: usize, code: u8) -> f32 {

@@ -8,10 +8,12 @@
 
 mod block;
 mod fit;
+mod learned;
 mod pack;
 
 pub use block::Block;
 pub(crate) use block::IQ4_NL;
+pub use learned::Scales;
 pub(crate) use pack::{scales, unpack, widen};
 
 use crate::kernels::kernels;

@@ -58,6 +58,69 @@ pub fn distil(
     });
 }
 
+/// What a teacher says of one prediction: the tokens that it names, and all others together.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    /// Tokens, each once.
+    pub ids: &'a [u32],
+    /// The logarithms of their probabilities at the temperature of both; what is missing to one is that of all others.
+    pub logs: &'a [f32],
+}
+
+/// [`distil`] from a teacher of whom only the likeliest tokens are known: `KL(p || q)` over these and the rest as one. Where
+/// nothing is known of a row, only the likelihood of its target is learned.
+///
+/// # Panics
+/// If a target or a token is no column, which is the caller's fault.
+pub fn distil_listed<'a>(
+    how: Distilling,
+    logits: &mut Tensor,
+    listed: impl Fn(usize) -> Option<Listed<'a>> + Sync,
+    targets: &[Option<u32>],
+    factor: f32,
+    losses: &mut [f32],
+) {
+    let shared = Shared::new(losses);
+    each_row(logits, |t, row| {
+        let Some(target) = targets[t] else { return row.fill(0.0) };
+        SCRATCH.with_borrow_mut(|[_, q, hard]| {
+            let own = row[target as usize];
+            let total = loss::softmax(row, 1.0, hard);
+            // SAFETY: `losses` outlives the section; this task alone writes this row's.
+            let loss = unsafe { shared.slice(t, 1) };
+            loss[0] = total - own;
+            match listed(t) {
+                Some(said) => {
+                    loss::softmax(row, how.temperature, q);
+                    row.copy_from_slice(q);
+                    toward_listed(said, row, q);
+                }
+                None => row.fill(0.0),
+            }
+            let (soft, firm) = (factor * how.share * how.temperature, factor * (1.0 - how.share));
+            row.iter_mut().zip(&*hard).for_each(|(r, h)| *r = soft * *r + firm * h);
+            row[target as usize] -= firm;
+        });
+    });
+}
+
+/// Replaces a student's probabilities (`row`, and the same in `q`) by the gradient of the divergence.
+fn toward_listed(said: Listed<'_>, row: &mut [f32], q: &[f32]) {
+    let mut named = 0f64;
+    for (id, log) in said.ids.iter().zip(said.logs) {
+        row[*id as usize] = 0.0;
+        named += f64::from(*log).exp();
+    }
+    // All others share one difference, each by its part of their probability.
+    let others: f64 = row.iter().map(|v| f64::from(*v)).sum();
+    let rest = (1.0 - named).max(0.0);
+    let each = if others > 0.0 { ((others - rest) / others) as f32 } else { 0.0 };
+    row.iter_mut().for_each(|v| *v *= each);
+    for (id, log) in said.ids.iter().zip(said.logs) {
+        row[*id as usize] = q[*id as usize] - log.exp();
+    }
+}
+
 /// Replaces a student's logits by the gradient of the divergence, times the temperature.
 fn toward(how: Distilling, student: &mut [f32], teacher: &[f32], [p, q]: [&[f32]; 2], totals: [f32; 2]) {
     if how.likeness == Likeness::Forward {
@@ -101,6 +164,49 @@ mod tests {
         };
         let share = f64::from(how.share);
         share * t * t * apart - (1.0 - share) * softmax(student, 1.0)[target].ln()
+    }
+
+    #[test]
+    fn what_is_not_listed_counts_as_one() {
+        let row = |a: f32| -> Vec<f32> { (0..40).map(|i| (i as f32 * a).sin() * 3.0).collect() };
+        let (teacher, student) = (row(0.7), row(0.5));
+        for (temperature, share, top) in [(1.0, 1.0, 5), (2.0, 0.7, 12), (1.0, 1.0, 40)] {
+            let softmax = |x: &[f32]| {
+                let e: Vec<f64> = x.iter().map(|v| f64::from(*v / temperature).exp()).collect();
+                let sum: f64 = e.iter().sum();
+                e.iter().map(|v| v / sum).collect::<Vec<_>>()
+            };
+            let p = softmax(&teacher);
+            let mut ids: Vec<u32> = (0..40).collect();
+            ids.sort_by(|a, b| p[*b as usize].total_cmp(&p[*a as usize]));
+            ids.truncate(top);
+            let logs: Vec<f32> = ids.iter().map(|id| p[*id as usize].ln() as f32).collect();
+            let defined = |x: &[f32]| {
+                let q = softmax(x);
+                let named: f64 = ids.iter().map(|id| p[*id as usize] * (p[*id as usize] / q[*id as usize]).ln()).sum();
+                let left = |p: &[f64]| 1.0 - ids.iter().map(|id| p[*id as usize]).sum::<f64>();
+                let rest = if top < 40 { left(&p) * (left(&p) / left(&q)).ln() } else { 0.0 };
+                let e: f64 = x.iter().map(|v| f64::from(*v).exp()).sum();
+                let t = f64::from(temperature);
+                f64::from(share) * t * t * (named + rest) - (1.0 - f64::from(share)) * (f64::from(x[5]).exp() / e).ln()
+            };
+            let how = Distilling { likeness: Likeness::Forward, temperature, share };
+            let mut got = Tensor::from_vec(2, 40, [student.clone(), student.clone()].concat());
+            let mut losses = [0.0; 2];
+            let listed = |row| (row == 0).then_some(Listed { ids: &ids, logs: &logs });
+            distil_listed(how, &mut got, listed, &[Some(5), Some(5)], 0.25, &mut losses);
+            for i in 0..40 {
+                let at = |h: f32| {
+                    let mut moved = student.clone();
+                    moved[i] += h;
+                    defined(&moved)
+                };
+                let want = 0.25 * (at(1e-2) - at(-1e-2)) / 2e-2;
+                let error = (f64::from(got.row(0)[i]) - want).abs();
+                assert!(error < 2e-4 * (1.0 + want.abs()), "top {top}, {i}: {} {want}", got.row(0)[i]);
+            }
+            assert!(losses[0] == losses[1] && (share < 1.0 || got.row(1).iter().all(|v| *v == 0.0)));
+        }
     }
 
     #[test]

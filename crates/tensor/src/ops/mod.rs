@@ -24,7 +24,7 @@ pub use activation::{Activation, add_to, gate_to, scale, soft_cap};
 pub use adafactor::{Adafactor, adafactor, adafactor_vector};
 pub use attention::{AttentionShape, attention};
 pub use attention_gradient::{Asked, Attended, attention_gradient};
-pub use distil::{Distilling, Likeness, distil};
+pub use distil::{Distilling, Likeness, Listed, distil, distil_listed};
 pub use eight_bit::{EightBit, adamw_eight_bit, lion_eight_bit};
 pub use gradient::{
     Normed, activation_gradient, column_sums, gate_gradient, norm_gradient, rope_gradient, soft_cap_gradient,

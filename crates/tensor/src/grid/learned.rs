@@ -1,0 +1,272 @@
+//! Scales that learn: what a matrix is on a grid whose sub-blocks have given scales and offsets, and how it changes with
+//! them (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576).
+
+use super::{Block, Grid, LONGEST, block::SUBS};
+use crate::{Bytes, Storage, Tensor, Weight, WeightError};
+use half::f16;
+use rayon::prelude::*;
+
+/// A scale and an offset for every sub-block of a matrix, row by row. A grid without minima takes no notice of offsets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scales {
+    /// May be negative where the grid's may.
+    pub scale: Vec<f32>,
+    /// The value of code 0, less that of `base` steps.
+    pub offset: Vec<f32>,
+}
+
+/// One row on its way to a grid.
+struct Row<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    offset: &'a [f32],
+}
+
+impl Grid {
+    /// Values that share a scale.
+    pub fn sub_len(self) -> usize {
+        Block::empty(self).sub_len.into()
+    }
+
+    /// Has a sub-block an offset of its own?
+    pub fn has_offsets(self) -> bool {
+        matches!(self, Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 | Grid::Q2K | Grid::Q4K | Grid::Q5K)
+    }
+
+    /// Sub-blocks of a row, those of a short last group included.
+    fn subs(self, cols: usize) -> usize {
+        cols.div_ceil(self.block_len()) * (self.block_len() / self.sub_len())
+    }
+
+    /// The scales that fit a matrix best.
+    pub fn fit_scales(self, x: &Tensor) -> Scales {
+        let subs = self.subs(x.cols());
+        let mut scales = Scales { scale: vec![0.0; x.rows() * subs], offset: vec![0.0; x.rows() * subs] };
+        let rows = scales.scale.par_chunks_mut(subs.max(1)).zip(scales.offset.par_chunks_mut(subs.max(1)));
+        rows.enumerate().for_each(|(r, (scale, offset))| {
+            let own = self.block_len() / self.sub_len();
+            let places = scale.chunks_mut(own).zip(offset.chunks_mut(own));
+            for (x, (scale, offset)) in x.row(r).chunks(self.block_len()).zip(places) {
+                let block = self.fit(x, None);
+                scale.copy_from_slice(&block.scale[..own]);
+                offset.copy_from_slice(&block.offset[..own]);
+            }
+        });
+        scales
+    }
+
+    /// The block whose sub-blocks have these scales and offsets, as nearly as its bytes can say so.
+    fn block_with(self, scale: &[f32], offset: &[f32]) -> Block {
+        let bits = |v: f32| f16::from_f32(if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 }).to_bits();
+        let value = |bits: u16| f16::from_bits(bits).to_f32();
+        let mut block = Block::empty(self);
+        // In whole multiples of what the block has.
+        let multiple = |v: f32, unit: f32, least: f32, most: f32| match unit == 0.0 {
+            true => 0.0,
+            false => (v / unit).round_ties_even().clamp(least, most),
+        };
+        match self {
+            Grid::Q2K | Grid::Q4K | Grid::Q5K => {
+                let most = if self == Grid::Q2K { 15.0 } else { 63.0 };
+                block.d = bits(scale.iter().fold(0f32, |m, s| m.max(*s)) / most);
+                block.m = bits(offset.iter().fold(0f32, |m, o| m.max(-*o)) / most);
+                for s in 0..scale.len() {
+                    block.steps[s] = multiple(scale[s], value(block.d), 0.0, most) as i8;
+                    block.mins[s] = multiple(-offset[s], value(block.m), 0.0, most) as u8;
+                }
+            }
+            Grid::Q3K | Grid::Q6K => {
+                let (least, most) = if self == Grid::Q3K { (-32.0, 31.0) } else { (-128.0, 127.0) };
+                let extreme = scale.iter().fold(0f32, |m, s| if s.abs() > m.abs() { *s } else { m });
+                block.d = bits(extreme / least);
+                for (step, scale) in block.steps.iter_mut().zip(scale) {
+                    *step = multiple(*scale, value(block.d), least, most) as i8;
+                }
+            }
+            _ => {
+                block.d = bits(scale[0]);
+                block.m = if self.has_offsets() { bits(offset[0]) } else { 0 };
+            }
+        }
+        block.derive(self);
+        block
+    }
+
+    /// What a row of a matrix and its scales make, block by block: where the block begins, and the block.
+    fn each_block(self, row: &Row<'_>, mut each: impl FnMut(usize, Block)) {
+        let own = self.block_len() / self.sub_len();
+        let places = row.scale.chunks(own).zip(row.offset.chunks(own));
+        for (i, (scale, offset)) in places.enumerate() {
+            each(i * self.block_len(), self.block_with(scale, offset));
+        }
+    }
+
+    /// The nearest levels to a matrix on a grid with these scales, in `out`, which has its shape.
+    ///
+    /// # Panics
+    /// If there are not as many scales as [`Grid::fit_scales`] makes, which is the caller's fault.
+    pub fn levels(self, x: &Tensor, scales: &Scales, out: &mut Tensor) {
+        let cols = x.cols();
+        self.check(x, scales);
+        out.as_mut_slice().par_chunks_mut(cols.max(1)).enumerate().for_each(|(r, out)| {
+            let row = self.row(x, scales, r);
+            self.each_block(&row, |from, block| {
+                let to = cols.min(from + self.block_len());
+                for (i, (out, x)) in out[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
+                    *out = block.round(i, *x).1;
+                }
+            });
+        });
+    }
+
+    /// From the gradient of [`Grid::levels`] (`dy`) that of the matrix, in its place, and that of the scales: what is
+    /// rounded passes as if it were not, and what lies beyond the levels does not move.
+    ///
+    /// # Panics
+    /// As [`Grid::levels`].
+    pub fn levels_gradient(self, x: &Tensor, scales: &Scales, dy: &mut Tensor, into: &mut Scales) {
+        let (cols, subs) = (x.cols(), self.subs(x.cols()));
+        self.check(x, scales);
+        self.check(x, into);
+        let gradients = into.scale.par_chunks_mut(subs.max(1)).zip(into.offset.par_chunks_mut(subs.max(1)));
+        let rows = dy.as_mut_slice().par_chunks_mut(cols.max(1)).zip(gradients);
+        rows.enumerate().for_each(|(r, (dy, (dscale, doffset)))| {
+            let row = self.row(x, scales, r);
+            let own = self.block_len() / self.sub_len();
+            self.each_block(&row, |from, block| {
+                let to = cols.min(from + self.block_len());
+                let mut sums = [[0f32; 2]; SUBS];
+                for (i, (dy, x)) in dy[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
+                    let sub = i / self.sub_len();
+                    let [own, of_scale, of_offset] = block.slopes(i, *x);
+                    sums[sub][0] += *dy * of_scale;
+                    sums[sub][1] += *dy * of_offset;
+                    *dy *= own;
+                }
+                let first = from / self.sub_len();
+                for (sub, [scale, offset]) in sums.iter().take(own).enumerate() {
+                    dscale[first + sub] = *scale;
+                    doffset[first + sub] = if self.has_offsets() { *offset } else { 0.0 };
+                }
+            });
+        });
+    }
+
+    /// The matrix that [`Grid::levels`] makes, as codes.
+    ///
+    /// # Errors
+    /// If rows do not divide into blocks.
+    ///
+    /// # Panics
+    /// As [`Grid::levels`].
+    pub fn encode_levels(self, x: &Tensor, scales: &Scales) -> Result<Weight, WeightError> {
+        let (rows, cols) = (x.rows(), x.cols());
+        if !self.fits(cols) {
+            return Err(WeightError::Row { cols, storage: Storage::Grid(self), block: self.block_len() });
+        }
+        self.check(x, scales);
+        let width = self.row_bytes(cols);
+        let mut bytes = vec![0u8; rows * width];
+        bytes.par_chunks_mut(width.max(1)).enumerate().for_each(|(r, out)| {
+            let row = self.row(x, scales, r);
+            let mut codes = [0u8; LONGEST];
+            self.each_block(&row, |from, block| {
+                let to = cols.min(from + self.block_len());
+                for (i, (code, x)) in codes.iter_mut().zip(&row.x[from..to]).enumerate() {
+                    *code = block.round(i, *x).0;
+                }
+                let place = from / self.block_len() * self.block_bytes();
+                self.encode(&block, &codes[..to - from], &mut out[place..place + self.block_bytes()]);
+            });
+        });
+        Weight::new(Storage::Grid(self), rows, cols, Bytes::from_vec(bytes))
+    }
+
+    fn check(self, x: &Tensor, scales: &Scales) {
+        let want = x.rows() * self.subs(x.cols());
+        assert_eq!([scales.scale.len(), scales.offset.len()], [want; 2], "scales of a matrix");
+    }
+
+    fn row<'a>(self, x: &'a Tensor, scales: &'a Scales, r: usize) -> Row<'a> {
+        let subs = self.subs(x.cols());
+        let own = r * subs..(r + 1) * subs;
+        Row { x: x.row(r), scale: &scales.scale[own.clone()], offset: &scales.offset[own] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{all, noise},
+        *,
+    };
+
+    fn matrix(grid: Grid) -> Tensor {
+        let cols = 2 * grid.block_len();
+        Tensor::from_vec(3, cols, noise(3 * cols, 11))
+    }
+
+    #[test]
+    fn codes_are_what_was_learned_and_fitted_scales_lose_no_more_than_rounding() {
+        for grid in all() {
+            let x = matrix(grid);
+            let scales = grid.fit_scales(&x);
+            let mut levels = x.clone();
+            grid.levels(&x, &scales, &mut levels);
+            let codes = grid.encode_levels(&x, &scales).unwrap();
+            assert_eq!(codes.to_tensor().as_slice(), levels.as_slice(), "{}", grid.name());
+            let error =
+                |y: &Tensor| -> f32 { x.as_slice().iter().zip(y.as_slice()).map(|(a, b)| (a - b) * (a - b)).sum() };
+            let rounded = Weight::encode(&x, Storage::Grid(grid), None).unwrap().to_tensor();
+            let ratio = error(&levels) / error(&rounded).max(1e-12);
+            assert!(ratio < 1.15, "{}: {ratio} of rounding's error", grid.name());
+        }
+    }
+
+    #[test]
+    fn odd_scales_do_no_harm() {
+        for grid in all() {
+            let x = matrix(grid);
+            let fitted = grid.fit_scales(&x);
+            for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0, 0.0, 1e-30] {
+                let scales = Scales { scale: vec![odd; fitted.scale.len()], offset: vec![odd; fitted.offset.len()] };
+                let mut levels = x.clone();
+                grid.levels(&x, &scales, &mut levels);
+                assert!(levels.is_finite(), "{} with scales of {odd}", grid.name());
+            }
+        }
+    }
+
+    /// The straight-through rule has no derivative to compare with, but that of scales and offsets is one where no value
+    /// changes its code.
+    #[test]
+    fn gradients_of_scales_are_slopes_of_the_levels() {
+        let plain = [Grid::Q4_0, Grid::Q8_0, Grid::Q4_1, Grid::Iq4Nl, Grid::int(3, 64, true).unwrap()];
+        for grid in plain {
+            let x = matrix(grid);
+            let scales = grid.fit_scales(&x);
+            let weights = Tensor::from_vec(x.rows(), x.cols(), noise(x.as_slice().len(), 5));
+            let mut dy = weights.clone();
+            let mut got = scales.clone();
+            grid.levels_gradient(&x, &scales, &mut dy, &mut got);
+            for sub in [0, scales.scale.len() - 1] {
+                let block = grid.block_with(&scales.scale[sub..=sub], &scales.offset[sub..=sub]);
+                let places = sub * grid.sub_len()..(sub + 1) * grid.sub_len();
+                let (mut of_scale, mut of_offset) = (0f32, 0f32);
+                for (i, at) in places.enumerate() {
+                    let (x, weight) = (x.as_slice()[at], weights.as_slice()[at]);
+                    let (code, level) = block.round(i, x);
+                    let inside = dy.as_slice()[at] != 0.0;
+                    let (s, o) = (block.scale[0], block.offset[0]);
+                    let steps = (level - o) / s;
+                    of_scale += weight * if inside { steps - (x - o) / s } else { steps };
+                    of_offset += if inside { 0.0 } else { weight };
+                    assert!(inside || code == 0 || code == block.highest(), "{}", grid.name());
+                }
+                assert!((got.scale[sub] - of_scale).abs() < 1e-3 * of_scale.abs().max(1.0), "{}", grid.name());
+                let want = if grid.has_offsets() { of_offset } else { 0.0 };
+                assert!((got.offset[sub] - want).abs() < 1e-4 * want.abs().max(1.0), "{}", grid.name());
+            }
+        }
+    }
+}

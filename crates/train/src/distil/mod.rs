@@ -1,0 +1,100 @@
+//! A student learns what a teacher would say (arXiv 1503.02531): one that is there, or what one said before.
+
+mod cached;
+mod policy;
+mod teacher;
+
+pub use cached::{About, Cached};
+pub use policy::Policy;
+pub use teacher::Teacher;
+
+use serde::{Deserialize, Serialize};
+use tensor::ops::{Distilling, Likeness};
+
+/// Which divergence of the student from the teacher is made small.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Divergence {
+    /// `KL(teacher || student)`.
+    #[default]
+    Forward,
+    /// `KL(student || teacher)`.
+    Reverse,
+    /// The Jensen-Shannon divergence.
+    JensenShannon,
+}
+
+impl Divergence {
+    /// All, with their names.
+    pub const ALL: [(&str, Divergence); 3] = [
+        ("forward", Divergence::Forward),
+        ("reverse", Divergence::Reverse),
+        ("jensen-shannon", Divergence::JensenShannon),
+    ];
+
+    fn likeness(self) -> Likeness {
+        match self {
+            Divergence::Forward => Likeness::Forward,
+            Divergence::Reverse => Likeness::Reverse,
+            Divergence::JensenShannon => Likeness::Between,
+        }
+    }
+}
+
+/// How a student learns from its teacher.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Guidance {
+    /// Which divergence.
+    pub divergence: Divergence,
+    /// Both distributions are flattened by it.
+    pub temperature: f32,
+    /// Share of the divergence in the loss; the rest is the likelihood of the text.
+    pub share: f32,
+    /// Blocks of the teacher that the student began as, where it was made from them.
+    pub layers: Option<Vec<u16>>,
+    /// The likeliest tokens of each prediction that are learned from, where the teacher's are kept in a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// Share of the batches whose texts the student goes on with itself (arXiv 2306.13649).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_policy: Option<f64>,
+}
+
+impl Guidance {
+    /// # Errors
+    /// If a number cannot be.
+    pub fn check(&self) -> crate::Result<()> {
+        let refuse = |said: String| Err(crate::Error::Asked(said));
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return refuse(format!(
+                "--temperature (`temperature` of a recipe) takes a number above 0, not {}",
+                self.temperature
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.share) {
+            return refuse(format!("--share (`share` of a recipe) takes a number from 0 to 1, not {}", self.share));
+        }
+        if let Some(share) = self.on_policy.filter(|share| !(0.0..=1.0).contains(share)) {
+            return refuse(format!("--on-policy takes a number from 0 to 1, not {share}"));
+        }
+        if self.top_k == Some(0) {
+            return refuse("--top-k takes a number from 1 on".into());
+        }
+        if self.top_k.is_some() && self.on_policy.is_some() {
+            return refuse(
+                "--on-policy needs a teacher that answers what the student says; --teacher-cache holds none".into(),
+            );
+        }
+        if self.top_k.is_some() && self.divergence != Divergence::Forward {
+            return refuse(
+                "--teacher-cache holds the teacher's likeliest tokens, which --divergence forward learns from".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// The same for the operation.
+    fn how(&self) -> Distilling {
+        Distilling { likeness: self.divergence.likeness(), temperature: self.temperature, share: self.share }
+    }
+}
