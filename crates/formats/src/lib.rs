@@ -9,6 +9,7 @@ mod dtype;
 mod error;
 pub mod gguf;
 pub mod json;
+pub mod parquet;
 pub mod safetensors;
 pub mod tokenizer;
 

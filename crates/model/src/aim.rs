@@ -1,6 +1,6 @@
 //! What is learned: tokens, and what is asked of the logits after each of them.
 
-use crate::Result;
+use crate::{Parameters, Result};
 use std::ops::Range;
 use tensor::{Tensor, ops};
 
@@ -43,6 +43,18 @@ pub trait Aim {
         factor: f32,
         losses: &mut [f32],
     ) -> Result<()>;
+
+    /// Takes the values that learn as they are now: it may learn some beside the model.
+    fn take(&mut self, _: &Parameters) {}
+
+    /// Does it look at what a block returns?
+    fn looks_at(&self, _layer: u16) -> bool {
+        false
+    }
+
+    /// Adds the gradient of `factor` times what it makes of a block's output, `[tokens, dim]`, to `gradient`, and that of
+    /// what it learns beside the model to `into`.
+    fn output(&mut self, _layer: u16, _output: &Tensor, _gradient: &mut Tensor, _factor: f32, _into: &mut Parameters) {}
 }
 
 /// To make the targets likely.

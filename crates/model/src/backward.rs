@@ -209,9 +209,19 @@ impl Backward {
         tell: Tell<'_>,
     ) -> Result<f64> {
         self.forth(model, flow, batch)?;
-        let loss = self.head(model, flow, &batch.targets, asked, into)?;
+        let Asked { aim, factor } = asked;
+        let loss = self.head(model, flow, &batch.targets, Asked { aim: &mut *aim, factor }, into)?;
         tell(Bucket::Head, into);
         for layer in (0..model.spec.layers()).rev() {
+            if aim.looks_at(layer) {
+                let next = usize::from(layer) + 1;
+                // What a block returns the next one begins with.
+                let output = match self.entries.get(next).or_else(|| self.kept.get(next).map(|kept| &kept.entry)) {
+                    Some(entry) => entry,
+                    None => flow.residual(),
+                };
+                aim.output(layer, output, self.dx.values_mut(), factor, into);
+            }
             self.block(model, layer, flow, into)?;
             tell(Bucket::Block(layer), into);
         }

@@ -41,6 +41,8 @@ pub struct Parameters {
     pub downs: BTreeMap<Site, Tensor>,
     /// `B` of adapters, `[outputs, rank]`.
     pub ups: BTreeMap<Site, Tensor>,
+    /// What a block's output is multiplied by, to be compared with a teacher's, `[teacher's width, width]`.
+    pub projections: BTreeMap<Site, Tensor>,
     /// `[outputs]`.
     pub biases: BTreeMap<Site, Vec<f32>>,
     /// `[width]`.
@@ -96,6 +98,7 @@ impl Parameters {
             matrices: tensors(&self.matrices),
             downs: tensors(&self.downs),
             ups: tensors(&self.ups),
+            projections: tensors(&self.projections),
             biases: zeros(&self.biases),
             scales: zeros(&self.scales),
             shifts: zeros(&self.shifts),
@@ -107,9 +110,10 @@ impl Parameters {
 
     /// All numbers, parameter by parameter in a fixed order: [`Parameters::tables`] first.
     pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
-        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes, factors, drifts } = self;
+        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, magnitudes, factors, drifts } =
+            self;
         let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values);
-        [matrices, downs, ups]
+        [matrices, downs, ups, projections]
             .into_iter()
             .flat_map(BTreeMap::values)
             .map(Tensor::as_slice)
@@ -118,16 +122,22 @@ impl Parameters {
 
     /// The same to be written.
     pub fn slices_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let Parameters { matrices, downs, ups, biases, scales, shifts, magnitudes, factors, drifts } = self;
+        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, magnitudes, factors, drifts } =
+            self;
         let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values_mut);
-        let tables = [matrices, downs, ups].into_iter().flat_map(BTreeMap::values_mut);
+        let tables = [matrices, downs, ups, projections].into_iter().flat_map(BTreeMap::values_mut);
         tables.map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
     }
 
-    /// Which parameter each slice is, in the same order: its site, and `weight`, `lora_a`, `lora_b`, `bias`, `scale`,
+    /// Which parameter each slice is, in the same order: its site, and `weight`, `lora_a`, `lora_b`, `projection`, `bias`, `scale`,
     /// `shift`, `magnitude`, `factor` or `drift`.
     pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
-        let tables = [(&self.matrices, "weight"), (&self.downs, "lora_a"), (&self.ups, "lora_b")];
+        let tables = [
+            (&self.matrices, "weight"),
+            (&self.downs, "lora_a"),
+            (&self.ups, "lora_b"),
+            (&self.projections, "projection"),
+        ];
         let vectors = [
             (&self.biases, "bias"),
             (&self.scales, "scale"),
@@ -142,18 +152,18 @@ impl Parameters {
 
     /// How many of the slices are tables of numbers, which a weight decay takes part of; the others are vectors.
     pub fn tables(&self) -> usize {
-        self.matrices.len() + self.downs.len() + self.ups.len()
+        self.matrices.len() + self.downs.len() + self.ups.len() + self.projections.len()
     }
 
     /// The tables, in the order of [`Parameters::slices`].
     pub fn each_table(&self) -> impl Iterator<Item = &Tensor> {
-        [&self.matrices, &self.downs, &self.ups].into_iter().flat_map(BTreeMap::values)
+        [&self.matrices, &self.downs, &self.ups, &self.projections].into_iter().flat_map(BTreeMap::values)
     }
 
     /// The same to be written.
     pub fn each_table_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        let Parameters { matrices, downs, ups, .. } = self;
-        [matrices, downs, ups].into_iter().flat_map(BTreeMap::values_mut)
+        let Parameters { matrices, downs, ups, projections, .. } = self;
+        [matrices, downs, ups, projections].into_iter().flat_map(BTreeMap::values_mut)
     }
 
     /// The numbers of a bucket, in the order of [`Parameters::slices`].

@@ -1,10 +1,13 @@
 //! Every gradient against finite differences of the exact loss, on every family and every switch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{Backward, Likelihood, Model, Parameters, Tokens, load, uniform};
-use std::path::{Path, PathBuf};
+use model::{Aim, Backward, Likelihood, Model, Parameters, Tokens, load, uniform};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 use tensor::{
-    Linear, Weight,
+    Linear, Tensor, Weight,
     ops::{self, Activation},
     packed::Form,
     threads,
@@ -134,5 +137,72 @@ fn brain_floats_change_gradients_little_and_threads_not_at_all() {
         let both = |a: &Parameters, b: &Parameters| a.slices().zip(b.slices()).map(|(a, b)| dot(a, b)).sum::<f64>();
         let cosine = both(&exact, &brain) / (both(&exact, &exact) * both(&brain, &brain)).sqrt();
         assert!(cosine > 0.999, "{name}: cosine {cosine}");
+    }
+}
+
+/// Weighs what every block returns, and asks nothing of the logits.
+struct Looks {
+    seen: f64,
+}
+
+impl Aim for Looks {
+    fn begin(&mut self, _: &Tokens) -> model::Result<()> {
+        self.seen = 0.0;
+        Ok(())
+    }
+
+    fn rows(
+        &mut self,
+        _: Range<usize>,
+        logits: &mut Tensor,
+        _: &[Option<u32>],
+        _: f32,
+        losses: &mut [f32],
+    ) -> model::Result<()> {
+        logits.as_mut_slice().fill(0.0);
+        losses.fill(0.0);
+        Ok(())
+    }
+
+    fn looks_at(&self, _: u16) -> bool {
+        true
+    }
+
+    fn output(&mut self, layer: u16, output: &Tensor, gradient: &mut Tensor, factor: f32, _: &mut Parameters) {
+        for (i, (o, g)) in output.as_slice().iter().zip(gradient.as_mut_slice()).enumerate() {
+            let weight = uniform(70 + u64::from(layer), i as u64) - 0.5;
+            self.seen += weight * f64::from(*o);
+            *g += factor * weight as f32;
+        }
+    }
+}
+
+#[test]
+fn what_is_learned_from_outputs_of_blocks_reaches_all_that_made_them() {
+    for name in ["llama-gqa-tied", "gpt2", "gemma3", "neox"] {
+        let dir = directories().into_iter().find(|d| d.ends_with(name)).unwrap();
+        let model = load::open(&dir).unwrap().model;
+        let (values, batch) = (Parameters::of(&model), batch(&model));
+        let run = |values: &Parameters, again: bool| {
+            let (working, mut back) = packed(&model, values, Form::F32);
+            if again {
+                back.checkpoint_activations();
+            }
+            let (mut aim, mut gradient) = (Looks { seen: 0.0 }, values.zeros());
+            back.run(&working, &batch, &mut aim, 1.0, &mut gradient).unwrap();
+            (aim.seen, gradient)
+        };
+        let (_, gradient) = run(&values, false);
+        assert!(run(&values, true).1 == gradient, "{name}: blocks that run again differ");
+        let length = gradient.slices().map(|g| dot(g, g)).sum::<f64>().sqrt();
+        let at = |h: f64| {
+            let mut moved = values.clone();
+            for (values, own) in moved.slices_mut().zip(gradient.slices()) {
+                values.iter_mut().zip(own).for_each(|(v, g)| *v += (h * f64::from(*g) / length) as f32);
+            }
+            run(&moved, false).0
+        };
+        let numeric = (8.0 * (at(5e-3) - at(-5e-3)) - (at(1e-2) - at(-1e-2))) / 6e-2;
+        assert!((numeric / length - 1.0).abs() < 1e-2, "{name}: by differences {numeric}, by the gradient {length}");
     }
 }

@@ -1,18 +1,19 @@
 //! From a lesson to a course: texts become sequences, and a teacher what is learned from them.
 
 use crate::{Result, data::Document, lesson::Lesson, manifest, progress::Progress};
-use model::{Aim, Gpt, Likelihood, Model};
+use model::{Aim, Gpt, Likelihood, Model, Tokens};
 use std::path::Path;
 use train::{
     Learner, Sequences,
     course::Course,
-    distil::{About, Cached, Guidance, Teacher},
+    distil::{self, About, Cached, Guidance, Teacher, Translated},
 };
 
 /// What a teacher said of the text, in a file.
 pub(crate) struct Said<'a> {
     path: &'a Path,
     pub about: About,
+    teacher: Option<&'a Gpt>,
 }
 
 impl<'a> Said<'a> {
@@ -21,7 +22,7 @@ impl<'a> Said<'a> {
     pub fn of(
         path: &'a Path,
         gpt: &Gpt,
-        teacher: Option<&Gpt>,
+        teacher: Option<&'a Gpt>,
         lesson: &Lesson,
         taught: &[Document],
     ) -> Result<Said<'a>> {
@@ -29,30 +30,20 @@ impl<'a> Said<'a> {
         let mut text = blake3::Hasher::new();
         text.update(&(lesson.context as u64).to_le_bytes());
         put_documents(&mut text, taught);
-        let teacher = match teacher {
+        let hash = match teacher {
             Some(teacher) => files(teacher)?,
             None => About::of(path)?.0.teacher,
         };
         let vocab = gpt.model.spec.vocab;
         let about = About {
-            teacher,
+            teacher: hash,
             text: text.finalize().to_hex().to_string(),
             predictions: taught.iter().map(Document::predicted).sum(),
             vocab,
             top_k: guidance.top_k.unwrap_or(vocab).min(vocab),
             temperature: guidance.temperature,
         };
-        Ok(Said { path, about })
-    }
-
-    /// Lets the teacher read the text, unless it has.
-    ///
-    /// # Errors
-    /// If the file is of something else, or cannot be written.
-    pub fn fill(&self, teacher: &Gpt, lesson: &Lesson, taught: &[Document], bar: &dyn Progress) -> Result<()> {
-        let sequences = Sequences::new(taught.to_vec(), lesson.context, lesson.seed, &lesson.data)?;
-        let mut model = Teacher::new(teacher.model.clone(), &Guidance::default())?;
-        Ok(Cached::fill(self.path, &self.about, &mut model, &sequences, lesson.plan.part, bar)?)
+        Ok(Said { path, about, teacher })
     }
 }
 
@@ -61,7 +52,23 @@ impl<'a> Said<'a> {
 pub(crate) enum Whom<'a> {
     Nobody,
     Teacher(&'a Model),
+    /// Student and teacher, whose vocabularies differ.
+    Other([&'a Gpt; 2]),
     File(&'a Said<'a>),
+}
+
+impl<'a> Whom<'a> {
+    /// A teacher beside a student.
+    pub fn beside(student: &'a Gpt, teacher: &'a Gpt) -> Whom<'a> {
+        let same = student.model.spec.vocab == teacher.model.spec.vocab && same_tokens(student, teacher);
+        if same { Whom::Teacher(&teacher.model) } else { Whom::Other([student, teacher]) }
+    }
+}
+
+/// Have both models the same tokens?
+pub(crate) fn same_tokens(a: &Gpt, b: &Gpt) -> bool {
+    let (a, b) = (&a.tokenizer, &b.tokenizer);
+    a.vocab_size() == b.vocab_size() && (0..a.vocab_size() as u32).all(|id| a.token_of(id) == b.token_of(id))
 }
 
 /// A course of a lesson: the first documents are learned, the others measured.
@@ -70,7 +77,7 @@ pub(crate) enum Whom<'a> {
 /// If the documents are of no use, a matrix cannot be what it is to learn to be, or there is no memory for it.
 pub(crate) fn course<'a>(
     model: &Model,
-    whom: Whom<'_>,
+    whom: Whom<'a>,
     lesson: &Lesson,
     [taught, measured]: [Vec<Document>; 2],
     directory: Option<&'a Path>,
@@ -100,12 +107,29 @@ pub(crate) fn course<'a>(
     if lesson.checkpoint_activations {
         learner.checkpoint_activations();
     }
-    let aim: Box<dyn Aim> = match (whom, &lesson.guidance) {
-        (Whom::Teacher(teacher), Some(guidance)) => Box::new(Teacher::new(teacher.clone(), guidance)?),
+    let aim: Box<dyn Aim + 'a> = match (whom, &lesson.guidance) {
+        // From a teacher that counts for nothing nothing is asked.
+        (_, Some(guidance)) if guidance.share == 0.0 => Box::new(Likelihood),
+        (Whom::Other([student, teacher]), Some(guidance)) => {
+            let tokenizers = [&student.tokenizer, &teacher.tokenizer];
+            let translated = Translated::new(teacher.model.clone(), tokenizers, guidance)?;
+            let sample = sequences.all(lesson.plan.part);
+            bar.note(&translated.report(sample.first().unwrap_or(&Tokens::default()))?);
+            Box::new(translated)
+        }
+        (Whom::Teacher(teacher), Some(guidance)) => {
+            let mut own = Teacher::new(teacher.clone(), guidance)?;
+            if let Some(weight) = guidance.hidden {
+                own = own.showing(weight, &model.spec);
+                learner = learner.learning_too(distil::projections(&model.spec, &teacher.spec, lesson.seed));
+            }
+            Box::new(own)
+        }
         (Whom::File(said), Some(guidance)) => {
             // What was said is of these pieces.
             sequences = sequences.with_kept_cuts();
-            Box::new(Cached::open(said.path, &said.about.text, guidance)?)
+            let teacher = said.teacher.map(|t| Teacher::new(t.model.clone(), &Guidance::default())).transpose()?;
+            Box::new(Cached::open(said.path, &said.about, teacher, guidance)?)
         }
         _ => Box::new(Likelihood),
     };

@@ -1,5 +1,9 @@
 //! Documents of tokens, split by their own hash into calibration, solver and gate.
 
+use crate::{Error, Result};
+use model::Gpt;
+use std::path::Path;
+
 pub use train::data::{Cutting, Document, SEPARATOR, documents, joined, read_text, read_tokens};
 
 /// The data of a job, each document in one part by its own hash, so that a longer file keeps the split.
@@ -26,6 +30,42 @@ impl Split {
         }
         split
     }
+}
+
+/// Is a file a text, not one of tokens, lines or rows?
+pub fn is_text(path: &Path) -> bool {
+    !path.extension().is_some_and(|e| e == "u16" || e == "jsonl" || e == "parquet")
+}
+
+/// The documents of a file in any of the formats of training data, whole: text, `.jsonl`, `.parquet`, or tokens (`.u16`). A
+/// text without separators comes in pieces of `context` predictions.
+///
+/// # Errors
+/// If it cannot be read, or is of no use.
+pub fn whole(gpt: &Gpt, path: &Path, separator: &str, context: usize) -> Result<Vec<Document>> {
+    if path.extension().is_some_and(|e| e == "u16") {
+        return Ok(read_tokens(path, &gpt.tokenizer)?);
+    }
+    if path.extension().is_some_and(|e| e == "jsonl") {
+        return Ok(train::lines::documents(path, gpt)?);
+    }
+    if path.extension().is_some_and(|e| e == "parquet") {
+        return Ok(train::lines::table(path, gpt)?);
+    }
+    let text = read_text(path)?;
+    let separated = text.contains(separator);
+    // A text without separators is one stream, whose pieces are split between training and validation.
+    let context = if separated { usize::MAX } else { context + 1 };
+    let cutting = Cutting { separator: separator.into(), context, blocks: false };
+    let mut all = documents(&text, &gpt.tokenizer, &cutting)?;
+    if all.is_empty() {
+        return Err(Error::Data { path: path.into(), reason: "holds no document of two tokens or more".into() });
+    }
+    if separated && let Some(end) = gpt.tokenizer.eos().filter(|_| !gpt.tokenizer.adds_eos()) {
+        // Where a document ends is to be learned as well.
+        all.iter_mut().for_each(|d| d.ids.push(end));
+    }
+    Ok(all)
 }
 
 /// The first documents in a seeded order that hold at most `tokens` tokens; the last is cut.

@@ -77,7 +77,13 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
     };
     let (documents, about) = match &recipe.data {
         Some(path) => {
-            let documents = data::documents(&data::read_text(path)?, &gpt.tokenizer, &cutting)?;
+            let documents = match data::is_text(path) {
+                true => data::documents(&data::read_text(path)?, &gpt.tokenizer, &cutting)?,
+                false => data::whole(gpt, path, &cutting.separator, cutting.context)?
+                    .into_iter()
+                    .map(|document| document.cut(cutting.context, &gpt.tokenizer))
+                    .collect::<train::Result<_>>()?,
+            };
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             (documents, format!("the text of {name}"))
         }

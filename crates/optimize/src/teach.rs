@@ -4,7 +4,7 @@ use crate::{
     Error, Result,
     artefact::{self, Staged, Target},
     course::{self, Said, Whom},
-    data::{self, Cutting, Document},
+    data::{self, Document},
     journal::Journal,
     lesson::Lesson,
     manifest::{self, Manifest},
@@ -74,9 +74,9 @@ struct Kept {
 /// checkpoints stay beside it, and the same call goes on from them.
 pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
     refuse(gpt, teacher, lesson, place)?;
-    let documents = documents(gpt, &lesson.data, lesson)?;
+    let documents = data::whole(gpt, &lesson.data, &lesson.separator, lesson.context)?;
     let (taught, measured) = match &lesson.validation {
-        Some(path) => (documents, self::documents(gpt, path, lesson)?),
+        Some(path) => (documents, data::whole(gpt, path, &lesson.separator, lesson.context)?),
         None => course::hold_back(documents),
     };
     let taught = if lesson.join_documents { vec![data::joined(&taught, lesson.seed)] } else { taught };
@@ -115,12 +115,9 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     }
     let directory = crate::journal::partial(&place.out);
 
-    if let (Some(said), Some(teacher)) = (&said, teacher) {
-        ranks::decided(&*ranks, || said.fill(teacher, lesson, &taught, bar).map(|()| Vec::new()))?;
-    }
     let whom = match (&said, teacher) {
         (Some(said), _) => Whom::File(said),
-        (None, Some(teacher)) => Whom::Teacher(&teacher.model),
+        (None, Some(teacher)) => Whom::beside(gpt, teacher),
         (None, None) => Whom::Nobody,
     };
     let mut course = course::course(&gpt.model, whom, lesson, [taught, measured], Some(&directory), bar)?;
@@ -177,16 +174,14 @@ fn begin(parameters: u64, key: &str, place: &Place) -> Result<Journal> {
 
 /// Refuses before any work what cannot be done.
 fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> Result<()> {
-    if let Some(teacher) = teacher {
-        let (own, other) = (gpt.tokenizer.vocab_size(), teacher.tokenizer.vocab_size());
-        let differs = (0..own as u32).find(|id| gpt.tokenizer.token_of(*id) != teacher.tokenizer.token_of(*id));
-        if own != other || differs.is_some() || gpt.model.spec.vocab != teacher.model.spec.vocab {
-            let which = differs.map_or(String::new(), |id| format!(", and token {id} differs"));
-            return Err(Error::Asked(format!(
-                "the student's tokenizer has {own} tokens and the teacher's {other}{which}; a student learns from a teacher \
-                 with the same vocabulary, for example one that --student-layers makes of it"
-            )));
-        }
+    let other = teacher.filter(|teacher| matches!(Whom::beside(gpt, teacher), Whom::Other(_)));
+    if other.is_some()
+        && (lesson.teacher_cache.is_some()
+            || lesson.guidance.as_ref().is_some_and(|g| !g.is_forward() || g.hidden.is_some()))
+    {
+        return Err(Error::Asked(
+            "the teacher has another vocabulary, of which only --divergence forward learns, and neither by --teacher-cache nor by --hidden".into(),
+        ));
     }
     if gpt.model.is_quantized() && lesson.lora.is_none() {
         return Err(Error::Asked(format!(
@@ -211,30 +206,6 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
         ));
     }
     Ok(())
-}
-
-/// Whole documents: training cuts them into pieces itself.
-fn documents(gpt: &Gpt, path: &Path, lesson: &Lesson) -> Result<Vec<Document>> {
-    if path.extension().is_some_and(|e| e == "u16") {
-        return Ok(data::read_tokens(path, &gpt.tokenizer)?);
-    }
-    if path.extension().is_some_and(|e| e == "jsonl") {
-        return Ok(train::lines::documents(path, gpt)?);
-    }
-    let text = data::read_text(path)?;
-    let separated = text.contains(lesson.separator.as_str());
-    // A text without separators is one stream, whose pieces are split between training and validation.
-    let context = if separated { usize::MAX } else { lesson.context + 1 };
-    let cutting = Cutting { separator: lesson.separator.clone(), context, blocks: false };
-    let mut documents = data::documents(&text, &gpt.tokenizer, &cutting)?;
-    if documents.is_empty() {
-        return Err(Error::Data { path: path.into(), reason: "holds no document of two tokens or more".into() });
-    }
-    if separated && let Some(end) = gpt.tokenizer.eos().filter(|_| !gpt.tokenizer.adds_eos()) {
-        // Where a document ends is to be learned as well.
-        documents.iter_mut().for_each(|d| d.ids.push(end));
-    }
-    Ok(documents)
 }
 
 /// The hash of everything that decides the result's bytes.

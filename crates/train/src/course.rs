@@ -73,7 +73,7 @@ pub struct Course<'a> {
     /// What it is measured on.
     pub validation: Vec<Tokens>,
     /// What is learned from them.
-    pub aim: Box<dyn Aim>,
+    pub aim: Box<dyn Aim + 'a>,
     /// Does the learner write a part of the texts itself?
     pub policy: Option<Policy>,
     /// How.
@@ -91,7 +91,7 @@ impl<'a> Course<'a> {
         learner: Learner,
         sequences: Sequences,
         validation: Vec<Tokens>,
-        aim: Box<dyn Aim>,
+        aim: Box<dyn Aim + 'a>,
         plan: Plan,
         directory: Option<&'a Path>,
     ) -> Course<'a> {

@@ -25,6 +25,17 @@ impl Document {
     pub fn predicted(&self) -> usize {
         self.ids.len().saturating_sub(1)
     }
+
+    /// The first `context` tokens, all of which count.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn cut(mut self, context: usize, tokenizer: &Tokenizer) -> Result<Document> {
+        self.ids.truncate(context);
+        self.learned = None;
+        self.bytes = tokenizer.decode(self.ids.get(1..).unwrap_or_default(), true)?.len();
+        Ok(self)
+    }
 }
 
 /// How text is cut.

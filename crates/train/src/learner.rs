@@ -12,6 +12,7 @@ use model::{Adapter, Adapters, Aim, Asked, Backward, Bucket, Model, Parameters, 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 use tensor::{
+    Tensor,
     grid::Grid,
     kernels::Arithmetic,
     ops::{self, KeyValue},
@@ -201,6 +202,14 @@ impl Learner {
         self.scales.iter().filter_map(adapter).collect()
     }
 
+    /// Learns other tables beside the model's values, which an aim looks at.
+    #[must_use]
+    pub fn learning_too(mut self, projections: BTreeMap<Site, Tensor>) -> Learner {
+        self.values.projections = projections;
+        self.optimizer = Optimizer::new(self.optimizer.rule(), &self.values);
+        self
+    }
+
     /// The model that was learned, its matrices stored as those of `like`, or as the codes that they learned to be.
     ///
     /// # Errors
@@ -296,6 +305,7 @@ impl Learner {
     /// then as before.
     pub fn step(&mut self, parts: &[Tokens], aim: &mut dyn Aim, rate: f64) -> Result<Stepped> {
         let count: usize = parts.iter().map(Tokens::counted).sum();
+        aim.take(&self.values);
         let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
             return Ok(Stepped { loss: 0.0, norm: 0.0, skipped: false });
         };

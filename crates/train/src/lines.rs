@@ -1,4 +1,4 @@
-//! JSONL: a document to a line, as data sets for fine-tuning are published.
+//! JSONL and Parquet: a document to a line or a row, as data sets for fine-tuning are published.
 //!
 //! `{"text": ...}` is learned whole; of `{"prompt": ..., "completion": ...}` and `{"messages": [{"role": ..., "content":
 //! ...}]}` only what the assistant says is.
@@ -21,33 +21,64 @@ struct Line {
     messages: Option<Vec<Message>>,
 }
 
-/// Reads the documents of a file.
+/// The fields of a line.
+const FIELDS: [&str; 4] = ["text", "prompt", "completion", "messages"];
+
+/// Reads the documents of a JSONL file.
 ///
 /// # Errors
 /// If it cannot be read, or a line is not what it should be; the error names the line.
 pub fn documents(path: &Path, gpt: &Gpt) -> Result<Vec<Document>> {
     let text = read_text(path)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parsed = lines.map(|(number, line)| (format!("line {}", number + 1), serde_json::from_str(line), line.into()));
+    collect(path, gpt, parsed)
+}
+
+/// Reads the documents of a Parquet file, which has the fields of a line as columns.
+///
+/// # Errors
+/// As [`documents`]; the error names the row.
+pub fn table(path: &Path, gpt: &Gpt) -> Result<Vec<Document>> {
+    let rows = formats::parquet::rows(path, &FIELDS)?;
+    let parsed = rows.into_iter().enumerate().map(|(number, row)| {
+        let text = row.to_string();
+        (format!("row {}", number + 1), serde_json::from_value(row), text)
+    });
+    collect(path, gpt, parsed)
+}
+
+/// The documents of lines: where each stands, what it says, and its text.
+fn collect(
+    path: &Path,
+    gpt: &Gpt,
+    lines: impl Iterator<Item = (String, serde_json::Result<Line>, String)>,
+) -> Result<Vec<Document>> {
     let mut all = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let bad = |reason: String| Error::Data { path: path.into(), reason: format!("line {} {reason}", number + 1) };
-        let parsed: Line = serde_json::from_str(line).map_err(|e| bad(format!("is not what was expected: {e}")))?;
-        let (ids, learned) = match parsed {
-            Line { messages: Some(messages), .. } => conversation(gpt, &messages).map_err(|e| match e {
-                Error::Asked(reason) => bad(reason),
-                other => other,
-            })?,
-            Line { prompt: Some(prompt), completion: Some(completion), .. } => completed(gpt, &prompt, &completion)?,
-            Line { text: Some(text), .. } => (ended(gpt, gpt.tokenizer.encode(&text, true)?), None),
-            _ => {
-                let known = "a \"text\", a \"prompt\" with its \"completion\", or \"messages\"";
-                return Err(bad(format!("has none of these: {known}")));
-            }
-        };
+    for (place, line, text) in lines {
+        let bad = |reason: String| Error::Data { path: path.into(), reason: format!("{place} {reason}") };
+        let line = line.map_err(|e| bad(format!("is not what was expected: {e}")))?;
+        let (ids, learned) = document(gpt, line).map_err(|e| match e {
+            Error::Asked(reason) => bad(reason),
+            other => other,
+        })?;
         if ids.len() > 1 {
-            all.push(Document { ids, bytes: 0, percentile: percentile(line.as_bytes()), learned });
+            all.push(Document { ids, bytes: 0, percentile: percentile(text.as_bytes()), learned });
         }
     }
     Ok(all)
+}
+
+fn document(gpt: &Gpt, line: Line) -> Result<Marked> {
+    match line {
+        Line { messages: Some(messages), .. } => conversation(gpt, &messages),
+        Line { prompt: Some(prompt), completion: Some(completion), .. } => completed(gpt, &prompt, &completion),
+        Line { text: Some(text), .. } => Ok((ended(gpt, gpt.tokenizer.encode(&text, true)?), None)),
+        _ => {
+            let known = "a \"text\", a \"prompt\" with its \"completion\", or \"messages\"";
+            Err(Error::Asked(format!("has none of these: {known}")))
+        }
+    }
 }
 
 /// Tokens, and which of them are learned.

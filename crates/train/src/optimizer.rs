@@ -104,6 +104,11 @@ impl Optimizer {
         Optimizer { rule, moments: moments.collect() }
     }
 
+    /// What it was made with.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
     /// Moves values. `step` counts from 1, `norm` is that of the gradient times `scale`.
     pub fn step(&mut self, step: u64, values: &mut Parameters, gradient: &Parameters, [rate, norm, scale]: [f64; 3]) {
         let Rule { optimizer, beta, eps, decay, clip, .. } = self.rule;

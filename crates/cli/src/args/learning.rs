@@ -22,16 +22,20 @@ pub struct Finetune {
 pub struct Distill {
     /// The student, with the teacher's vocabulary; none where --student-layers makes one
     pub student: Option<PathBuf>,
-    /// The model to learn from, as large as memory allows, quantized or not; none where --teacher-cache is finished
+    /// The model to learn from, as large as memory allows, quantized or not; none where --teacher-cache holds what it said
     #[arg(long, value_name = "MODEL", required_unless_present = "teacher_cache")]
     pub teacher: Option<PathBuf>,
-    /// Keep what the teacher says of the text in this file, and learn from it: later lessons on the same text and context
-    /// need no teacher any more
+    /// Keep what the teacher says in this file, and learn from it: later lessons on the same parts of the text need no
+    /// teacher any more
     #[arg(long, value_name = "FILE")]
     pub teacher_cache: Option<PathBuf>,
     /// Likeliest tokens of each prediction that --teacher-cache keeps; all others count as one
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub top_k: usize,
+    /// Draw what the student's blocks return towards the teacher's as well, with this weight; where widths differ a
+    /// projection learns along
+    #[arg(long, value_name = "X")]
+    pub hidden: Option<f32>,
     /// Share of the batches whose texts the student goes on with itself, to learn from what the teacher says of that
     #[arg(long, value_name = "X")]
     pub on_policy: Option<f64>,
@@ -62,8 +66,8 @@ pub struct Distill {
 /// What is learned, and how.
 #[derive(Args)]
 pub struct Lesson {
-    /// What to learn: a text (UTF-8), JSONL with "text", "prompt" and "completion" or "messages" (only answers are
-    /// learned), or tokens of two bytes (.u16)
+    /// What to learn: a text (UTF-8), JSONL or Parquet with "text", "prompt" and "completion" or "messages" (only answers
+    /// are learned), or tokens of two bytes (.u16)
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// A text to measure on (default: a twentieth of the documents by their hash, 65,536 tokens at most)

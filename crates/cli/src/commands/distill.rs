@@ -19,6 +19,7 @@ pub fn run(args: &Distill, common: &Common) -> Result<u8> {
         layers: args.student_layers.clone(),
         top_k: args.teacher_cache.as_ref().map(|_| args.top_k),
         on_policy: args.on_policy,
+        hidden: args.hidden,
     };
     guidance.check()?;
     let teacher = args.teacher.as_ref().map(|path| Gpt::open(path)).transpose()?;

@@ -1,6 +1,6 @@
 //! Teachers that were read before, and students that write themselves.
 
-use crate::{fails, json, path, sample};
+use crate::{fails, json, path, planish, sample};
 use std::{fs, path::Path};
 
 fn words<'a>(student: &'a str, text: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -53,11 +53,13 @@ fn what_a_teacher_said_is_kept_and_learned_from_without_it() {
     };
     wrong(&other, &["--teacher-cache", &cache, "--top-k", "16"], "another text");
     wrong(&text, &["--teacher", &folder, "--teacher-cache", &cache, "--top-k", "8"], "--top-k");
-    wrong(&text, &["--teacher-cache", &cache, "--top-k", "16", "--temperature", "2"], "--temperature 1");
+    wrong(&text, &["--teacher-cache", &cache, "--top-k", "16", "--temperature", "2"], "--temperature");
     wrong(&text, &["--teacher-cache", &text], "is not what a teacher said");
     wrong(&text, &["--teacher-cache", &cache, "--divergence", "reverse"], "--divergence forward");
     wrong(&text, &["--teacher", &folder, "--teacher-cache", &cache, "--on-policy", "0.5"], "--on-policy");
     wrong(&text, &["--teacher", &folder, "--on-policy", "2"], "--on-policy");
+    wrong(&text, &["--teacher", &folder, "--teacher-cache", &cache, "--hidden", "1"], "--hidden");
+    wrong(&text, &["--teacher", &folder, "--hidden=-1"], "--hidden");
     wrong(&text, &[], "--teacher");
     let mut damaged = whole.clone();
     damaged[2000..].fill(0xff);
@@ -83,4 +85,61 @@ fn a_student_learns_from_what_it_writes_itself() {
     assert!(number("tokens") < 0.9 * 16.0 * 4.0 * 96.0, "{said}");
     let (again, _) = learned("again", &["--threads", "1"]);
     same(&first, &again);
+}
+
+#[test]
+fn blocks_learn_from_those_of_the_teacher_of_the_same_width_or_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let learned = |name: &str, student: &[&str], hidden: &[&str]| {
+        let out = path(&dir, name);
+        let all = ["distill", "--teacher", &folder, "--data", &text, "--steps", "30", "--batch", "4", "--lr", "1e-3"];
+        let said = json(&[&all[..], &["--context", "128", "--share", "1", "--out", &out], student, hidden].concat());
+        (out, said["validation_loss"].as_f64().unwrap())
+    };
+    let half = ["--student-layers", "0,2"];
+    let ((_, plain), (_, looked)) = (learned("plain", &half, &[]), learned("looked", &half, &["--hidden", "1"]));
+    println!("logits alone {plain}, blocks as well {looked}");
+    assert!(looked < 1.1 * plain, "{looked} and {plain}");
+    // A narrow student with the teacher's vocabulary, whose projections learn along and survive an interruption.
+    let config = path(&dir, "narrow.toml");
+    let shape = "architectures = ['LlamaForCausalLM']\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\n\
+                 num_attention_heads = 4\nmax_position_embeddings = 128\ntie_word_embeddings = true\n";
+    fs::write(&config, format!("[model]\n{shape}[training]\nsteps = 4\n")).unwrap();
+    let narrow = path(&dir, "narrow");
+    json(&["train", &config, "--data", &text, "--tokenizer", &folder, "--out", &narrow]);
+    let (first, _) = learned("first", &[&narrow], &["--hidden", "1"]);
+    let (again, _) = learned("again", &[&narrow], &["--hidden", "1", "--threads", "1", "--checkpoint-every", "7"]);
+    same(&first, &again);
+}
+
+#[test]
+fn a_teacher_with_another_vocabulary_is_translated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let config = path(&dir, "small.toml");
+    let shape = "architectures = ['LlamaForCausalLM']\nhidden_size = 64\nintermediate_size = 128\nnum_hidden_layers = 2\n\
+                 num_attention_heads = 4\nmax_position_embeddings = 128\ntie_word_embeddings = true\n";
+    let rest = "[tokenizer]\nvocab = 420\n[training]\nsteps = 60\nbatch = 8\nlr = 3e-3\n";
+    fs::write(&config, format!("[model]\n{shape}{rest}")).unwrap();
+    let student = path(&dir, "student");
+    json(&["train", &config, "--data", &text, "--out", &student]);
+    let learned = |name: &str, share: &str| {
+        let out = path(&dir, name);
+        let words = ["distill", &student, "--teacher", &folder, "--data", &text, "--share", share, "--out", &out];
+        let more = ["--steps", "60", "--batch", "8", "--context", "128", "--lr", "2e-3", "--seed", "3"];
+        let done = planish().args(words).args(more).arg("--json").output().unwrap();
+        let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{errors}");
+        let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        (said["validation_loss"].as_f64().unwrap(), errors)
+    };
+    let ((taught, errors), (alone, _)) = (learned("taught", "0.8"), learned("alone", "0"));
+    println!("from the teacher {taught}, from the text {alone}\n{errors}");
+    assert!(errors.contains("have a counterpart among its 1024"), "{errors}");
+    assert!(taught < alone, "{taught} and {alone}");
+    let out = path(&dir, "wrong");
+    let words = ["distill", &student, "--teacher", &folder, "--data", &text, "--out", &out];
+    fails(&[&words[..], &["--divergence", "reverse"]].concat(), 2, "--divergence forward");
+    fails(&[&words[..], &["--teacher-cache", &path(&dir, "said")]].concat(), 2, "another vocabulary");
 }

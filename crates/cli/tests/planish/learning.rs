@@ -339,3 +339,41 @@ fn of_conversations_only_the_answers_are_learned() {
     fs::remove_file(Path::new(&folder).join("chat_template.jinja")).unwrap();
     wrong(&chats(1), "chat template");
 }
+
+#[test]
+fn tables_and_lines_and_texts_teach_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = sample(&dir);
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/tables/texts-snappy.parquet");
+    let table = table.to_string_lossy().into_owned();
+    let texts: Vec<String> = (0..40).map(|n| format!("Tom saw {n} birds. He counted them again and again.")).collect();
+    let lines: Vec<String> = texts.iter().map(|text| serde_json::json!({ "text": text }).to_string()).collect();
+    let file = path(&dir, "texts.jsonl");
+    fs::write(&file, lines.join("\n")).unwrap();
+    let learned = |data: &str, name: &str| {
+        let out = path(&dir, name);
+        json(&[
+            "finetune",
+            &folder,
+            "--data",
+            data,
+            "--validation",
+            &table,
+            "--steps",
+            "3",
+            "--lr",
+            "1e-3",
+            "--out",
+            &out,
+        ]);
+        fs::read(Path::new(&out).join("model.safetensors")).unwrap()
+    };
+    assert!(learned(&table, "table") == learned(&file, "lines"));
+    // Other jobs take them as well.
+    let out = path(&dir, "small");
+    let said = json(&["quantize", &folder, "--bits", "4", "--data", &table, "--out", &out]);
+    assert!(said["proof"]["after"]["bits_per_byte"].as_f64().unwrap() > 0.0, "{said}");
+    let labels = table.replace("texts-snappy", "labels");
+    let out = path(&dir, "wrong");
+    fails(&["finetune", &folder, "--data", &labels, "--out", &out], 2, "has the columns label");
+}

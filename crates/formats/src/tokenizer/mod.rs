@@ -15,6 +15,7 @@ mod pre_name;
 mod read;
 mod spm;
 mod stream;
+mod surface;
 mod to_gguf;
 
 pub use error::{Error, Result};

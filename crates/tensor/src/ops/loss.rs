@@ -51,8 +51,12 @@ pub fn argmax(logits: &[f32]) -> usize {
 /// Numbers of the `count` largest logits, largest first; of equal ones the first.
 pub fn top(logits: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    order.truncate(count);
+    let before = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, before);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(before);
     order
 }
 

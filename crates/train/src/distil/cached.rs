@@ -3,22 +3,24 @@
 //!
 //! The file: eight bytes that name it, the length of a header (4 bytes), the header (JSON), then for every prediction, in
 //! the order of the text, the log-probabilities of its `top_k` likeliest tokens (16-bit floats), and these tokens (two
-//! bytes each, or four where the vocabulary needs them). It grows from front to back, so one that was cut off is gone on
-//! with.
+//! bytes each, or four where the vocabulary needs them); zeros where nothing was said yet. The first lesson fills it as it
+//! goes, so a teacher reads only what is learned, and nothing twice.
 
 use super::{Guidance, Teacher};
-use crate::{Error, Result, Sequences, progress, progress::Progress};
+use crate::{Error, Result};
 use half::f16;
 use model::{Aim, Tokens};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{Read, Write},
+    fs::{File, OpenOptions},
+    io::Read,
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 use tensor::{
-    Bytes, Tensor,
+    Tensor,
     ops::{self, Distilling, Listed},
 };
 
@@ -80,142 +82,120 @@ impl About {
     }
 }
 
-/// What a teacher said, as an aim.
+/// What a teacher said, as an aim. A teacher that is there speaks where nothing was said yet.
 pub struct Cached {
     path: PathBuf,
     about: About,
-    records: Bytes,
+    /// Where the records begin.
+    start: u64,
+    file: File,
+    teacher: Option<Teacher>,
     how: Distilling,
-    /// The prediction of each row of the batch at hand.
-    places: Vec<usize>,
+    /// Records of the rows of the batch at hand.
+    records: Vec<u8>,
     /// What was said of some rows: tokens, and the logarithms of their probabilities.
     ids: Vec<u32>,
     logs: Vec<f32>,
 }
 
 impl Cached {
-    /// Opens a file that is finished.
+    /// Opens a file, or begins one where there is a teacher.
     ///
     /// # Errors
-    /// If it is not, or is of another text.
-    pub fn open(path: &Path, text: &str, guidance: &Guidance) -> Result<Cached> {
-        let bad = |reason: String| Error::Data { path: path.into(), reason };
-        let (about, start) = About::of(path)?;
-        if about.text != text {
-            return Err(bad(
-                "holds what a teacher said of another text or context; name another file, or remove it".into()
-            ));
-        }
-        if about.temperature != guidance.temperature {
-            let kept = &about.temperature;
-            return Err(bad(format!("holds probabilities at --temperature {kept}, not {}", guidance.temperature)));
-        }
-        let file = Bytes::map(path).map_err(formats::Error::io(path, "map it"))?;
-        let records = file.len() as u64 - start.min(file.len() as u64);
-        let want = about.predictions as u64 * about.record() as u64;
-        if records != want {
-            let said = records / about.record() as u64;
-            return Err(bad(format!(
-                "holds what a teacher said of {said} of {} predictions; give --teacher to go on with it",
-                about.predictions
-            )));
-        }
-        let records = file.slice(start as usize..file.len()).ok_or_else(|| bad("is cut off".into()))?;
-        let how = guidance.how();
-        Ok(Cached { path: path.into(), about, records, how, places: Vec::new(), ids: Vec::new(), logs: Vec::new() })
-    }
-
-    /// What it is about.
-    pub fn about(&self) -> &About {
-        &self.about
-    }
-
-    /// Writes a file, or goes on with one that was cut off: `teacher` reads the text from front to back.
-    ///
-    /// # Errors
-    /// If one of another teacher or text lies there, it cannot be written, or the job was interrupted.
-    pub fn fill(
-        path: &Path,
-        about: &About,
-        teacher: &mut Teacher,
-        sequences: &Sequences,
-        part: usize,
-        bar: &dyn Progress,
-    ) -> Result<()> {
+    /// If it is of another text or teacher, or cannot be written.
+    pub fn open(path: &Path, about: &About, teacher: Option<Teacher>, guidance: &Guidance) -> Result<Cached> {
         let io = |what| move |e| Error::File(formats::Error::io(path, what)(e));
-        let mut said = 0;
-        if path.is_file() {
-            let (found, start) = About::of(path)?;
-            if &found != about {
-                let reason = "holds what a teacher said of another text, or another teacher, or with another --top-k, \
-                              --context or --temperature; name another file, or remove it";
-                return Err(Error::Data { path: path.into(), reason: reason.into() });
-            }
-            let len = fs::metadata(path).map_err(io("read it"))?.len().saturating_sub(start);
-            said = (len / about.record() as u64) as usize;
-            // A record that was cut off is written again.
-            let file = OpenOptions::new().write(true).open(path).map_err(io("write it"))?;
-            file.set_len(start + said as u64 * about.record() as u64).map_err(io("write it"))?;
-        } else {
+        if teacher.is_some() && !path.is_file() {
             let header = serde_json::to_vec(about).map_err(|e| Error::Asked(e.to_string()))?;
             formats::atomic::check_room(path, about.predictions as u64 * about.record() as u64)?;
             let start = [MAGIC.as_slice(), &(header.len() as u32).to_le_bytes(), &header].concat();
             formats::atomic::write_bytes(path, &start)?;
         }
-        if said >= about.predictions {
-            return Ok(());
+        let (found, start) = About::of(path)?;
+        if &found != about {
+            let reason = "holds what a teacher said of another text, or another teacher, or with another --top-k, --context \
+                          or --temperature; name another file, or remove it";
+            return Err(Error::Data { path: path.into(), reason: reason.into() });
         }
-        bar.begin("the teacher reads", about.predictions as u64);
-        let mut file = OpenOptions::new().append(true).open(path).map_err(io("write it"))?;
-        let mut passed = 0;
-        let mut out = Vec::new();
-        for batch in sequences.all(part) {
-            let rows = batch.targets.len();
-            let skip = said.saturating_sub(passed).min(rows);
-            passed += rows;
-            bar.advance(rows as u64);
-            if skip == rows {
-                continue;
-            }
-            progress::check()?;
-            teacher.begin(&batch)?;
-            for first in (skip..rows).step_by(ROWS) {
-                let logits = teacher.logits(first..rows.min(first + ROWS))?;
-                out.clear();
-                (0..logits.rows()).for_each(|row| record(about, logits.row(row), &mut out));
-                file.write_all(&out).map_err(io("write it"))?;
-            }
+        let file = OpenOptions::new().read(true).write(teacher.is_some()).open(path).map_err(io("open it"))?;
+        if teacher.is_some() {
+            // What nothing was said of yet is zeros, and takes no room.
+            file.set_len(start + about.predictions as u64 * about.record() as u64).map_err(io("write it"))?;
         }
-        file.sync_all().map_err(io("write it"))
+        let (records, ids, logs) = Default::default();
+        Ok(Cached { path: path.into(), about: found, start, file, teacher, how: guidance.how(), records, ids, logs })
+    }
+
+    fn place(&self, prediction: usize) -> u64 {
+        self.start + prediction as u64 * self.about.record() as u64
+    }
+
+    /// Lets the teacher speak of some sequences, whose records begin at these rows of the batch.
+    fn ask(&mut self, sequences: &[(usize, usize)], batch: &Tokens) -> model::Result<()> {
+        let record = self.about.record();
+        let Some(teacher) = &mut self.teacher else {
+            let reason = "does not hold what a teacher said of these parts of the text: give --teacher to go on with it, or \
+                          the --seed, --steps and --batch that it was made with";
+            return Err(model::Error::Asked(format!("{} {reason}", self.path.display())));
+        };
+        let mut asked = Tokens::default();
+        for (i, _) in sequences {
+            asked.sequences.push(batch.sequences[*i].clone());
+        }
+        asked.targets.resize(asked.sequences.iter().map(Vec::len).sum(), None);
+        teacher.begin(&asked)?;
+        let mut said = vec![0u8; asked.targets.len() * record];
+        for (chunk, out) in said.chunks_mut(ROWS * record).enumerate() {
+            let listed: Vec<usize> = (0..out.len() / record).map(|row| chunk * ROWS + row).collect();
+            let logits = teacher.logits(&listed)?;
+            out.par_chunks_mut(record).enumerate().for_each(|(row, out)| write(&self.about, logits.row(row), out));
+        }
+        let mut rest = &said[..];
+        for (i, row) in sequences {
+            let own;
+            (own, rest) = rest.split_at(batch.sequences[*i].len() * record);
+            self.records[row * record..row * record + own.len()].copy_from_slice(own);
+            let at = self.place(batch.places[*i]);
+            let failed = |e| model::Error::from(formats::Error::io(&self.path, "write it")(e));
+            self.file.write_all_at(own, at).map_err(failed)?;
+        }
+        Ok(())
     }
 }
 
-/// The likeliest tokens of a row.
-fn record(about: &About, logits: &[f32], out: &mut Vec<u8>) {
-    let temperature = about.temperature;
+/// The record of a row: its likeliest tokens.
+fn write(about: &About, logits: &[f32], out: &mut [u8]) {
     let top = ops::top(logits, about.top_k);
     let highest = logits[top[0]];
-    let sum: f64 = logits.iter().map(|l| f64::from((l - highest) / temperature).exp()).sum();
-    let total = sum.ln();
-    for id in &top {
-        let log = f64::from((logits[*id] - highest) / temperature) - total;
-        out.extend(f16::from_f64(log.max(-60000.0)).to_le_bytes());
+    let scaled = |id: usize| f64::from((logits[id] - highest) / about.temperature);
+    let total = (0..logits.len()).map(|id| scaled(id).exp()).sum::<f64>().ln();
+    let (logs, ids) = out.split_at_mut(2 * about.top_k);
+    for (out, id) in logs.as_chunks_mut::<2>().0.iter_mut().zip(&top) {
+        *out = f16::from_f64((scaled(*id) - total).max(-60000.0)).to_le_bytes();
     }
-    for id in &top {
-        out.extend(&(*id as u32).to_le_bytes()[..about.id_bytes()]);
+    for (out, id) in ids.chunks_exact_mut(about.id_bytes()).zip(&top) {
+        out.copy_from_slice(&(*id as u32).to_le_bytes()[..about.id_bytes()]);
     }
 }
 
 impl Aim for Cached {
     fn begin(&mut self, batch: &Tokens) -> model::Result<()> {
-        self.places.clear();
-        for (sequence, place) in batch.sequences.iter().zip(&batch.places) {
-            self.places.extend(*place..place + sequence.len());
+        let record = self.about.record();
+        let mut missing = Vec::new();
+        self.records.clear();
+        self.records.resize(batch.targets.len() * record, 0);
+        let mut row = 0;
+        for (i, (sequence, place)) in batch.sequences.iter().zip(&batch.places).enumerate() {
+            let own = row * record..(row + sequence.len()) * record;
+            let at = self.place(*place);
+            // A file that was cut off says nothing of what is missing to it.
+            let whole = self.file.read_exact_at(&mut self.records[own.clone()], at).is_ok();
+            if !whole || self.records[own].chunks_exact(record).any(|r| r.iter().all(|byte| *byte == 0)) {
+                missing.push((i, row));
+            }
+            row += sequence.len();
         }
-        match self.places.len() == batch.targets.len() && self.places.iter().all(|p| *p < self.about.predictions) {
-            true => Ok(()),
-            false => Err(model::Error::Asked(format!("{} holds nothing of these tokens", self.path.display()))),
-        }
+        if missing.is_empty() { Ok(()) } else { self.ask(&missing, batch) }
     }
 
     fn rows(
@@ -229,8 +209,8 @@ impl Aim for Cached {
         let (top_k, record, width) = (self.about.top_k, self.about.record(), self.about.id_bytes());
         self.ids.clear();
         self.logs.clear();
-        for place in &self.places[rows] {
-            let (logs, ids) = self.records[place * record..(place + 1) * record].split_at(2 * top_k);
+        for own in self.records[rows.start * record..rows.end * record].chunks_exact(record) {
+            let (logs, ids) = own.split_at(2 * top_k);
             self.logs.extend(logs.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
             let id = |bytes: &[u8]| bytes.iter().rev().fold(0u32, |id, byte| id << 8 | u32::from(*byte));
             self.ids.extend(ids.chunks_exact(width).map(id));

@@ -1,12 +1,16 @@
 //! A student learns what a teacher would say (arXiv 1503.02531): one that is there, or what one said before.
 
 mod cached;
+mod hidden;
 mod policy;
 mod teacher;
+mod vocabulary;
 
 pub use cached::{About, Cached};
+pub use hidden::projections;
 pub use policy::Policy;
 pub use teacher::Teacher;
+pub use vocabulary::{Shared, Translated};
 
 use serde::{Deserialize, Serialize};
 use tensor::ops::{Distilling, Likeness};
@@ -52,6 +56,9 @@ pub struct Guidance {
     pub share: f32,
     /// Blocks of the teacher that the student began as, where it was made from them.
     pub layers: Option<Vec<u16>>,
+    /// How much more the loss counts what the blocks return beside the teacher's, in parts of its squares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<f32>,
     /// The likeliest tokens of each prediction that are learned from, where the teacher's are kept in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
@@ -77,6 +84,12 @@ impl Guidance {
         if let Some(share) = self.on_policy.filter(|share| !(0.0..=1.0).contains(share)) {
             return refuse(format!("--on-policy takes a number from 0 to 1, not {share}"));
         }
+        if let Some(weight) = self.hidden.filter(|weight| !(*weight >= 0.0 && weight.is_finite())) {
+            return refuse(format!("--hidden takes a number from 0 on, not {weight}"));
+        }
+        if self.hidden.is_some() && self.top_k.is_some() {
+            return refuse("--hidden looks at the teacher's blocks, which --teacher-cache does not hold".into());
+        }
         if self.top_k == Some(0) {
             return refuse("--top-k takes a number from 1 on".into());
         }
@@ -91,6 +104,11 @@ impl Guidance {
             );
         }
         Ok(())
+    }
+
+    /// Is it `KL(teacher || student)` that is made small?
+    pub fn is_forward(&self) -> bool {
+        self.divergence == Divergence::Forward
     }
 
     /// The same for the operation.

@@ -1,7 +1,7 @@
 //! A teacher beside the student.
 
-use super::Guidance;
-use model::{Aim, Error, Flow, Model, Result, Tokens};
+use super::{Guidance, hidden::Hidden};
+use model::{Aim, Error, Flow, Model, Parameters, Result, Spec, Tokens};
 use std::ops::Range;
 use tensor::{
     Tensor,
@@ -12,6 +12,7 @@ use tensor::{
 pub struct Teacher {
     model: Model,
     how: Distilling,
+    hidden: Option<Hidden>,
     flow: Flow,
     memories: Vec<Vec<Memory>>,
     head: Operand,
@@ -26,13 +27,19 @@ impl Teacher {
     pub fn new(mut model: Model, guidance: &Guidance) -> Result<Teacher> {
         model.pack()?;
         let (flow, head, logits) = Default::default();
-        Ok(Teacher { model, how: guidance.how(), flow, memories: Vec::new(), head, logits })
+        Ok(Teacher { model, how: guidance.how(), hidden: None, flow, memories: Vec::new(), head, logits })
+    }
+
+    /// Shows what its blocks return as well, to a student of this shape.
+    #[must_use]
+    pub fn showing(self, weight: f32, student: &Spec) -> Teacher {
+        let hidden = Hidden::new(weight, student.layers(), self.model.spec.layers());
+        Teacher { hidden: Some(hidden), ..self }
     }
 
     /// Its logits after some of a batch's tokens.
-    pub(super) fn logits(&mut self, rows: Range<usize>) -> Result<&Tensor> {
-        let listed: Vec<usize> = rows.collect();
-        self.model.final_into(&self.flow, &listed, self.head.values_mut())?;
+    pub(super) fn logits(&mut self, rows: &[usize]) -> Result<&Tensor> {
+        self.model.final_into(&self.flow, rows, self.head.values_mut())?;
         self.model.head_into(&mut self.head, &mut self.logits, &mut ())?;
         Ok(&self.logits)
     }
@@ -46,6 +53,9 @@ impl Aim for Teacher {
                 format!("the teacher reads {} tokens at most, and a sequence has {longest}", self.model.spec.context);
             return Err(Error::Asked(format!("{reason}; lower --context")));
         }
+        if let Some(hidden) = &mut self.hidden {
+            hidden.begin(&batch.targets);
+        }
         let past = vec![0; batch.sequences.len()];
         self.model.restart(&mut self.flow, batch.sequences.iter().map(Vec::as_slice), &past)?;
         self.memories.resize_with(usize::from(self.model.spec.layers()), Vec::new);
@@ -55,6 +65,9 @@ impl Aim for Teacher {
             memories.truncate(batch.sequences.len());
             memories.extend(self.model.memory(layer, &self.flow).into_iter().skip(memories.len()));
             self.model.block(layer, &mut self.flow, memories, &mut ())?;
+            if let Some(hidden) = &mut self.hidden {
+                hidden.hear(layer, self.flow.residual());
+            }
         }
         Ok(())
     }
@@ -67,8 +80,24 @@ impl Aim for Teacher {
         factor: f32,
         losses: &mut [f32],
     ) -> Result<()> {
-        let how = self.how;
-        ops::distil(how, logits, self.logits(rows)?, targets, factor, losses);
+        let (how, listed) = (self.how, rows.collect::<Vec<usize>>());
+        ops::distil(how, logits, self.logits(&listed)?, targets, factor, losses);
         Ok(())
+    }
+
+    fn take(&mut self, values: &Parameters) {
+        if let Some(hidden) = &mut self.hidden {
+            hidden.take(values);
+        }
+    }
+
+    fn looks_at(&self, _: u16) -> bool {
+        self.hidden.is_some()
+    }
+
+    fn output(&mut self, layer: u16, output: &Tensor, gradient: &mut Tensor, factor: f32, into: &mut Parameters) {
+        if let Some(hidden) = &mut self.hidden {
+            hidden.output(layer, output, gradient, factor, &mut into.projections);
+        }
     }
 }
