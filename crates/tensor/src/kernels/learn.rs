@@ -25,24 +25,30 @@ pub fn brain_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, ou
 
 /// What a row holds of the columns from `at` on, then zeros.
 #[inline(always)]
-fn part_of<const WIDTH: usize>(x: &Tensor, row: usize, at: usize, held: usize) -> [f32; WIDTH] {
+fn part_of<const WIDTH: usize>(x: &Tensor, row: usize, at: usize) -> [f32; WIDTH] {
     let mut values = [0f32; WIDTH];
-    // Copies of a known size are a few instructions.
-    match x.row(row)[at..at + held].first_chunk::<WIDTH>() {
-        Some(whole) => values = *whole,
-        None => values[..held].copy_from_slice(&x.row(row)[at..at + held]),
-    }
+    values.iter_mut().zip(&x.row(row)[at..]).for_each(|(v, x)| *v = *x);
     values
 }
 
 #[inline(always)]
+fn pair<const WIDTH: usize>(a: &[f32; WIDTH], b: &[f32; WIDTH], out: &mut [u32; WIDTH]) {
+    for i in 0..WIDTH {
+        out[i] = u32::from(brain(a[i])) | u32::from(brain(b[i])) << 16;
+    }
+}
+
+#[inline(always)]
 fn brain_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
-    let held = WIDTH.min(x.cols() - at);
     for (out, first) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows.clone().step_by(2)) {
-        let a = part_of::<WIDTH>(x, first, at, held);
-        let b = if first + 1 < rows.end { part_of::<WIDTH>(x, first + 1, at, held) } else { [0f32; WIDTH] };
-        for i in 0..WIDTH {
-            out[i] = u32::from(brain(a[i])) | u32::from(brain(b[i])) << 16;
+        let (even, odd) = (x.row(first), (first + 1 < rows.end).then(|| x.row(first + 1)));
+        // Reads of a known size are a few instructions, those of another a call.
+        match (even[at..].first_chunk(), odd.and_then(|odd| odd[at..].first_chunk())) {
+            (Some(a), Some(b)) => pair::<WIDTH>(a, b, out),
+            _ => {
+                let b = if odd.is_some() { part_of(x, first + 1, at) } else { [0f32; WIDTH] };
+                pair::<WIDTH>(&part_of(x, first, at), &b, out);
+            }
         }
     }
 }
