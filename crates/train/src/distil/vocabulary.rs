@@ -143,7 +143,7 @@ impl<'a> Translated<'a> {
         let mut rows = Vec::new();
         let (mut first, mut row) = (0, 0);
         for sequence in &batch.sequences {
-            let (ends, text) = ends(student, sequence);
+            let (ends, text) = spelled(student, sequence);
             let targets = &batch.targets[row..row + sequence.len()];
             row += sequence.len();
             // A piece may begin or end within a letter.
@@ -153,15 +153,12 @@ impl<'a> Translated<'a> {
                 Err(e) => std::str::from_utf8(&text[from..from + e.valid_up_to()]).unwrap_or_default(),
             };
             let begins = student.bos().is_some() && sequence.first().copied() == student.bos();
-            let mut ids = match begins {
-                true => teacher.encode(whole, true),
-                false => teacher.encode(whole, false),
-            }
-            .map_err(|e| Error::Asked(format!("the teacher's tokenizer fails: {e}")))?;
+            let ids = teacher.encode(whole, begins);
+            let mut ids = ids.map_err(|e| Error::Asked(format!("the teacher's tokenizer fails: {e}")))?;
             if teacher.adds_eos() && ids.last().copied() == teacher.eos() {
                 ids.pop();
             }
-            let (own, all) = self::ends(teacher, &ids);
+            let (own, all) = spelled(teacher, &ids);
             // Some tokenizers put a space before a text.
             let before = all.len().saturating_sub(whole.len());
             let own: Vec<usize> = own.iter().map(|end| end.saturating_sub(before) + from).collect();
@@ -185,7 +182,7 @@ impl<'a> Translated<'a> {
 }
 
 /// Where each token of a sequence ends in the text, and the text.
-fn ends(tokenizer: &Tokenizer, ids: &[u32]) -> (Vec<usize>, Vec<u8>) {
+fn spelled(tokenizer: &Tokenizer, ids: &[u32]) -> (Vec<usize>, Vec<u8>) {
     let mut text = Vec::new();
     let end = |id: &u32| {
         text.extend(tokenizer.bytes_of(*id).unwrap_or_default());
@@ -233,16 +230,8 @@ impl Aim for Translated<'_> {
                 sums.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
             }
         }
-        let mut next = 0;
-        let places: Vec<Option<usize>> = self.rows[rows]
-            .iter()
-            .map(|row| {
-                row.map(|_| {
-                    next += 1;
-                    next - 1
-                })
-            })
-            .collect();
+        let mut next = 0..met.len();
+        let places: Vec<Option<usize>> = self.rows[rows].iter().map(|row| row.and_then(|_| next.next())).collect();
         let listed = |row: usize| {
             let at = places[row]?;
             Some(Listed { ids: &self.shared.student, logs: &self.logs[at * count..(at + 1) * count] })
