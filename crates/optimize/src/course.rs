@@ -66,7 +66,7 @@ impl<'a> Whom<'a> {
 }
 
 /// Have both models the same tokens?
-pub(crate) fn same_tokens(a: &Gpt, b: &Gpt) -> bool {
+fn same_tokens(a: &Gpt, b: &Gpt) -> bool {
     let (a, b) = (&a.tokenizer, &b.tokenizer);
     a.vocab_size() == b.vocab_size() && (0..a.vocab_size() as u32).all(|id| a.token_of(id) == b.token_of(id))
 }

@@ -1,7 +1,7 @@
 //! Steps of recipes that teach, and matrices that learn to be codes.
 
-use crate::{fails, json, path, planish, sample};
-use std::{fs, path::Path, process::Stdio, time::Instant};
+use crate::{fails, json, kill_again_and_again, path, planish, sample};
+use std::{fs, path::Path, time::Instant};
 
 /// Mean divergence from the original, of a result that has its proof.
 fn divergence(said: &serde_json::Value) -> f64 {
@@ -78,18 +78,8 @@ fn a_recipe_heals_before_it_quantizes_and_goes_on_after_a_kill() {
     let time = begin.elapsed();
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
     assert!(divergence(&said) < 0.02, "{said}");
-    for i in 1..=7 {
-        let mut child = planish()
-            .args(words(&killed))
-            .args(["--threads", "1"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(time * i / 8);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    let again = words(&killed);
+    kill_again_and_again(&again.each_ref().map(String::as_str), 7, time);
     assert!(planish().args(words(&killed)).output().unwrap().status.success());
     for name in ["model.safetensors", "proof.json", "manifest.json", "planish.toml"] {
         let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();

@@ -1,7 +1,7 @@
 //! What teaches models.
 
-use crate::{fails, json, path, planish, sample};
-use std::{fs, path::Path, process::Stdio, time::Instant};
+use crate::{fails, json, kill_again_and_again, path, planish, sample};
+use std::{fs, path::Path, time::Instant};
 
 #[test]
 fn a_student_learns_more_from_its_teacher_than_from_the_text_alone() {
@@ -100,18 +100,7 @@ fn a_killed_lesson_goes_on_and_ends_in_the_same_bytes() {
         let begin = Instant::now();
         assert!(planish().args(words(&whole)).output().unwrap().status.success());
         let time = begin.elapsed();
-        for i in 1..=6 {
-            let mut child = planish()
-                .args(words(&killed))
-                .args(["--threads", "1"])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            std::thread::sleep(time * i / 8);
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        kill_again_and_again(&words(&killed), 6, time);
         assert!(planish().args(words(&killed)).output().unwrap().status.success());
         for name in [weights, "training.json", "manifest.json"] {
             let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();
@@ -251,17 +240,7 @@ fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
     assert!(number("validation_loss_before") > 5.5 && number("validation_loss") < 4.0, "{done}");
     let inspected = json(&["inspect", &whole]);
     assert!(inspected["parameters"].as_u64().unwrap() < 200_000, "{inspected}");
-    for i in 1..=5 {
-        let mut child = planish()
-            .args(["train", &good, "--out", &killed, "--threads", "1"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(time * i / 7);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
+    kill_again_and_again(&["train", &good, "--out", &killed], 5, time);
     json(&["train", &good, "--out", &killed]);
     for name in ["model.safetensors", "tokenizer.json", "training.json", "manifest.json"] {
         let read = |d: &str| fs::read(Path::new(d).join(name)).unwrap();

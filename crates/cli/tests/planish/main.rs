@@ -60,3 +60,14 @@ fn sample(dir: &tempfile::TempDir) -> (String, String) {
     fs::write(&text, stories.join("\n<|endoftext|>\n")).unwrap();
     (folder, text)
 }
+
+/// Starts a command on one thread and kills it, so many times, each time a little later into `time`, which the whole takes.
+fn kill_again_and_again(words: &[&str], times: u32, time: Duration) {
+    for i in 1..=times {
+        let (null, none) = (std::process::Stdio::null(), std::process::Stdio::null());
+        let mut child = planish().args(words).args(["--threads", "1"]).stdout(null).stderr(none).spawn().unwrap();
+        std::thread::sleep(time * i / (times + 1));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
