@@ -22,6 +22,15 @@ impl Tokens {
     }
 }
 
+/// What attention reads in a block.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// Queries, keys and values of all heads, as turned by the rotary embedding, `[tokens, heads x channels]`.
+    pub values: [&'a Tensor; 3],
+    /// Tokens of each sequence.
+    pub rows: &'a [usize],
+}
+
 /// What is learned from logits.
 pub trait Aim {
     /// A batch begins.
@@ -55,6 +64,9 @@ pub trait Aim {
     /// Adds the gradient of `factor` times what it makes of a block's output, `[tokens, dim]`, to `gradient`, and that of
     /// what it learns beside the model to `into`.
     fn output(&mut self, _layer: u16, _output: &Tensor, _gradient: &mut Tensor, _factor: f32, _into: &mut Parameters) {}
+
+    /// Adds the gradients of `factor` times what it makes of a block's queries, keys and values to theirs.
+    fn attended(&mut self, _layer: u16, _heads: Heads<'_>, _gradients: [&mut Tensor; 3], _factor: f32) {}
 }
 
 /// To make the targets likely.

@@ -9,7 +9,8 @@
 mod head;
 
 use crate::{
-    Aim, BlockSpec, Bucket, Change, Error, Flow, Kept, Likelihood, Model, Parameters, Result, Role, Site, Tokens,
+    Aim, BlockSpec, Bucket, Change, Error, Flow, Heads, Kept, Likelihood, Model, Parameters, Result, Role, Site,
+    Tokens,
     adapting::{self, Adapted, Adapting},
     frozen::Frozen,
 };
@@ -222,7 +223,7 @@ impl Backward {
                 };
                 aim.output(layer, output, self.dx.values_mut(), factor, into);
             }
-            self.block(model, layer, flow, into)?;
+            self.block(model, layer, flow, Asked { aim: &mut *aim, factor }, into)?;
             tell(Bucket::Block(layer), into);
         }
         self.embedding(model, batch, into)?;
@@ -268,7 +269,14 @@ impl Backward {
     }
 
     /// Walks back through a block.
-    fn block(&mut self, model: &Model, layer: u16, flow: &mut Flow, into: &mut Parameters) -> Result<()> {
+    fn block(
+        &mut self,
+        model: &Model,
+        layer: u16,
+        flow: &mut Flow,
+        asked: Asked<'_>,
+        into: &mut Parameters,
+    ) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
         // What the last block left is still there.
         if let Some(entry) = self.entries.get(usize::from(layer)).filter(|_| layer + 1 < spec.layers()) {
@@ -287,7 +295,7 @@ impl Backward {
         self.norm(model, site(Role::MlpNorm), middle, into)?;
         let before = if spec.parallel { Out::Beside } else { Out::Residual };
         let from = self.returned(model, site(Role::PostAttnNorm), &kept.returned[0], before, into)?;
-        self.attention(model, layer, from, flow, &kept, into)?;
+        self.attention(model, layer, from, (flow, &kept), asked, into)?;
         self.norm(model, site(Role::AttnNorm), &kept.entry, into)?;
         self.kept[place] = kept;
         Ok(())
@@ -362,8 +370,8 @@ impl Backward {
         model: &Model,
         layer: u16,
         from: Out,
-        flow: &Flow,
-        kept: &Kept,
+        (flow, kept): (&Flow, &Kept),
+        Asked { aim, factor }: Asked<'_>,
         into: &mut Parameters,
     ) -> Result<()> {
         let (spec, site) = (&model.spec, |role| Site::of(layer, role));
@@ -386,6 +394,8 @@ impl Backward {
         let [dq, dk, dv] = &mut self.outs;
         let form = if self.form == Form::Bf16 { Form::Bf16 } else { Form::F32 };
         ops::attention_gradient(attended, &self.part, form, [dq.values_mut(), dk.values_mut(), dv.values_mut()]);
+        let heads = Heads { values: [&kept.q, &kept.k, &kept.v], rows: flow.rows() };
+        aim.attended(layer, heads, self.outs.each_mut().map(Operand::values_mut), factor);
         if let Some(rotation) = flow.rotation(b.rope) {
             ops::rope_gradient(self.outs[0].values_mut(), b.head_dim, rotation);
             ops::rope_gradient(self.outs[1].values_mut(), b.head_dim, rotation);

@@ -3,7 +3,7 @@
 //! A block runs in four stages, each a set of products that read the same input; the walker rewrites the
 //! weights of a stage between seeing its input and running it.
 
-use crate::{Error, Model, Operation, Point, Profile, Result, Role, Site, Tap};
+use crate::{Error, Heads, Model, Operation, Point, Profile, Result, Role, Site, Tap};
 use tensor::{
     Linear, Tensor,
     ops::{self, Memory, Operand, Rotation, Target},
@@ -126,6 +126,12 @@ impl Flow {
     pub fn keep(&mut self, kept: &mut Kept) {
         self.scratch.keep = true;
         std::mem::swap(&mut self.scratch.kept, kept);
+    }
+
+    /// What attention read in the block that ran last.
+    pub fn heads(&self) -> Heads<'_> {
+        let Kept { q, k, v, .. } = &self.scratch.kept;
+        Heads { values: [q, k, v], rows: &self.rows }
     }
 
     /// Tokens of each sequence.

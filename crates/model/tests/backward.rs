@@ -1,7 +1,7 @@
 //! Every gradient against finite differences of the exact loss, on every family and every switch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{Aim, Backward, Likelihood, Model, Parameters, Tokens, load, uniform};
+use model::{Aim, Backward, Heads, Likelihood, Model, Parameters, Tokens, load, uniform};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -140,7 +140,7 @@ fn brain_floats_change_gradients_little_and_threads_not_at_all() {
     }
 }
 
-/// Weighs what every block returns, and asks nothing of the logits.
+/// Weighs what every block returns and what its attention reads, and asks nothing of the logits.
 struct Looks {
     seen: f64,
 }
@@ -173,6 +173,16 @@ impl Aim for Looks {
             let weight = uniform(70 + u64::from(layer), i as u64) - 0.5;
             self.seen += weight * f64::from(*o);
             *g += factor * weight as f32;
+        }
+    }
+
+    fn attended(&mut self, layer: u16, heads: Heads<'_>, gradients: [&mut Tensor; 3], factor: f32) {
+        for (at, (values, gradient)) in (90..).zip(heads.values.into_iter().zip(gradients)) {
+            for (i, (v, g)) in values.as_slice().iter().zip(gradient.as_mut_slice()).enumerate() {
+                let weight = uniform(at + 10 * u64::from(layer), i as u64) - 0.5;
+                self.seen += weight * f64::from(*v);
+                *g += factor * weight as f32;
+            }
         }
     }
 }

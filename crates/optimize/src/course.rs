@@ -118,12 +118,10 @@ pub(crate) fn course<'a>(
             Box::new(translated)
         }
         (Whom::Teacher(teacher), Some(guidance)) => {
-            let mut own = Teacher::new(teacher.clone(), guidance)?;
-            if let Some(weight) = guidance.hidden {
-                own = own.showing(weight, &model.spec);
+            if guidance.hidden.is_some() {
                 learner = learner.learning_too(distil::projections(&model.spec, &teacher.spec, lesson.seed));
             }
-            Box::new(own)
+            Box::new(Teacher::new(teacher.clone(), guidance)?.showing(guidance, &model.spec))
         }
         (Whom::File(said), Some(guidance)) => {
             // What was said is of these pieces.

@@ -35,8 +35,8 @@ impl Journal {
     /// If one of another job lies there (`restart` discards it), or the directory cannot be made.
     pub fn open(out: &Path, key: &str, restart: bool) -> Result<Journal> {
         let directory = partial(out);
-        if restart && directory.exists() {
-            fs::remove_dir_all(&directory).map_err(formats::Error::io(&directory, "discard it"))?;
+        if restart {
+            remove(&directory)?;
         }
         let key_file = directory.join(KEY);
         match fs::read_to_string(&key_file) {
@@ -48,6 +48,8 @@ impl Journal {
             }
             Ok(_) => {}
             Err(_) => {
+                // What lies there without a key was left by a kill while it was removed: nobody knows of which job.
+                remove(&directory)?;
                 fs::create_dir_all(&directory).map_err(formats::Error::io(&directory, "make it"))?;
                 atomic::write_bytes(&key_file, key.as_bytes())?;
             }
@@ -90,9 +92,18 @@ impl Journal {
     /// # Errors
     /// If the directory cannot be removed.
     pub fn discard(self) -> Result<()> {
-        match self.directory {
-            Some(d) if d.exists() => Ok(fs::remove_dir_all(&d).map_err(formats::Error::io(&d, "remove it"))?),
-            _ => Ok(()),
+        self.directory.map_or(Ok(()), |d| remove(&d))
+    }
+
+    /// Forgets what a job left whose result stands: it was killed between the two.
+    ///
+    /// # Errors
+    /// If the directory cannot be removed.
+    pub fn forget(out: &Path, key: &str) -> Result<()> {
+        let directory = partial(out);
+        match fs::read_to_string(directory.join(KEY)) {
+            Ok(found) if found != key => Ok(()),
+            _ => remove(&directory),
         }
     }
 
@@ -151,6 +162,13 @@ impl Journal {
     }
 }
 
+fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(formats::Error::io(directory, "remove it")(e).into()),
+        _ => Ok(()),
+    }
+}
+
 /// `OUT.partial`.
 pub fn partial(out: &Path) -> PathBuf {
     beside(out, "partial")
@@ -160,4 +178,35 @@ pub fn partial(out: &Path) -> PathBuf {
 pub fn beside(out: &Path, ending: &str) -> PathBuf {
     let name = out.file_name().map_or_else(|| "out".into(), |n| n.to_string_lossy().into_owned());
     out.with_file_name(format!("{name}.{ending}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kill_left_of_a_finished_or_unknown_job_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let left = partial(&out).join("step-0-block-0.safetensors");
+        let begin = |key: &str| {
+            Journal::open(&out, key, true).unwrap();
+            fs::write(&left, b"of that job").unwrap();
+        };
+        begin("one");
+        Journal::forget(&out, "another").unwrap();
+        assert!(left.is_file(), "another job's work was lost");
+        assert!(Journal::open(&out, "another", false).is_err_and(|e| e.to_string().contains("--restart")));
+        Journal::forget(&out, "one").unwrap();
+        assert!(!partial(&out).exists());
+        Journal::forget(&out, "one").unwrap();
+
+        // Removed as far as its key: what is left must not be taken for units of the next job.
+        begin("one");
+        fs::remove_file(partial(&out).join(KEY)).unwrap();
+        let journal = Journal::open(&out, "another", false).unwrap();
+        assert!(!journal.holds("block-0"));
+        journal.discard().unwrap();
+        assert!(!partial(&out).exists());
+    }
 }

@@ -125,6 +125,7 @@ pub fn run(
     target.check(&gpt.model, &built)?;
     let key = key(gpt, recipe, data, settings)?;
     if let Some(proof) = artefact::finished(&settings.out, &key)? {
+        Journal::forget(&settings.out, &key)?;
         return Ok(Outcome { out: settings.out.clone(), proof, already: true, speed: None });
     }
     artefact::check_free(&settings.out, settings.overwrite)?;

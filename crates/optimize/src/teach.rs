@@ -94,8 +94,9 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
     let mut journal = None;
     let found = ranks::decided(&*ranks, || {
         let found = finished(&place.out, &key);
-        if found.is_none() {
-            journal = Some(begin(parameters as u64, &key, place)?);
+        match found {
+            Some(_) => Journal::forget(&place.out, &key)?,
+            None => journal = Some(begin(parameters as u64, &key, place)?),
         }
         serde_json::to_vec(&found).map_err(|e| Error::Asked(e.to_string()))
     })?;
@@ -177,10 +178,10 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
     let other = teacher.filter(|teacher| matches!(Whom::beside(gpt, teacher), Whom::Other(_)));
     if other.is_some()
         && (lesson.teacher_cache.is_some()
-            || lesson.guidance.as_ref().is_some_and(|g| !g.is_forward() || g.hidden.is_some()))
+            || lesson.guidance.as_ref().is_some_and(|g| !g.is_forward() || g.looks().next().is_some()))
     {
         return Err(Error::Asked(
-            "the teacher has another vocabulary, of which only --divergence forward learns, and neither by --teacher-cache nor by --hidden".into(),
+            "the teacher has another vocabulary, of which only --divergence forward learns, and neither by --teacher-cache nor by --hidden or --relations".into(),
         ));
     }
     if gpt.model.is_quantized() && lesson.lora.is_none() {

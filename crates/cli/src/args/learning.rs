@@ -20,7 +20,7 @@ pub struct Finetune {
 
 #[derive(Args)]
 pub struct Distill {
-    /// The student, with the teacher's vocabulary; none where --student-layers makes one
+    /// The student, with the teacher's vocabulary; none where --student-layers or --student-widths make one of the teacher
     pub student: Option<PathBuf>,
     /// The model to learn from, as large as memory allows, quantized or not; none where --teacher-cache holds what it said
     #[arg(long, value_name = "MODEL", required_unless_present = "teacher_cache")]
@@ -36,6 +36,10 @@ pub struct Distill {
     /// projection learns along
     #[arg(long, value_name = "X")]
     pub hidden: Option<f32>,
+    /// Draw how tokens relate in the student's last block (by queries, keys and values) towards the teacher's, with this
+    /// weight; widths and heads may differ (MiniLM)
+    #[arg(long, value_name = "X")]
+    pub relations: Option<f32>,
     /// Share of the batches whose texts the student goes on with itself, to learn from what the teacher says of that
     #[arg(long, value_name = "X")]
     pub on_policy: Option<f64>,
@@ -45,9 +49,12 @@ pub struct Distill {
         value_name = "LIST",
         value_delimiter = ',',
         conflicts_with = "student",
-        required_unless_present = "student"
+        required_unless_present_any = ["student", "student_widths"]
     )]
     pub student_layers: Option<Vec<u16>>,
+    /// How wide the student begins, with the teacher's largest channels: dim=192,hidden=512,kv-heads=2, or some of these
+    #[arg(long, value_name = "WORDS", conflicts_with = "student")]
+    pub student_widths: Option<String>,
     /// Divergence from the teacher that is made small: forward, reverse or jensen-shannon
     #[arg(long, value_name = "NAME", default_value = "forward")]
     pub divergence: String,

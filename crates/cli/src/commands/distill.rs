@@ -6,7 +6,7 @@ use crate::{
     show::Bar,
 };
 use anyhow::{Context, Result};
-use model::Gpt;
+use model::{Channels, Gpt};
 use optimize::teach;
 use train::distil::{Divergence, Guidance};
 
@@ -17,16 +17,22 @@ pub fn run(args: &Distill, common: &Common) -> Result<u8> {
         temperature: args.temperature,
         share: args.share,
         layers: args.student_layers.clone(),
+        widths: args.student_widths.clone(),
         top_k: args.teacher_cache.as_ref().map(|_| args.top_k),
         on_policy: args.on_policy,
         hidden: args.hidden,
+        relations: args.relations,
     };
     guidance.check()?;
     let teacher = args.teacher.as_ref().map(|path| Gpt::open(path)).transpose()?;
     let begun = args.student.as_ref().or(args.teacher.as_ref());
-    let mut student = Gpt::open(begun.context("give a STUDENT: --student-layers takes blocks of a --teacher")?)?;
+    let mut student =
+        Gpt::open(begun.context("give a STUDENT: --student-layers and --student-widths take parts of a --teacher")?)?;
     if let Some(layers) = &args.student_layers {
         student.model = student.model.of_blocks(layers)?;
+    }
+    if let Some(widths) = &args.student_widths {
+        student.model = student.model.of_channels(&Channels::largest(&student.model, widths.parse()?)?)?;
     }
     let mut lesson = lesson(&args.lesson, student.model.spec.context, common.seed)?;
     lesson.guidance = Some(guidance);

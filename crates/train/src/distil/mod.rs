@@ -3,6 +3,7 @@
 mod cached;
 mod hidden;
 mod policy;
+mod relations;
 mod teacher;
 mod vocabulary;
 
@@ -56,9 +57,15 @@ pub struct Guidance {
     pub share: f32,
     /// Blocks of the teacher that the student began as, where it was made from them.
     pub layers: Option<Vec<u16>>,
+    /// Widths that it began with, where they were cut from the teacher's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub widths: Option<String>,
     /// How much more the loss counts what the blocks return beside the teacher's, in parts of its squares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<f32>,
+    /// How much more the loss counts how tokens relate in the last block beside how they do in the teacher's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relations: Option<f32>,
     /// The likeliest tokens of each prediction that are learned from, where the teacher's are kept in a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
@@ -84,11 +91,13 @@ impl Guidance {
         if let Some(share) = self.on_policy.filter(|share| !(0.0..=1.0).contains(share)) {
             return refuse(format!("--on-policy takes a number from 0 to 1, not {share}"));
         }
-        if let Some(weight) = self.hidden.filter(|weight| !(*weight >= 0.0 && weight.is_finite())) {
-            return refuse(format!("--hidden takes a number from 0 on, not {weight}"));
-        }
-        if self.hidden.is_some() && self.top_k.is_some() {
-            return refuse("--hidden looks at the teacher's blocks, which --teacher-cache does not hold".into());
+        for (word, weight) in self.looks() {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                return refuse(format!("{word} takes a number from 0 on, not {weight}"));
+            }
+            if self.top_k.is_some() {
+                return refuse(format!("{word} looks at the teacher's blocks, which --teacher-cache does not hold"));
+            }
         }
         if self.top_k == Some(0) {
             return refuse("--top-k takes a number from 1 on".into());
@@ -109,6 +118,12 @@ impl Guidance {
     /// Is it `KL(teacher || student)` that is made small?
     pub fn is_forward(&self) -> bool {
         self.divergence == Divergence::Forward
+    }
+
+    /// Weights of what is learned from the inside of a teacher, with their words.
+    pub fn looks(&self) -> impl Iterator<Item = (&'static str, f32)> {
+        let words = [("--hidden", self.hidden), ("--relations", self.relations)];
+        words.into_iter().filter_map(|(word, weight)| Some((word, weight?)))
     }
 
     /// The same for the operation.

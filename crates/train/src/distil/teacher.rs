@@ -1,7 +1,7 @@
 //! A teacher beside the student.
 
-use super::{Guidance, hidden::Hidden};
-use model::{Aim, Error, Flow, Model, Parameters, Result, Spec, Tokens};
+use super::{Guidance, hidden::Hidden, relations::Relations};
+use model::{Aim, Error, Flow, Heads, Model, Parameters, Result, Spec, Tokens};
 use std::ops::Range;
 use tensor::{
     Tensor,
@@ -13,6 +13,7 @@ pub struct Teacher {
     model: Model,
     how: Distilling,
     hidden: Option<Hidden>,
+    relations: Option<Relations>,
     flow: Flow,
     memories: Vec<Vec<Memory>>,
     head: Operand,
@@ -26,15 +27,17 @@ impl Teacher {
     /// If there is no memory for it.
     pub fn new(mut model: Model, guidance: &Guidance) -> Result<Teacher> {
         model.pack()?;
-        let (flow, head, logits) = Default::default();
-        Ok(Teacher { model, how: guidance.how(), hidden: None, flow, memories: Vec::new(), head, logits })
+        let (hidden, relations, flow, memories, head, logits) = Default::default();
+        Ok(Teacher { model, how: guidance.how(), hidden, relations, flow, memories, head, logits })
     }
 
-    /// Shows what its blocks return as well, to a student of this shape.
+    /// Shows of its inside what is asked for, to a student of this shape.
     #[must_use]
-    pub fn showing(self, weight: f32, student: &Spec) -> Teacher {
-        let hidden = Hidden::new(weight, student.layers(), self.model.spec.layers());
-        Teacher { hidden: Some(hidden), ..self }
+    pub fn showing(self, guidance: &Guidance, student: &Spec) -> Teacher {
+        let spec = &self.model.spec;
+        let hidden = guidance.hidden.map(|weight| Hidden::new(weight, student.layers(), spec.layers()));
+        let relations = guidance.relations.map(|weight| Relations::new(weight, student, spec));
+        Teacher { hidden, relations, ..self }
     }
 
     /// Its logits after some of a batch's tokens.
@@ -56,6 +59,9 @@ impl Aim for Teacher {
         if let Some(hidden) = &mut self.hidden {
             hidden.begin(&batch.targets);
         }
+        if let Some(relations) = &mut self.relations {
+            relations.begin(&batch.targets);
+        }
         let past = vec![0; batch.sequences.len()];
         self.model.restart(&mut self.flow, batch.sequences.iter().map(Vec::as_slice), &past)?;
         self.memories.resize_with(usize::from(self.model.spec.layers()), Vec::new);
@@ -68,6 +74,9 @@ impl Aim for Teacher {
             if let Some(hidden) = &mut self.hidden {
                 hidden.hear(layer, self.flow.residual());
             }
+        }
+        if let Some(relations) = &mut self.relations {
+            relations.hear(self.flow.heads());
         }
         Ok(())
     }
@@ -98,6 +107,12 @@ impl Aim for Teacher {
     fn output(&mut self, layer: u16, output: &Tensor, gradient: &mut Tensor, factor: f32, into: &mut Parameters) {
         if let Some(hidden) = &mut self.hidden {
             hidden.output(layer, output, gradient, factor, &mut into.projections);
+        }
+    }
+
+    fn attended(&mut self, layer: u16, heads: Heads<'_>, gradients: [&mut Tensor; 3], factor: f32) {
+        if let Some(relations) = &self.relations {
+            relations.attended(layer, heads, gradients, factor);
         }
     }
 }
