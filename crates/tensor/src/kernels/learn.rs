@@ -17,9 +17,11 @@ pub fn brain_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, ou
         16 => brain_of::<16>(x, rows, at, out),
         12 => brain_of::<12>(x, rows, at, out),
         8 => brain_of::<8>(x, rows, at, out),
+        6 => brain_of::<6>(x, rows, at, out),
         4 => brain_of::<4>(x, rows, at, out),
         2 => brain_of::<2>(x, rows, at, out),
-        _ => brain_of::<1>(x, rows, at, out),
+        1 => brain_of::<1>(x, rows, at, out),
+        _ => unreachable!("a tile of {width} tokens"),
     }
 }
 

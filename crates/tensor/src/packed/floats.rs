@@ -104,9 +104,11 @@ pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usi
         LANES => floats_of::<LANES>(x, rows, at, out),
         12 => floats_of::<12>(x, rows, at, out),
         8 => floats_of::<8>(x, rows, at, out),
+        6 => floats_of::<6>(x, rows, at, out),
         4 => floats_of::<4>(x, rows, at, out),
         2 => floats_of::<2>(x, rows, at, out),
-        _ => floats_of::<1>(x, rows, at, out),
+        1 => floats_of::<1>(x, rows, at, out),
+        _ => unreachable!("a tile of {width} tokens"),
     }
 }
 
