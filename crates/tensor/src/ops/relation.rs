@@ -25,7 +25,8 @@ pub struct Relating<'a> {
 /// # Panics
 /// If the numbers of tokens differ or heads do not divide the channels, which is the caller's fault.
 pub fn relation_gradient(how: Relating<'_>, student: &Tensor, teacher: &Tensor, factor: f32, into: &mut Tensor) -> f64 {
-    assert!(student.cols() % how.heads == 0 && teacher.cols() % how.heads == 0, "heads do not divide the channels");
+    let divided = |x: &Tensor| x.cols().is_multiple_of(how.heads);
+    assert!(divided(student) && divided(teacher), "heads do not divide the channels");
     assert_eq!((student.rows(), student.cols()), (into.rows(), into.cols()), "a gradient of another shape");
     assert_eq!(student.rows(), teacher.rows(), "other tokens");
     let firsts: Vec<usize> = how.rows.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n))).collect();
