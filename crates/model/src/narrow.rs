@@ -124,7 +124,9 @@ impl Model {
     pub fn of_channels(&self, channels: &Channels) -> Result<Model> {
         let spec = &self.spec;
         if !self.adapters.is_empty() {
-            return Err(Error::Asked("merge the adapters first (planish export --merge): they are of the old widths".into()));
+            return Err(Error::Asked(
+                "merge the adapters first (planish export --merge): they are of the old widths".into(),
+            ));
         }
         let rising = |list: &[usize], below: usize| {
             !list.is_empty() && list.is_sorted_by(|a, b| a < b) && list.last().is_none_or(|last| *last < below)
