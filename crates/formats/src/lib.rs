@@ -10,6 +10,7 @@ mod error;
 pub mod gguf;
 pub mod json;
 pub mod parquet;
+pub mod quantized;
 pub mod safetensors;
 pub mod tokenizer;
 

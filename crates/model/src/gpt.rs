@@ -29,6 +29,8 @@ pub struct Gpt {
     pub files: Vec<PathBuf>,
     /// Tensors that no site holds.
     pub unused: Vec<String>,
+    /// Matrices that another quantizer stored and that are decoded, with the reason.
+    pub decoded: Vec<String>,
 }
 
 impl Gpt {
@@ -45,7 +47,7 @@ impl Gpt {
     /// # Errors
     /// As [`Gpt::open`], and those of `prepare`.
     pub fn open_and<T>(path: &Path, prepare: impl FnOnce(&mut Model) -> Result<T>) -> Result<(Gpt, T)> {
-        let load::Opened { mut model, source, unused } = load::open(path)?;
+        let load::Opened { mut model, source, unused, decoded } = load::open(path)?;
         let (words, prepared) = std::thread::scope(|scope| {
             let words = scope.spawn(|| Words::read(&source, path));
             let prepared = prepare(&mut model);
@@ -64,7 +66,7 @@ impl Gpt {
             files.extend(beside.map(|n| path.join(n)).into_iter().filter(|p| p.is_file()));
         }
         let mut gpt =
-            Gpt { path: path.into(), ends: Vec::new(), template, generation, files, unused, model, tokenizer };
+            Gpt { path: path.into(), ends: Vec::new(), template, generation, files, unused, decoded, model, tokenizer };
         gpt.ends = gpt.end_tokens();
         Ok((gpt, prepared?))
     }

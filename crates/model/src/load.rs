@@ -2,11 +2,13 @@
 
 use crate::{
     Config, Error, Family, Model, Result, Role, Site, Spec,
-    families::{self, Part, Stored, gguf_config},
+    families::{self, Layout, Part, Stored, gguf_config},
     layout,
     model::NormWeights,
     source::Source,
 };
+use formats::quantized::Scheme;
+use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 use tensor::{Linear, Storage, Tensor, Weight};
 
@@ -18,6 +20,8 @@ pub struct Opened {
     pub source: Source,
     /// Tensors that no site holds.
     pub unused: Vec<String>,
+    /// Matrices that another quantizer stored and that are decoded, with the reason.
+    pub decoded: Vec<String>,
 }
 
 /// Opens a Hugging Face directory, planish's own artefact or a GGUF file.
@@ -42,10 +46,10 @@ pub fn open(path: &Path) -> Result<Opened> {
     };
     let mut loader = Loader::new(&source, &spec, config.clone())?;
     loader.run(table)?;
-    let Loader { linears, norms, used, .. } = loader;
+    let Loader { linears, norms, used, decoded, .. } = loader;
     let unused = source.names().into_iter().filter(|n| !used.contains(n)).collect();
     let model = finish(spec, config, family, linears, norms);
-    Ok(Opened { model, source, unused })
+    Ok(Opened { model, source, unused, decoded })
 }
 
 fn open_source(path: &Path) -> Result<(Source, Config)> {
@@ -108,6 +112,9 @@ struct Loader<'a> {
     spec: &'a Spec,
     config: Config,
     own: BTreeMap<Site, Storage>,
+    /// How another quantizer stored the matrices.
+    scheme: Option<Scheme>,
+    decoded: Vec<String>,
     linears: BTreeMap<Site, Linear>,
     norms: BTreeMap<Site, NormWeights>,
     used: std::collections::BTreeSet<String>,
@@ -116,17 +123,20 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn new(source: &'a Source, spec: &'a Spec, config: Config) -> Result<Loader<'a>> {
         let own = source.own_storage()?;
-        if own.is_empty() && config.get("quantization_config").is_some() {
-            let method = config.text_or("quantization_config.quant_method", "unknown")?.to_string();
-            let reason =
-                format!("says {method:?}, a storage that planish does not read yet; give the unquantized model");
-            return Err(config.error("quantization_config", reason));
-        }
+        let scheme = match config.get("quantization_config") {
+            Some(Value::Object(about)) if own.is_empty() => Some(Scheme::read(config.path(), about)?),
+            Some(about) if own.is_empty() => {
+                return Err(config.error("quantization_config", format!("is {about}; it must be an object")));
+            }
+            _ => None,
+        };
         Ok(Loader {
             source,
             spec,
             config,
             own,
+            scheme,
+            decoded: Vec::new(),
             linears: BTreeMap::new(),
             norms: BTreeMap::new(),
             used: Default::default(),
@@ -158,6 +168,9 @@ impl<'a> Loader<'a> {
         let tied_head = sites[0].0 == Site::HEAD && self.spec.tied;
         let wanted = sites.iter().all(|(s, _)| self.spec.shape(*s).is_some()) && !tied_head;
         let name = stored.name_in(layer);
+        if wanted && self.quantized(stored, layer, &sites, &name)? {
+            return Ok(());
+        }
         let Some(found) = self.source.stored_name(&name) else { return Ok(()) };
         if !wanted {
             if tied_head {
@@ -177,6 +190,35 @@ impl<'a> Loader<'a> {
         }
         self.used.insert(found);
         Ok(())
+    }
+
+    /// Reads a matrix that another quantizer stored; `false` where it is not stored so.
+    fn quantized(&mut self, stored: &Stored, layer: Option<u16>, sites: &[(Site, Part)], name: &str) -> Result<bool> {
+        let (Some(scheme), Source::Safetensors(archive)) = (&self.scheme, self.source) else { return Ok(false) };
+        let Some(prefix) = name.strip_suffix(".weight").filter(|_| !sites[0].0.role.is_norm()) else {
+            return Ok(false);
+        };
+        // Base checkpoints leave out the first part of a name.
+        let short = prefix.split_once('.').map(|(_, rest)| rest);
+        for prefix in [Some(prefix), short].into_iter().flatten() {
+            let Some(found) = scheme.matrix(archive, prefix)? else { continue };
+            let rows: Vec<usize> = sites.iter().map(|(s, part)| self.rows(*s, *part)).collect();
+            let head_dim = layer.map_or(1, |l| self.spec.blocks[usize::from(l)].head_dim);
+            // These formats keep outputs by rows whatever the family does with floats.
+            let rows_of = match stored.layout {
+                Layout::Columns => stored.with(Layout::Rows),
+                _ => *stored,
+            };
+            let parts = layout::split(&rows_of, found.weight, &rows, head_dim)
+                .map_err(|reason| self.source.error(prefix, reason))?;
+            for ((site, part), weight) in sites.iter().zip(parts) {
+                self.put(*site, *part, weight).map_err(|reason| self.source.error(prefix, reason))?;
+            }
+            self.decoded.extend(found.decoded.map(|reason| format!("{prefix}: {reason}")));
+            self.used.extend(found.names);
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Values of a site's parameter along the outputs.

@@ -2,13 +2,14 @@
 
 use crate::{
     Config, Error, Model, Result, Role, Site,
-    families::{Part, Stored, gguf_config},
+    families::{Layout, Part, Stored, gguf_config},
     layout,
     source::{STORAGE_KEY, own_name},
 };
 use formats::{
     Dtype,
     gguf::{GgmlType, Value, Writer},
+    quantized::Format,
     safetensors::{self, Entry},
     tokenizer::{GgufVocab, Tokenizer},
 };
@@ -34,6 +35,93 @@ pub struct Fallback {
 /// # Errors
 /// If a file cannot be written.
 pub fn directory(model: &Model, dir: &Path) -> Result<()> {
+    let (entries, storage) = own_entries(model)?;
+    let mut metadata = vec![("format", "pt".to_string())];
+    let mut about = None;
+    if !storage.is_empty() {
+        metadata.push((STORAGE_KEY, json!(storage).to_string()));
+        about = Some(json!({"quant_method": "planish", "version": 1}));
+    }
+    write(model, dir, &entries, &metadata, about)
+}
+
+/// Writes `config.json` and `model.safetensors` into an existing directory, as another quantizer's readers want them.
+/// `activations` asks them to round inputs to eight bits beside weights of eight.
+///
+/// # Errors
+/// If the format cannot hold a matrix, or a file cannot be written.
+pub fn quantized(model: &Model, dir: &Path, format: Format, activations: bool) -> Result<()> {
+    let (mut entries, mut written, mut floats) = (Vec::new(), Vec::new(), Vec::new());
+    each_tensor(model, model.family.stored, |stored, layer, sites| {
+        let (site, part) = sites[0];
+        let name = stored.name_in(layer);
+        let matrix = part == Part::Weight && !site.role.is_norm();
+        let codes = matrix && sites.iter().any(|(s, _)| model.linear(*s).is_ok_and(|l| l.weight.grid().is_some()));
+        let module = name.strip_suffix(".weight").unwrap_or(&name).to_string();
+        if !codes {
+            let (weight, vector) = gather(model, stored, layer, sites, None)?;
+            entries.push(entry(name, &weight, vector));
+            // What is looked up is no linear module of the reader's.
+            if matrix && !matches!(site.role, Role::Embed | Role::Position) {
+                floats.push(module);
+            }
+            return Ok(());
+        }
+        if let Some(reason) = quantized_refusal(model, site, format) {
+            return Err(Error::Site { site, reason });
+        }
+        let rows = match stored.layout {
+            Layout::Columns => stored.with(Layout::Rows),
+            _ => *stored,
+        };
+        let (weight, _) = gather(model, &rows, layer, sites, None)?;
+        let bad = |reason: String| Error::Site {
+            site,
+            reason: format!("{reason}; choose another storage for it with --override '{site}=...' or 'keep'"),
+        };
+        entries.extend(format.entries(&module, &weight).map_err(bad)?);
+        written.push((module, weight));
+        Ok(())
+    })?;
+    if model.spec.tied {
+        floats.push("lm_head".into());
+    }
+    let about = format.config(&written, &floats, activations).map_err(Error::Asked)?;
+    write(model, dir, &entries, &[("format", "pt".into())], Some(about))
+}
+
+/// Why a format of another quantizer has no place for the codes of a site, if it has none.
+pub fn quantized_refusal(model: &Model, site: Site, format: Format) -> Option<String> {
+    if matches!(site.role, Role::Embed | Role::Position) {
+        let tied = if site.role == Role::Embed && model.spec.tied { ", with which the head is one" } else { "" };
+        return Some(format!("{} keeps what is looked up{tied} as floats", format.name()));
+    }
+    let turned = model.family.stored.iter().any(|s| s.layout == Layout::Columns);
+    if turned && format != Format::Gptq {
+        return Some(format!(
+            "{} has no form for the transposed matrices of this family; gptq and gguf have",
+            format.name()
+        ));
+    }
+    (site.role == Role::Head && format == Format::Awq).then(|| "awq keeps the head as floats".into())
+}
+
+fn write(
+    model: &Model,
+    dir: &Path,
+    entries: &[Entry],
+    metadata: &[(&str, String)],
+    about: Option<serde_json::Value>,
+) -> Result<()> {
+    safetensors::write(&dir.join("model.safetensors"), entries, metadata)?;
+    let config = config_of(model, about);
+    let text = serde_json::to_string_pretty(config.fields()).map_err(|e| Error::Asked(e.to_string()))?;
+    formats::atomic::write_bytes(&dir.join("config.json"), text.as_bytes())?;
+    Ok(())
+}
+
+/// Entries of a directory in planish's own storage, and the storage of each site that has it.
+fn own_entries(model: &Model) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
     let own: Vec<Site> =
         model.linears.iter().filter(|(_, l)| matches!(l.weight, Weight::Quant(_))).map(|(s, _)| *s).collect();
     let mut entries = Vec::new();
@@ -51,25 +139,16 @@ pub fn directory(model: &Model, dir: &Path) -> Result<()> {
         entries.push(entry(stored.name_in(layer), &weight, vector));
         Ok(())
     })?;
-    let mut metadata = vec![("format", "pt".to_string())];
-    if !storage.is_empty() {
-        metadata.push((STORAGE_KEY, json!(storage).to_string()));
-    }
-    safetensors::write(&dir.join("model.safetensors"), &entries, &metadata)?;
-    let config = config_of(model, !storage.is_empty());
-    let text = serde_json::to_string_pretty(config.fields()).map_err(|e| Error::Asked(e.to_string()))?;
-    formats::atomic::write_bytes(&dir.join("config.json"), text.as_bytes())?;
-    Ok(())
+    Ok((entries, storage))
 }
 
 /// The configuration that goes with what is written.
-fn config_of(model: &Model, own: bool) -> Config {
+fn config_of(model: &Model, about: Option<serde_json::Value>) -> Config {
     let mut config = model.config.clone();
     let fields = config.fields_mut();
     fields.shift_remove("quantization_config");
     fields.insert("tie_word_embeddings".into(), json!(model.spec.tied));
-    if own {
-        let about = json!({"quant_method": "planish", "version": 1});
+    if let Some(about) = about {
         fields.insert("quantization_config".into(), about);
     }
     config

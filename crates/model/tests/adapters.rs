@@ -38,7 +38,7 @@ fn floats(mut model: Model) -> Model {
 /// The same with matrices of codes.
 fn quantized(mut model: Model) -> Model {
     for linear in model.linears.values_mut() {
-        let grid = [Grid::Q4K, Grid::Q4_0, Grid::Int { bits: 4, group: 8, asymmetric: false }];
+        let grid = [Grid::Q4K, Grid::Q4_0, Grid::Int { bits: 4, group: 8, zero: tensor::grid::Zero::Middle }];
         let grid = grid.into_iter().find(|g| g.fits(linear.weight.cols())).unwrap();
         linear.weight = Weight::encode(&linear.weight.to_tensor(), Storage::Grid(grid), None).unwrap();
     }

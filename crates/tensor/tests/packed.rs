@@ -4,7 +4,7 @@
 
 use tensor::{
     Bytes, Storage, Tensor, Weight,
-    grid::Grid,
+    grid::{Grid, Zero},
     kernels::{self, Kernels, Tile},
     packed::{Form, InputKind, Inputs, Packed, form::LANES},
 };
@@ -14,8 +14,11 @@ fn storages() -> Vec<Storage> {
     all.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
     for bits in 2..=8 {
         for group in [32, 64, 96, 128, 1024] {
-            all.extend([false, true].map(|a| Storage::Grid(Grid::int(bits, group, a).unwrap())));
+            all.extend(
+                [Zero::Middle, Zero::Minimum, Zero::Point].map(|z| Storage::Grid(Grid::int(bits, group, z).unwrap())),
+            );
         }
+        all.extend([Zero::Middle, Zero::Point].map(|z| Storage::Grid(Grid::int(bits, 0, z).unwrap())));
     }
     all
 }
@@ -94,6 +97,19 @@ fn rounded(form: Form, x: &[f32]) -> Vec<f32> {
     }
 }
 
+/// The largest value of a row, or what its codes alone stand for where each group has a code of zero.
+fn reach(w: &Weight, row: usize, values: &[f32]) -> f64 {
+    let most = f64::from(values.iter().fold(0f32, |a, b| a.max(b.abs())));
+    let Storage::Grid(grid @ Grid::Int { bits, zero: Zero::Point, .. }) = w.storage() else { return most };
+    let width = grid.row_bytes(w.cols());
+    let blocks = w.bytes()[row * width..(row + 1) * width].chunks_exact(grid.block_bytes_in(w.cols()));
+    let scale = |b: &[u8]| match grid.is_by_row() {
+        true => f32::from_le_bytes(b[..4].try_into().unwrap()),
+        false => half::f16::from_le_bytes(b[..2].try_into().unwrap()).to_f32(),
+    };
+    blocks.map(|b| f64::from(scale(b).abs()) * f64::from((1u32 << bits) - 1)).fold(most, f64::max)
+}
+
 fn check(k: &'static Kernels, w: &Weight, x: &Tensor, what: &str) {
     let y = product(k, w, &pack(k, w), x);
     let form = Form::of(w.storage()).unwrap();
@@ -104,9 +120,7 @@ fn check(k: &'static Kernels, w: &Weight, x: &Tensor, what: &str) {
             let terms = || x.iter().zip(dense.row(o)).map(|(a, b)| f64::from(*a) * f64::from(*b));
             let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
             // Minima are subtracted from sums of all inputs, so their size counts too.
-            let size = size
-                + x.iter().map(|v| f64::from(v.abs())).sum::<f64>()
-                    * f64::from(dense.row(o).iter().fold(0f32, |a, b| a.max(b.abs())));
+            let size = size + x.iter().map(|v| f64::from(v.abs())).sum::<f64>() * reach(w, o, dense.row(o));
             let got = f64::from(y.row(t)[o]);
             assert!(
                 (got - want).abs() <= 3e-6 * size + 1e-30,
@@ -132,7 +146,8 @@ fn every_form_on_every_instruction_set_is_its_plain_sum() {
 
 #[test]
 fn odd_widths_are_padded() {
-    for storage in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Grid(Grid::int(4, 32, true).unwrap())] {
+    for storage in [Storage::F32, Storage::F16, Storage::Bf16, Storage::Grid(Grid::int(4, 32, Zero::Minimum).unwrap())]
+    {
         for cols in [1, 31, 33, 63, 172] {
             let w = Weight::encode(&Tensor::from_vec(18, cols, noise(18 * cols, 3)), storage, None).unwrap();
             let x = Tensor::from_vec(2, cols, noise(2 * cols, 5));
@@ -147,18 +162,30 @@ fn adversarial_blocks_and_inputs_do_no_harm() {
     let scales = [0x0000u16, 0x0001, 0x83ff, 0x0400, 0x3c00, 0xbc00, 0x2c00];
     for storage in storages() {
         let Storage::Grid(grid) = storage else { continue };
-        let cols = 2 * grid.block_len().max(256);
+        let cols = 2 * grid.block_len().max(256) + if grid.is_by_row() { 40 } else { 0 };
         for (i, scale) in scales.into_iter().enumerate() {
             for fill in [0x00u8, 0xff, 0x80, 0x7f, 0x5a] {
                 let rows = 17;
                 let mut bytes = vec![fill; rows * grid.row_bytes(cols)];
-                for block in bytes.chunks_exact_mut(grid.block_bytes()) {
+                for block in bytes.chunks_exact_mut(grid.block_bytes_in(cols)) {
                     let size = block.len();
                     let places: &[usize] = match grid {
                         Grid::Q2K => &[80, 82],
                         Grid::Q3K => &[108],
                         Grid::Q6K => &[208],
-                        Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 | Grid::Q4K | Grid::Q5K => &[0, 2],
+                        // Powers of two that 16 bits hold.
+                        Grid::Mxfp4 => {
+                            block[0] = [104, 110, 120, 127, 128, 130, 140][i];
+                            continue;
+                        }
+                        grid if grid.is_by_row() => {
+                            let scale = half::f16::from_bits(scale).to_f32();
+                            block[..4].copy_from_slice(&scale.to_le_bytes());
+                            continue;
+                        }
+                        Grid::Int { zero: Zero::Minimum, .. } | Grid::Q4_1 | Grid::Q5_1 | Grid::Q4K | Grid::Q5K => {
+                            &[0, 2]
+                        }
                         _ => &[0],
                     };
                     assert!(places.iter().all(|p| p + 2 <= size));

@@ -5,7 +5,12 @@ use crate::{args::Common, show};
 use anyhow::Result;
 use optimize::speed;
 use serde_json::json;
-use tensor::{Storage, Tensor, Weight, grid::Grid, kernels, ops, packed::Packed};
+use tensor::{
+    Storage, Tensor, Weight,
+    grid::{Grid, Zero},
+    kernels, ops,
+    packed::Packed,
+};
 
 /// Checks this machine: instruction sets, memory, disk, limits, and that every kernel agrees with the plain one.
 pub fn run(common: &Common) -> Result<u8> {
@@ -61,7 +66,9 @@ fn subjects() -> (Tensor, Vec<Weight>) {
     let w = wave(70, 0.71);
     let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
     storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
-    storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, bits % 2 == 0)).map(Storage::Grid));
+    let zeros = [Zero::Middle, Zero::Minimum, Zero::Point];
+    storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, zeros[usize::from(bits) % 3])).map(Storage::Grid));
+    storages.extend(Grid::int(8, 0, Zero::Middle).map(Storage::Grid));
     (wave(5, 0.13), storages.into_iter().filter_map(|s| Weight::encode(&w, s, None).ok()).collect())
 }
 

@@ -48,6 +48,9 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
     for fault in faults {
         sayln!("fault: {fault}");
     }
+    for matrix in &gpt.decoded {
+        sayln!("decoded into floats: {matrix}");
+    }
     for name in &gpt.unused {
         sayln!("not used: {name}");
     }
@@ -87,6 +90,6 @@ fn describe(gpt: &Gpt, faults: &[String]) -> Value {
         "heads": s.blocks[0].heads, "kv_heads": s.blocks[0].kv_heads, "head_dim": s.blocks[0].head_dim,
         "vocab": s.vocab, "context": s.context, "tied": s.tied, "parameters": m.parameters(),
         "size_bytes": m.size_bytes(), "bits_per_weight": m.bits_per_weight(), "adds_bos": gpt.tokenizer.adds_bos(),
-        "ends": gpt.ends, "sites": sites, "faults": faults, "unused": gpt.unused,
+        "ends": gpt.ends, "sites": sites, "faults": faults, "unused": gpt.unused, "decoded": gpt.decoded,
     })
 }

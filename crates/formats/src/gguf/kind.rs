@@ -65,6 +65,8 @@ const STORAGES: &[(u32, Storage)] = &[
     (13, Storage::Grid(Grid::Q5K)),
     (14, Storage::Grid(Grid::Q6K)),
     (20, Storage::Grid(Grid::Iq4Nl)),
+    (23, Storage::Grid(Grid::Iq4Xs)),
+    (39, Storage::Grid(Grid::Mxfp4)),
 ];
 
 impl GgmlType {
@@ -139,6 +141,8 @@ impl GgmlType {
             "Q5_K" => 17,
             "Q6_K" => 18,
             "IQ4_NL" => 25,
+            "IQ4_XS" => 30,
+            "MXFP4" => 38,
             "BF16" => 32,
             _ => 1024,
         }

@@ -119,8 +119,8 @@ impl Hessian {
 
     /// Rounds some rows into `out`.
     fn round(&self, grid: Grid, rows: &[&[f32]], out: &mut [u8]) {
-        let (cols, len) = (self.cols, grid.block_len());
-        let width = grid.row_bytes(cols);
+        let (cols, len) = (self.cols, grid.block_len_in(self.cols));
+        let (width, size) = (grid.row_bytes(cols), grid.block_bytes_in(cols));
         let mut work = Work {
             w: rows.iter().flat_map(|r| self.order.iter().map(|j| r[*j])).collect(),
             codes: vec![0; rows.len() * cols],
@@ -149,23 +149,23 @@ impl Hessian {
         for r in 0..rows.len() {
             for b in 0..blocks {
                 let (from, to) = (b * len, ((b + 1) * len).min(cols));
-                let at = r * width + b * grid.block_bytes();
+                let at = r * width + b * size;
                 if let Some(block) = &work.blocks[r * blocks + b] {
                     let codes = &work.codes[r * cols + from..r * cols + to];
-                    grid.encode(block, codes, &mut out[at..at + grid.block_bytes()]);
+                    grid.encode(block, codes, &mut out[at..at + size]);
                 }
             }
         }
     }
 
     fn fit(&self, grid: Grid, row: &[f32], from: usize) -> tensor::grid::Block {
-        let to = (from + grid.block_len()).min(self.cols);
+        let to = (from + grid.block_len_in(self.cols)).min(self.cols);
         grid.fit(&row[from..to], Some(&self.cost[from..to]))
     }
 
     /// Rounds the columns at positions `range` of one row, carrying errors within the range.
     fn round_columns(&self, grid: Grid, r: usize, range: std::ops::Range<usize>, errors: &mut [f32], work: &mut Work) {
-        let (cols, len) = (self.cols, grid.block_len());
+        let (cols, len) = (self.cols, grid.block_len_in(self.cols));
         let blocks = cols.div_ceil(len);
         for p in range.clone() {
             let col = self.order[p];

@@ -130,7 +130,10 @@ mod tests {
         let stats = Stats { gram: Some(gram) };
         let site = Site::of(0, model::Role::Up);
         let mut storages: Vec<Storage> = Grid::GGUF.iter().map(|g| Storage::Grid(*g)).collect();
-        storages.extend(["int3g64", "int2g32a", "int4g128"].map(|n| Storage::parse(n).unwrap()));
+        storages.extend(
+            ["int3g64", "int2g32a", "int4g128", "int4g64z", "int8", "nf4", "fp8_e4m3"]
+                .map(|n| Storage::parse(n).unwrap()),
+        );
         for storage in storages {
             let nearest = error(&x, &w, &Weight::encode(&w, storage, None).unwrap());
             for method in METHODS {

@@ -1,30 +1,27 @@
 //! `Block`: the fitted scales of one block, and rounding to its levels.
 
-use super::Grid;
+use super::{Grid, Table, Zero};
 
 /// Most sub-blocks that a block has.
 pub const SUBS: usize = 16;
 
-/// The levels of IQ4_NL in units of the scale.
-pub const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
 /// Fitted parameters of one block. A code stands for `scale * (code + base) + offset` of its sub-block, in the
-/// `f32` arithmetic of the decoder; on IQ4_NL for `scale * table[code]`.
+/// `f32` arithmetic of the decoder; on a table for `scale * table[code]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
     /// Length of a sub-block.
-    pub(super) sub_len: u16,
+    pub(super) sub_len: u32,
     /// Added to a code.
     pub(super) base: i16,
     /// Highest code.
     pub(super) highest: u8,
-    /// Does the uneven table stand between code and value?
-    pub(super) table: bool,
+    /// The table that stands between code and value.
+    pub(super) table: Option<Table>,
     /// Scale of each sub-block.
     pub(super) scale: [f32; SUBS],
     /// Offset of each sub-block.
     pub(super) offset: [f32; SUBS],
-    /// Scale of the block, as `f16` bits.
+    /// Scale of the block, as `f16` bits; that of a whole row is the `f32` of its only sub-block; of MXFP4 the exponent.
     pub(crate) d: u16,
     /// Minimum of the block, or scale of its minima, as `f16` bits.
     pub(crate) m: u16,
@@ -39,9 +36,12 @@ impl Block {
     #[inline(always)]
     pub(super) fn empty(grid: Grid) -> Block {
         let (sub_len, base, highest) = match grid {
-            Grid::Int { bits, group, asymmetric } => {
-                let base = if asymmetric { 0 } else { -(1 << (bits - 1)) };
-                (group, base, ((1u16 << bits) - 1) as u8)
+            Grid::Int { bits, group, zero } => {
+                let base = if zero == Zero::Middle { -(1 << (bits - 1)) } else { 0 };
+                (if group == 0 { u32::MAX } else { group.into() }, base, ((1u16 << bits) - 1) as u8)
+            }
+            Grid::Levels { table, group } => {
+                (if group == 0 { u32::MAX } else { group.into() }, 0, ((1u16 << table.bits()) - 1) as u8)
             }
             Grid::Q4_0 => (32, -8, 15),
             Grid::Q4_1 => (32, 0, 15),
@@ -53,13 +53,19 @@ impl Block {
             Grid::Q4K => (32, 0, 15),
             Grid::Q5K => (32, 0, 31),
             Grid::Q6K => (16, -32, 63),
-            Grid::Iq4Nl => (32, 0, 15),
+            Grid::Iq4Nl | Grid::Iq4Xs | Grid::Mxfp4 => (32, 0, 15),
+        };
+        let table = match grid {
+            Grid::Levels { table, .. } => Some(table),
+            Grid::Iq4Nl | Grid::Iq4Xs => Some(Table::Iq4Nl),
+            Grid::Mxfp4 => Some(Table::E2m1),
+            _ => None,
         };
         Block {
             sub_len,
             base,
             highest,
-            table: grid == Grid::Iq4Nl,
+            table,
             scale: [0.0; SUBS],
             // Adding -0.0 keeps every value and its sign, as decoders without a minimum do.
             offset: [-0.0; SUBS],
@@ -78,11 +84,11 @@ impl Block {
     /// The nearest level to `x` at column `col` of the block: its code and its value.
     #[inline(always)]
     pub fn round(&self, col: usize, x: f32) -> (u8, f32) {
-        let sub = col / usize::from(self.sub_len);
+        let sub = col / self.sub_len as usize;
         let (scale, offset) = (self.scale[sub], self.offset[sub]);
-        if self.table {
-            let code = nearest_on_table(if scale == 0.0 { 0.0 } else { x / scale });
-            return (code, scale * f32::from(IQ4_NL[usize::from(code)]));
+        if let Some(table) = self.table {
+            let code = table.nearest(if scale == 0.0 { 0.0 } else { x / scale });
+            return (code, scale * table.levels()[usize::from(code)]);
         }
         let position = if scale == 0.0 { -f32::from(self.base) } else { (x - offset) / scale - f32::from(self.base) };
         let code = round_even(position.clamp(0.0, f32::from(self.highest)));
@@ -93,15 +99,15 @@ impl Block {
     /// were not (straight through): a value between the levels moves as it is, one beyond them with the outermost level.
     #[inline(always)]
     pub(super) fn slopes(&self, col: usize, x: f32) -> [f32; 3] {
-        let sub = col / usize::from(self.sub_len);
+        let sub = col / self.sub_len as usize;
         let (scale, offset) = (self.scale[sub], self.offset[sub]);
         if scale == 0.0 {
             return [0.0, 0.0, 1.0];
         }
         let position = (x - offset) / scale;
         let (low, high) = match self.table {
-            true => (f32::from(IQ4_NL[0]), f32::from(IQ4_NL[15])),
-            false => (f32::from(self.base), f32::from(self.base) + f32::from(self.highest)),
+            Some(table) => table.ends(),
+            None => (f32::from(self.base), f32::from(self.base) + f32::from(self.highest)),
         };
         if position < low {
             return [0.0, low, 1.0];
@@ -116,26 +122,37 @@ impl Block {
     /// What a code at column `col` stands for.
     #[inline(always)]
     pub fn value(&self, col: usize, code: u8) -> f32 {
-        let sub = col / usize::from(self.sub_len);
-        let level = if self.table { i16::from(IQ4_NL[usize::from(code & 15)]) } else { i16::from(code) + self.base };
-        self.scale[sub] * f32::from(level) + self.offset[sub]
+        let sub = col / self.sub_len as usize;
+        let level = match self.table {
+            Some(table) => table.levels()[usize::from(code)],
+            None => f32::from(i16::from(code) + self.base),
+        };
+        self.scale[sub] * level + self.offset[sub]
     }
 
     /// The values of codes from column 0 on.
     #[inline(always)]
     pub(super) fn values(&self, codes: &[u8], out: &mut [f32]) {
-        let len = usize::from(self.sub_len);
+        let len = self.sub_len as usize;
         for (sub, (codes, out)) in codes.chunks(len).zip(out.chunks_mut(len)).enumerate() {
-            let (scale, offset) = (self.scale[sub], self.offset[sub]);
-            if self.table {
-                for (o, c) in out.iter_mut().zip(codes) {
-                    *o = scale * f32::from(IQ4_NL[usize::from(*c)]);
-                }
-            } else {
-                for (o, c) in out.iter_mut().zip(codes) {
-                    *o = scale * (i32::from(*c) + i32::from(self.base)) as f32 + offset;
-                }
+            self.sub_values(sub, codes, out);
+        }
+    }
+
+    /// The values of some codes of a sub-block, wherever they stand in it.
+    #[inline(always)]
+    pub(super) fn sub_values(&self, sub: usize, codes: &[u8], out: &mut [f32]) {
+        let (scale, offset) = (self.scale[sub], self.offset[sub]);
+        if let Some(table) = self.table {
+            let levels = table.levels();
+            for (o, c) in out.iter_mut().zip(codes) {
+                *o = scale * levels[usize::from(*c)];
             }
+            return;
+        }
+        let base = i32::from(self.base);
+        for (o, c) in out.iter_mut().zip(codes) {
+            *o = scale * (i32::from(*c) + base) as f32 + offset;
         }
     }
 }
@@ -145,16 +162,4 @@ impl Block {
 pub fn round_even(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC
-}
-
-/// The code of the nearest level of IQ4_NL.
-#[inline(always)]
-pub fn nearest_on_table(x: f32) -> u8 {
-    let mut code = 0;
-    for i in 0..15 {
-        // Between two levels the upper one wins from the middle on.
-        let middle = 0.5 * (f32::from(IQ4_NL[i]) + f32::from(IQ4_NL[i + 1]));
-        code += u8::from(x >= middle);
-    }
-    code
 }

@@ -5,8 +5,9 @@
 //! freely, then choose the block's own scales and the whole numbers of each sub-block by their true error.
 
 use super::{
-    Grid,
-    block::{Block, IQ4_NL, nearest_on_table, round_even},
+    Grid, LONGEST, Table, Zero,
+    block::{Block, round_even},
+    pack::half_power,
 };
 use half::f16;
 
@@ -19,44 +20,69 @@ struct Values<'a> {
 /// See [`Grid::fit`].
 #[inline(always)]
 pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
+    if x.len() <= LONGEST {
+        let (mut values, mut weights) = ([0f32; LONGEST], [1f32; LONGEST]);
+        return fit_in(grid, x, importance, &mut values[..x.len()], &mut weights[..x.len()]);
+    }
+    fit_in(grid, x, importance, &mut vec![0.0; x.len()], &mut vec![1.0; x.len()])
+}
+
+/// As [`fit`], with room for the values and their weights.
+#[inline(always)]
+fn fit_in(grid: Grid, x: &[f32], importance: Option<&[f32]>, values: &mut [f32], weights: &mut [f32]) -> Block {
     let clean = |v: f32| if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 };
-    let mut values = [0f32; super::LONGEST];
     values.iter_mut().zip(x).for_each(|(c, v)| *c = clean(*v));
-    let weights = weights(importance.map(|w| &w[..x.len()]));
-    let v = Values { x: &values[..x.len()], w: &weights[..x.len()] };
+    weigh(importance, weights);
+    let v = Values { x: values, w: weights };
     let mut block = Block::empty(grid);
+    let (base, highest) = (f32::from(block.base), f32::from(block.highest));
     match grid {
-        Grid::Iq4Nl => block.d = bits(table_scale(&v)),
-        Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 => {
-            let (scale, offset) = affine(&v, f32::from(block.highest), false);
+        Grid::Levels { table, .. } => set_scale(&mut block, grid, table_scale(&v, table)),
+        Grid::Iq4Nl => block.d = bits(table_scale(&v, Table::Iq4Nl)),
+        Grid::Mxfp4 => block.d = power_scale(&v),
+        Grid::Int { zero: Zero::Point, .. } => {
+            let (scale, zero) = pointed(&v, highest);
+            block.mins[0] = zero;
+            set_scale(&mut block, grid, scale);
+        }
+        Grid::Int { zero: Zero::Minimum, .. } | Grid::Q4_1 | Grid::Q5_1 => {
+            let (scale, offset) = affine(&v, highest, false);
             (block.d, block.m) = (bits(scale), bits(offset));
         }
-        Grid::Int { .. } | Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 => {
-            block.d = bits(symmetric(&v, f32::from(block.base), f32::from(block.highest)));
-        }
+        Grid::Int { .. } => set_scale(&mut block, grid, symmetric(&v, base, highest)),
+        Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 => block.d = bits(symmetric(&v, base, highest)),
         Grid::Q2K => affine_subs(&v, &mut block, grid, 15.0),
         Grid::Q4K | Grid::Q5K => affine_subs(&v, &mut block, grid, 63.0),
-        Grid::Q3K => symmetric_subs(&v, &mut block, grid, -32.0, 31.0),
+        Grid::Q3K | Grid::Iq4Xs => symmetric_subs(&v, &mut block, grid, -32.0, 31.0),
         Grid::Q6K => symmetric_subs(&v, &mut block, grid, -128.0, 127.0),
     }
     block.derive(grid);
     block
 }
 
+/// Sets the scale of a group, or of a row: one of 16 bits wherever that costs no precision, since packed weights have no
+/// others.
+#[inline(always)]
+fn set_scale(block: &mut Block, grid: Grid, scale: f32) {
+    block.d = bits(scale);
+    if grid.is_by_row() {
+        let half = value(block.d);
+        block.scale[0] = if (half - scale).abs() <= scale.abs() / 1024.0 { half } else { scale };
+    }
+}
+
 /// Importances around one, so that sums of their squares neither overflow nor vanish; all equal where none counts.
 #[inline(always)]
-fn weights(importance: Option<&[f32]>) -> [f32; super::LONGEST] {
-    let mut weights = [1f32; super::LONGEST];
+fn weigh(importance: Option<&[f32]>, weights: &mut [f32]) {
     let counts = |i: f32| i.is_finite() && i > 0.0;
-    let Some(importance) = importance else { return weights };
-    let sum: f64 = importance.iter().filter(|i| counts(**i)).map(|i| f64::from(*i)).sum();
+    let Some(importance) = importance else { return };
+    let sum: f64 = importance.iter().take(weights.len()).filter(|i| counts(**i)).map(|i| f64::from(*i)).sum();
     if sum > 0.0 {
-        let scale = importance.len() as f64 / sum;
+        let scale = weights.len() as f64 / sum;
         for (w, i) in weights.iter_mut().zip(importance) {
             *w = if counts(*i) { (f64::from(*i) * scale).max(1e-12) as f32 } else { 1e-12 };
         }
     }
-    weights
 }
 
 #[inline(always)]
@@ -124,38 +150,101 @@ fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     best.1
 }
 
-/// The scale of IQ4_NL's table with the least error.
+/// Sums of one rounding to a table: `sum w x q` and `sum w q q`.
 #[inline(always)]
-fn table_scale(v: &Values<'_>) -> f32 {
+fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32, f32) {
+    let levels = table.levels();
+    let (mut xq, mut qq) = (0f32, 0f32);
+    for (x, w) in v.x.iter().zip(v.w) {
+        let q = levels[usize::from(table.nearest(x * inverse))];
+        xq += w * x * q;
+        qq += w * q * q;
+    }
+    (xq, qq)
+}
+
+/// The scale of a table with the least error.
+#[inline(always)]
+fn table_scale(v: &Values<'_>, table: Table) -> f32 {
     let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
     if extreme == 0.0 {
         return 0.0;
     }
-    let sums = |inverse: f32| {
-        let (mut xq, mut qq) = (0f32, 0f32);
-        for (x, w) in v.x.iter().zip(v.w) {
-            let q = f32::from(IQ4_NL[usize::from(nearest_on_table(x * inverse))]);
-            xq += w * x * q;
-            qq += w * q * q;
-        }
-        (xq, qq)
-    };
-    let mut best = (0f32, extreme / f32::from(IQ4_NL[0]));
-    for end in [f32::from(IQ4_NL[0]), f32::from(IQ4_NL[15])] {
-        for i in -8..=8 {
-            let (xq, qq) = sums((end + 1.7 * i as f32) / extreme);
+    let (low, high) = table.ends();
+    let mut best = (0f32, extreme / low);
+    // Eight bits of float are as fine near every size: where they begin hardly matters. A scale whose sign turns the
+    // levels over gains nothing where they are the same on both sides.
+    let (steps, width) = if table.bits() == 8 { (2, 0.04) } else { (8, 0.0134) };
+    let ends: &[f32] = if -low == high { &[high] } else { &[low, high] };
+    for end in ends {
+        for i in -steps..=steps {
+            let reach = end.abs() + width * i as f32 * high.max(-low);
+            let (xq, qq) = table_moments(v, reach.copysign(*end) / extreme, table);
             if qq > 0.0 && xq * xq / qq > best.0 {
                 best = (xq * xq / qq, xq / qq);
             }
         }
     }
     for _ in 0..3 {
-        let (xq, qq) = sums(1.0 / best.1);
+        let (xq, qq) = table_moments(v, 1.0 / best.1, table);
         if qq > 0.0 && xq * xq / qq > best.0 {
             best = (xq * xq / qq, xq / qq);
         }
     }
     best.1
+}
+
+/// The exponent (E8M0) of the power of two with the least error for levels of E2M1.
+#[inline(always)]
+fn power_scale(v: &Values<'_>) -> u16 {
+    let extreme = v.x.iter().fold(0f32, |m, x| m.max(x.abs()));
+    if extreme == 0.0 {
+        return 0;
+    }
+    let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
+    // The largest value near the largest level, 12 halves: a power below to one above.
+    let near = (extreme / 12.0).log2().ceil() as i32 + 128;
+    let mut best = (f32::INFINITY, 0);
+    for e in near - 2..=near + 1 {
+        let e = e.clamp(0, 254) as u16;
+        let scale = half_power(e);
+        let (xq, qq) = table_moments(v, 1.0 / scale, Table::E2m1);
+        let error = power - scale * (2.0 * xq - scale * qq);
+        if error < best.0 {
+            best = (error, e);
+        }
+    }
+    best.1
+}
+
+/// Scale and whole-number zero of codes `0..=highest` with the least error.
+#[inline(always)]
+fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
+    let (scale, offset) = affine(v, highest, false);
+    if scale == 0.0 {
+        // All values are one: as the highest code or the lowest, the other being zero.
+        return if offset < 0.0 { (-offset / highest, highest as u8) } else { (offset / highest, 0) };
+    }
+    let near = round_even((-offset / scale).clamp(0.0, highest));
+    let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
+    let mut best = (f32::INFINITY, 0.0, 0.0);
+    for nudge in [0.0, -1.0, 1.0] {
+        let zero = (near + nudge).clamp(0.0, highest);
+        let mut trial = scale;
+        // What the zero was moved by may stretch the scale; where it was cut off, the range decides.
+        for _ in 0..3 {
+            let (xq, qq) = moments(v, 1.0 / trial, -zero, highest - zero);
+            if qq <= 0.0 || xq <= 0.0 {
+                break;
+            }
+            let error = power - trial * (2.0 * xq - trial * qq);
+            if error < best.0 {
+                best = (error, trial, zero);
+            }
+            trial = xq / qq;
+        }
+    }
+    (best.1, best.2 as u8)
 }
 
 /// Sums of one rounding to `scale * q + offset`, `q` in `0..=highest`.
@@ -281,7 +370,7 @@ fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
 /// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
 #[inline(always)]
 fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
-    let len = usize::from(block.sub_len);
+    let len = block.sub_len as usize;
     let (subs, highest) = (256 / len, f32::from(block.highest));
     let mut free = [(0f32, 0f32); 16];
     for s in 0..subs {
@@ -344,7 +433,7 @@ fn choose_affine(
 /// The block's two scales with the least error for the codes and whole numbers of `block`.
 #[inline(always)]
 fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
-    let len = usize::from(block.sub_len);
+    let len = block.sub_len as usize;
     let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
     for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
         let s = i / len;
@@ -365,14 +454,21 @@ fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
     (aa > 0.0 && ax > 0.0).then_some(((ax / aa) as f32, 0.0))
 }
 
-/// Q3_K, Q6_K: sub-blocks with a signed scale in whole multiples of the block's.
+/// Q3_K, Q6_K, IQ4_XS: sub-blocks with a signed scale in whole multiples of the block's.
 #[inline(always)]
 fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, most: f32) {
-    let len = usize::from(block.sub_len);
-    let (low, high) = (f32::from(block.base), f32::from(block.base) + f32::from(block.highest));
+    let len = block.sub_len as usize;
+    let levels = match block.table {
+        Some(table) => Levels::Table(table),
+        None => Levels::Even(f32::from(block.base), f32::from(block.base) + f32::from(block.highest)),
+    };
+    let subs = 256 / len;
     let mut free = [0f32; 16];
-    for s in 0..16 {
-        free[s] = symmetric(&part(v, s, len), low, high - low);
+    for s in 0..subs {
+        free[s] = match levels {
+            Levels::Even(low, high) => symmetric(&part(v, s, len), low, high - low),
+            Levels::Table(table) => table_scale(&part(v, s, len), table),
+        };
     }
     let extreme = free.iter().fold(0f32, |m, f| if f.abs() > m.abs() { *f } else { m });
     if extreme == 0.0 {
@@ -389,8 +485,8 @@ fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, mos
                 let mut trial = *block;
                 trial.d = bits(d);
                 let mut error = 0.0;
-                for s in 0..16 {
-                    error += choose_symmetric(&part(v, s, len), free[s], d, (least, most), (low, high), &mut trial, s);
+                for s in 0..subs {
+                    error += choose_symmetric(&part(v, s, len), free[s], d, (least, most), levels, &mut trial, s);
                 }
                 if error < best.0 {
                     best = (error, trial);
@@ -407,6 +503,15 @@ fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, mos
     *block = best.1;
 }
 
+/// What a sub-block is rounded to, in units of its scale.
+#[derive(Clone, Copy)]
+enum Levels {
+    /// Whole numbers from the one to the other.
+    Even(f32, f32),
+    /// Those of a table.
+    Table(Table),
+}
+
 /// The whole number of one sub-block with the least error; returns the error.
 #[inline(always)]
 fn choose_symmetric(
@@ -414,7 +519,7 @@ fn choose_symmetric(
     free: f32,
     d: f32,
     (least, most): (f32, f32),
-    (low, high): (f32, f32),
+    levels: Levels,
     block: &mut Block,
     s: usize,
 ) -> f32 {
@@ -427,7 +532,10 @@ fn choose_symmetric(
         if scale == 0.0 {
             continue;
         }
-        let (xq, qq) = moments(v, 1.0 / scale, low, high);
+        let (xq, qq) = match levels {
+            Levels::Even(low, high) => moments(v, 1.0 / scale, low, high),
+            Levels::Table(table) => table_moments(v, 1.0 / scale, table),
+        };
         let error = power - scale * (2.0 * xq - scale * qq);
         if error < best.0 {
             best = (error, step);
@@ -439,10 +547,15 @@ fn choose_symmetric(
 
 #[inline(always)]
 fn refit_symmetric(v: &Values<'_>, block: &Block) -> Option<f32> {
-    let len = usize::from(block.sub_len);
+    let len = block.sub_len as usize;
     let (mut aa, mut ax) = (0f64, 0f64);
     for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
-        let a = f64::from(block.steps[i / len]) * (f64::from(block.round(i, *x).0) + f64::from(block.base));
+        let code = block.round(i, *x).0;
+        let level = match block.table {
+            Some(table) => f64::from(table.levels()[usize::from(code)]),
+            None => f64::from(code) + f64::from(block.base),
+        };
+        let a = f64::from(block.steps[i / len]) * level;
         aa += f64::from(*w) * a * a;
         ax += f64::from(*w) * a * f64::from(*x);
     }

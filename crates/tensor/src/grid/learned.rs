@@ -1,7 +1,7 @@
 //! Scales that learn: what a matrix is on a grid whose sub-blocks have given scales and offsets, and how it changes with
 //! them (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576).
 
-use super::{Block, Grid, LONGEST, block::SUBS};
+use super::{Block, Grid, Zero, block::SUBS};
 use crate::{Bytes, Storage, Tensor, Weight, WeightError};
 use half::f16;
 use rayon::prelude::*;
@@ -23,19 +23,32 @@ struct Row<'a> {
 }
 
 impl Grid {
-    /// Values that share a scale.
-    pub fn sub_len(self) -> usize {
-        Block::empty(self).sub_len.into()
+    /// Values that share a scale in a row of `cols`.
+    pub fn sub_len_in(self, cols: usize) -> usize {
+        self.block_len_in(cols).min(Block::empty(self).sub_len as usize)
     }
 
     /// Has a sub-block an offset of its own?
     pub fn has_offsets(self) -> bool {
-        matches!(self, Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 | Grid::Q2K | Grid::Q4K | Grid::Q5K)
+        matches!(
+            self,
+            Grid::Int { zero: Zero::Minimum | Zero::Point, .. }
+                | Grid::Q4_1
+                | Grid::Q5_1
+                | Grid::Q2K
+                | Grid::Q4K
+                | Grid::Q5K
+        )
+    }
+
+    /// Sub-blocks of a block of a row of `cols`.
+    fn subs_of_block(self, cols: usize) -> usize {
+        self.block_len_in(cols) / self.sub_len_in(cols).max(1)
     }
 
     /// Sub-blocks of a row, those of a short last group included.
     fn subs(self, cols: usize) -> usize {
-        cols.div_ceil(self.block_len()) * (self.block_len() / self.sub_len())
+        cols.div_ceil(self.block_len_in(cols).max(1)) * self.subs_of_block(cols)
     }
 
     /// The scales that fit a matrix best.
@@ -44,12 +57,15 @@ impl Grid {
         let mut scales = Scales { scale: vec![0.0; x.rows() * subs], offset: vec![0.0; x.rows() * subs] };
         let rows = scales.scale.par_chunks_mut(subs.max(1)).zip(scales.offset.par_chunks_mut(subs.max(1)));
         rows.enumerate().for_each(|(r, (scale, offset))| {
-            let own = self.block_len() / self.sub_len();
+            let own = self.subs_of_block(x.cols());
             let places = scale.chunks_mut(own).zip(offset.chunks_mut(own));
-            for (x, (scale, offset)) in x.row(r).chunks(self.block_len()).zip(places) {
+            for (x, (scale, offset)) in x.row(r).chunks(self.block_len_in(x.cols())).zip(places) {
                 let block = self.fit(x, None);
                 scale.copy_from_slice(&block.scale[..own]);
                 offset.copy_from_slice(&block.offset[..own]);
+                if matches!(self, Grid::Int { zero: Zero::Point, .. }) {
+                    offset[0] = block.scale[0] * f32::from(block.base);
+                }
             }
         });
         scales
@@ -75,17 +91,29 @@ impl Grid {
                     block.mins[s] = multiple(-offset[s], value(block.m), 0.0, most) as u8;
                 }
             }
-            Grid::Q3K | Grid::Q6K => {
-                let (least, most) = if self == Grid::Q3K { (-32.0, 31.0) } else { (-128.0, 127.0) };
+            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => {
+                let (least, most) = if self == Grid::Q6K { (-128.0, 127.0) } else { (-32.0, 31.0) };
                 let extreme = scale.iter().fold(0f32, |m, s| if s.abs() > m.abs() { *s } else { m });
                 block.d = bits(extreme / least);
                 for (step, scale) in block.steps.iter_mut().zip(scale) {
                     *step = multiple(*scale, value(block.d), least, most) as i8;
                 }
             }
+            Grid::Mxfp4 => {
+                // The power of two that is nearest by ratio.
+                let e = if scale[0].abs() > 0.0 { (scale[0].abs().log2() + 128.0).round() } else { 0.0 };
+                block.d = e.clamp(0.0, 254.0) as u16;
+            }
             _ => {
-                block.d = bits(scale[0]);
-                block.m = if self.has_offsets() { bits(offset[0]) } else { 0 };
+                let d = bits(scale[0]);
+                (block.d, block.scale[0]) = (d, value(d));
+                match self {
+                    Grid::Int { zero: Zero::Point, .. } => {
+                        let most = f32::from(block.highest());
+                        block.mins[0] = multiple(-offset[0], value(d), 0.0, most) as u8;
+                    }
+                    _ => block.m = if self.has_offsets() { bits(offset[0]) } else { 0 },
+                }
             }
         }
         block.derive(self);
@@ -94,10 +122,10 @@ impl Grid {
 
     /// What a row of a matrix and its scales make, block by block: where the block begins, and the block.
     fn each_block(self, row: &Row<'_>, mut each: impl FnMut(usize, Block)) {
-        let own = self.block_len() / self.sub_len();
+        let (own, len) = (self.subs_of_block(row.x.len()).max(1), self.block_len_in(row.x.len()));
         let places = row.scale.chunks(own).zip(row.offset.chunks(own));
         for (i, (scale, offset)) in places.enumerate() {
-            each(i * self.block_len(), self.block_with(scale, offset));
+            each(i * len, self.block_with(scale, offset));
         }
     }
 
@@ -111,7 +139,7 @@ impl Grid {
         out.as_mut_slice().par_chunks_mut(cols.max(1)).enumerate().for_each(|(r, out)| {
             let row = self.row(x, scales, r);
             self.each_block(&row, |from, block| {
-                let to = cols.min(from + self.block_len());
+                let to = cols.min(from + self.block_len_in(cols));
                 for (i, (out, x)) in out[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
                     *out = block.round(i, *x).1;
                 }
@@ -132,18 +160,18 @@ impl Grid {
         let rows = dy.as_mut_slice().par_chunks_mut(cols.max(1)).zip(gradients);
         rows.enumerate().for_each(|(r, (dy, (dscale, doffset)))| {
             let row = self.row(x, scales, r);
-            let own = self.block_len() / self.sub_len();
+            let (own, sub_len) = (self.subs_of_block(cols), self.sub_len_in(cols));
             self.each_block(&row, |from, block| {
-                let to = cols.min(from + self.block_len());
+                let to = cols.min(from + self.block_len_in(cols));
                 let mut sums = [[0f32; 2]; SUBS];
                 for (i, (dy, x)) in dy[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
-                    let sub = i / self.sub_len();
+                    let sub = i / sub_len;
                     let [own, of_scale, of_offset] = block.slopes(i, *x);
                     sums[sub][0] += *dy * of_scale;
                     sums[sub][1] += *dy * of_offset;
                     *dy *= own;
                 }
-                let first = from / self.sub_len();
+                let first = from / sub_len;
                 for (sub, [scale, offset]) in sums.iter().take(own).enumerate() {
                     dscale[first + sub] = *scale;
                     doffset[first + sub] = if self.has_offsets() { *offset } else { 0.0 };
@@ -169,14 +197,15 @@ impl Grid {
         let mut bytes = vec![0u8; rows * width];
         bytes.par_chunks_mut(width.max(1)).enumerate().for_each(|(r, out)| {
             let row = self.row(x, scales, r);
-            let mut codes = [0u8; LONGEST];
+            let (len, size) = (self.block_len_in(cols), self.block_bytes_in(cols));
+            let mut codes = vec![0u8; len];
             self.each_block(&row, |from, block| {
-                let to = cols.min(from + self.block_len());
+                let to = cols.min(from + self.block_len_in(cols));
                 for (i, (code, x)) in codes.iter_mut().zip(&row.x[from..to]).enumerate() {
                     *code = block.round(i, *x).0;
                 }
-                let place = from / self.block_len() * self.block_bytes();
-                self.encode(&block, &codes[..to - from], &mut out[place..place + self.block_bytes()]);
+                let place = from / len * size;
+                self.encode(&block, &codes[..to - from], &mut out[place..place + size]);
             });
         });
         Weight::new(Storage::Grid(self), rows, cols, Bytes::from_vec(bytes))
@@ -202,7 +231,7 @@ mod tests {
     };
 
     fn matrix(grid: Grid) -> Tensor {
-        let cols = 2 * grid.block_len();
+        let cols = 2 * grid.block_len_in(80);
         Tensor::from_vec(3, cols, noise(3 * cols, 11))
     }
 
@@ -241,7 +270,7 @@ mod tests {
     /// changes its code.
     #[test]
     fn gradients_of_scales_are_slopes_of_the_levels() {
-        let plain = [Grid::Q4_0, Grid::Q8_0, Grid::Q4_1, Grid::Iq4Nl, Grid::int(3, 64, true).unwrap()];
+        let plain = [Grid::Q4_0, Grid::Q8_0, Grid::Q4_1, Grid::Iq4Nl, Grid::int(3, 64, Zero::Minimum).unwrap()];
         for grid in plain {
             let x = matrix(grid);
             let scales = grid.fit_scales(&x);
@@ -251,7 +280,7 @@ mod tests {
             grid.levels_gradient(&x, &scales, &mut dy, &mut got);
             for sub in [0, scales.scale.len() - 1] {
                 let block = grid.block_with(&scales.scale[sub..=sub], &scales.offset[sub..=sub]);
-                let places = sub * grid.sub_len()..(sub + 1) * grid.sub_len();
+                let places = sub * grid.sub_len_in(x.cols())..(sub + 1) * grid.sub_len_in(x.cols());
                 let (mut of_scale, mut of_offset) = (0f32, 0f32);
                 for (i, at) in places.enumerate() {
                     let (x, weight) = (x.as_slice()[at], weights.as_slice()[at]);

@@ -3,32 +3,43 @@
 //! A grid knows how to fit the scales of a block, to round a value to the nearest code, and to encode and
 //! decode. How values are chosen before they are rounded (nearest, GPTQ ...) is a method's business.
 //!
-//! Formats: GGUF's block types, bit for bit as in llama.cpp's `ggml-common.h`, and planish's own integer
-//! groups of any width from 2 to 8 bits.
+//! Formats: GGUF's block types, bit for bit as in llama.cpp's `ggml-common.h`, and planish's own groups, of whole
+//! numbers of 2 to 8 bits or of the levels of a table, whose scales may span a whole row.
 
 mod block;
 mod fit;
 mod learned;
+mod name;
 mod pack;
+mod table;
 
 pub use block::Block;
-pub(crate) use block::IQ4_NL;
 pub use learned::Scales;
-pub(crate) use pack::{scales, unpack, widen};
+pub use name::GridError;
+pub(crate) use pack::{half_power, scales, unpack, unpack_bits, widen};
+pub use table::Table;
 
 use crate::kernels::kernels;
 
 /// A way to store values as codes with shared scales.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum Grid {
-    /// Planish's own: per group one 16-bit scale (and one 16-bit minimum), then the codes, bit-packed.
+    /// Planish's own: per group one 16-bit scale (32 bits where a row is the group), what stands for zero, then the
+    /// codes, bit-packed.
     Int {
         /// Bits of a code, 2 to 8.
         bits: u8,
-        /// Values that share a scale: a multiple of 8 from 8 to 1024.
+        /// Values that share a scale: a multiple of 8 from 8 to 1024, or 0 for the whole row.
         group: u16,
-        /// Has each group a minimum, or is zero in the middle of the codes?
-        asymmetric: bool,
+        /// Which code stands for zero.
+        zero: Zero,
+    },
+    /// As [`Grid::Int`], of levels of a table: a scale times a level.
+    Levels {
+        /// The levels.
+        table: Table,
+        /// As of [`Grid::Int`].
+        group: u16,
     },
     /// 32 values of 4 bits, one scale.
     Q4_0,
@@ -52,17 +63,24 @@ pub enum Grid {
     Q6K,
     /// 32 values of 4 bits on an uneven table, one scale.
     Iq4Nl,
+    /// 256 values of 4 bits on the same table; scale of each 32 in 6 bits.
+    Iq4Xs,
+    /// 32 floats of 4 bits (E2M1), whose scale is a power of two (OCP MX specification 1.0).
+    Mxfp4,
 }
 
-/// A name that no grid has.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-#[error(
-    "no storage is called {0:?}; there are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, \
-     q6_k, iq4_nl and int<2..8>g<group>[a], for example int4g32 or int3g64a (group: a multiple of 8 up to 1024)"
-)]
-pub struct GridError(pub String);
+/// Which code of a group stands for zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Zero {
+    /// The middle one: scales alone are stored.
+    Middle,
+    /// None has to: each group has a 16-bit minimum, the value of code 0.
+    Minimum,
+    /// A code of the group's own, stored in a byte, as GPTQ, AWQ and compressed-tensors do.
+    Point,
+}
 
-/// Longest block of any grid.
+/// Longest block of any grid whose block is not a whole row.
 pub const LONGEST: usize = 1024;
 
 impl Grid {
@@ -70,6 +88,8 @@ impl Grid {
     pub const GGUF: &[Grid] = &[
         Grid::Q2K,
         Grid::Q3K,
+        Grid::Iq4Xs,
+        Grid::Mxfp4,
         Grid::Q4K,
         Grid::Q4_0,
         Grid::Iq4Nl,
@@ -81,66 +101,38 @@ impl Grid {
         Grid::Q8_0,
     ];
 
-    /// Its name in recipes, reports and on the command line.
-    pub fn name(self) -> String {
-        let fixed = match self {
-            Grid::Int { bits, group, asymmetric } => {
-                return format!("int{bits}g{group}{}", if asymmetric { "a" } else { "" });
-            }
-            Grid::Q4_0 => "q4_0",
-            Grid::Q4_1 => "q4_1",
-            Grid::Q5_0 => "q5_0",
-            Grid::Q5_1 => "q5_1",
-            Grid::Q8_0 => "q8_0",
-            Grid::Q2K => "q2_k",
-            Grid::Q3K => "q3_k",
-            Grid::Q4K => "q4_k",
-            Grid::Q5K => "q5_k",
-            Grid::Q6K => "q6_k",
-            Grid::Iq4Nl => "iq4_nl",
-        };
-        fixed.into()
+    /// Planish's own grid, where bits are 2 to 8 and the group is 0 (a row) or a multiple of 8 from 8 to 1024.
+    pub fn int(bits: u8, group: u16, zero: Zero) -> Option<Grid> {
+        // A minimum of a whole row is worth nothing, and no format has it.
+        let fits = (2..=8).contains(&bits) && group_fits(group) && !(group == 0 && zero == Zero::Minimum);
+        fits.then_some(Grid::Int { bits, group, zero })
     }
 
-    /// The grid of that name, in any case.
-    ///
-    /// # Errors
-    /// If nothing has that name; the message lists what there is.
-    pub fn parse(name: &str) -> Result<Grid, GridError> {
-        let lower = name.to_ascii_lowercase();
-        if let Some(grid) = Grid::GGUF.iter().find(|g| g.name() == lower) {
-            return Ok(*grid);
-        }
-        let int = || {
-            let rest = lower.strip_prefix("int")?;
-            let (rest, asymmetric) = rest.strip_suffix('a').map_or((rest, false), |r| (r, true));
-            let (bits, group) = rest.split_once('g')?;
-            Grid::int(bits.parse().ok()?, group.parse().ok()?, asymmetric)
-        };
-        int().ok_or_else(|| GridError(name.into()))
+    /// Does a block span the row?
+    pub fn is_by_row(self) -> bool {
+        matches!(self, Grid::Int { group: 0, .. } | Grid::Levels { group: 0, .. })
     }
 
-    /// Planish's own grid, where bits are 2 to 8 and the group is a multiple of 8 from 8 to 1024.
-    pub fn int(bits: u8, group: u16, asymmetric: bool) -> Option<Grid> {
-        let fits = (2..=8).contains(&bits) && (8..=1024).contains(&group) && group.is_multiple_of(8);
-        fits.then_some(Grid::Int { bits, group, asymmetric })
-    }
-
-    /// Values in a block.
+    /// Values in a block; 0 where it spans the row.
     pub fn block_len(self) -> usize {
         match self {
-            Grid::Int { group, .. } => group.into(),
-            Grid::Q4_0 | Grid::Q4_1 | Grid::Q5_0 | Grid::Q5_1 | Grid::Q8_0 | Grid::Iq4Nl => 32,
-            Grid::Q2K | Grid::Q3K | Grid::Q4K | Grid::Q5K | Grid::Q6K => 256,
+            Grid::Int { group, .. } | Grid::Levels { group, .. } => group.into(),
+            Grid::Q4_0 | Grid::Q4_1 | Grid::Q5_0 | Grid::Q5_1 | Grid::Q8_0 | Grid::Iq4Nl | Grid::Mxfp4 => 32,
+            Grid::Q2K | Grid::Q3K | Grid::Q4K | Grid::Q5K | Grid::Q6K | Grid::Iq4Xs => 256,
         }
     }
 
-    /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
+    /// Values in a block of a row of `cols`; a short last group counts as a whole one.
+    pub fn block_len_in(self, cols: usize) -> usize {
+        if self.is_by_row() { cols.next_multiple_of(8) } else { self.block_len() }
+    }
+
+    /// Bytes of a block of `len` values.
+    fn bytes_of(self, len: usize) -> usize {
         match self {
-            Grid::Int { bits, group, asymmetric } => {
-                2 + 2 * usize::from(asymmetric) + usize::from(bits) * usize::from(group) / 8
-            }
+            Grid::Int { bits, .. } => self.header_bytes() + usize::from(bits) * len / 8,
+            Grid::Levels { table, .. } => self.header_bytes() + usize::from(table.bits()) * len / 8,
+            Grid::Mxfp4 => 17,
             Grid::Q4_0 | Grid::Iq4Nl => 18,
             Grid::Q4_1 => 20,
             Grid::Q5_0 => 22,
@@ -148,28 +140,45 @@ impl Grid {
             Grid::Q8_0 => 34,
             Grid::Q2K => 84,
             Grid::Q3K => 110,
+            Grid::Iq4Xs => 136,
             Grid::Q4K => 144,
             Grid::Q5K => 176,
             Grid::Q6K => 210,
         }
     }
 
+    /// Bytes before the codes of planish's own grids: the scale, and what stands for zero.
+    pub(crate) fn header_bytes(self) -> usize {
+        let scale = if self.is_by_row() { 4 } else { 2 };
+        match self {
+            Grid::Int { zero: Zero::Minimum, .. } => scale + 2,
+            Grid::Int { zero: Zero::Point, .. } => scale + 1,
+            _ => scale,
+        }
+    }
+
+    /// Bytes of a block of a row of `cols` values.
+    pub fn block_bytes_in(self, cols: usize) -> usize {
+        self.bytes_of(self.block_len_in(cols))
+    }
+
     /// Can a row of `cols` values be stored? The last group of planish's own grids may be short.
     pub fn fits(self, cols: usize) -> bool {
         match self {
-            Grid::Int { .. } => cols > 0,
+            Grid::Int { .. } | Grid::Levels { .. } => cols > 0,
             _ => cols > 0 && cols.is_multiple_of(self.block_len()),
         }
     }
 
     /// Bytes of a row of `cols` values; a short last group is padded to a whole one.
     pub fn row_bytes(self, cols: usize) -> usize {
-        cols.div_ceil(self.block_len()) * self.block_bytes()
+        cols.div_ceil(self.block_len_in(cols).max(1)) * self.block_bytes_in(cols)
     }
 
-    /// Bits per value of a whole block, scales included.
+    /// Bits per value of a whole block, scales included; those of a long row where it is the block.
     pub fn bits_per_weight(self) -> f64 {
-        8.0 * self.block_bytes() as f64 / self.block_len() as f64
+        let len = self.block_len_in(4096);
+        8.0 * self.bytes_of(len) as f64 / len as f64
     }
 
     /// Decodes a row into `out` (`[cols]`), whose bytes are [`Grid::row_bytes`] long.
@@ -184,17 +193,15 @@ impl Grid {
     /// The loop of [`Grid::decode_row`], compiled for each instruction set.
     #[inline(always)]
     pub(crate) fn decode_blocks(self, bytes: &[u8], out: &mut [f32]) {
-        if self.block_len() == 32 && !matches!(self, Grid::Int { .. }) {
-            return pack::decode_plain(self, bytes, out);
+        match self {
+            Grid::Int { .. } | Grid::Levels { .. } => return pack::decode_groups(self, bytes, out),
+            _ if self.block_len() == 32 => return pack::decode_plain(self, bytes, out),
+            _ => {}
         }
-        if let Grid::Int { bits, group, asymmetric: false } = self {
-            return pack::decode_symmetric(bits, group.into(), bytes, out);
-        }
-        let mut codes = [0u8; LONGEST];
-        let len = self.block_len();
-        for (bytes, out) in bytes.chunks_exact(self.block_bytes()).zip(out.chunks_mut(len)) {
+        let mut codes = [0u8; 256];
+        for (bytes, out) in bytes.chunks_exact(self.bytes_of(256)).zip(out.chunks_mut(256)) {
             let block = pack::header(self, bytes);
-            unpack(self, bytes, &mut codes[..len]);
+            unpack(self, bytes, &mut codes);
             block.values(&codes[..out.len()], out);
         }
     }
@@ -214,12 +221,43 @@ impl Grid {
     /// Writes a block: its scales and one code per value; missing codes of a short group count as zero.
     ///
     /// # Panics
-    /// If `out` is not [`Grid::block_bytes`] long, which is the caller's fault.
+    /// If `out` is shorter than the block of so many codes, which is the caller's fault.
     pub fn encode(self, block: &Block, codes: &[u8], out: &mut [u8]) {
-        assert_eq!(out.len(), self.block_bytes(), "bytes of a block");
-        let mut whole = [0u8; LONGEST];
-        whole[..codes.len()].copy_from_slice(codes);
-        pack::write(self, block, &whole[..self.block_len()], out);
+        let len = if self.is_by_row() { codes.len().next_multiple_of(8) } else { self.block_len() };
+        assert_eq!(out.len(), self.bytes_of(len), "bytes of a block");
+        if codes.len() == len {
+            return pack::write(self, block, codes, out);
+        }
+        let mut whole = codes.to_vec();
+        whole.resize(len, 0);
+        pack::write(self, block, &whole, out);
+    }
+
+    /// A block of one of planish's own grids with a given scale and code of zero, which counts where groups have one.
+    pub fn block_of(self, scale: f32, zero: u8) -> Block {
+        let mut block = Block::empty(self);
+        block.d = half::f16::from_f32(scale).to_bits();
+        block.scale[0] = scale;
+        block.mins[0] = zero;
+        block.derive(self);
+        block
+    }
+
+    /// Scale, code of zero where the block has one of its own, and codes of a block of one scale.
+    ///
+    /// # Panics
+    /// If `bytes` are no block of so many codes, which is the caller's fault.
+    pub fn read_block(self, bytes: &[u8], codes: &mut [u8]) -> (f32, Option<u8>) {
+        let block = pack::header(self, bytes);
+        if self.is_by_row() || codes.len() < self.block_len() {
+            let mut whole = vec![0u8; codes.len().next_multiple_of(8).max(self.block_len())];
+            unpack(self, bytes, &mut whole);
+            codes.copy_from_slice(&whole[..codes.len()]);
+        } else {
+            unpack(self, bytes, codes);
+        }
+        let own = matches!(self, Grid::Int { zero: Zero::Point, .. });
+        (block.scale[0], own.then_some(block.mins[0]))
     }
 
     /// Rounds a row to nearest after fitting each block.
@@ -229,9 +267,12 @@ impl Grid {
     /// fault.
     pub fn quantize_row(self, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of a row");
-        let len = self.block_len();
-        let mut codes = [0u8; LONGEST];
-        for (i, (x, out)) in x.chunks(len).zip(out.chunks_exact_mut(self.block_bytes())).enumerate() {
+        if x.is_empty() {
+            return;
+        }
+        let (len, size) = (self.block_len_in(x.len()), self.block_bytes_in(x.len()));
+        let mut codes = vec![0u8; len];
+        for (i, (x, out)) in x.chunks(len).zip(out.chunks_exact_mut(size)).enumerate() {
             let block = self.fit(x, importance.map(|w| &w[i * len..i * len + x.len()]));
             for (col, (code, v)) in codes.iter_mut().zip(x).enumerate() {
                 *code = block.round(col, *v).0;
@@ -239,6 +280,11 @@ impl Grid {
             self.encode(&block, &codes[..x.len()], out);
         }
     }
+}
+
+/// Can so many values share a scale?
+fn group_fits(group: u16) -> bool {
+    group == 0 || (8..=1024).contains(&group) && group.is_multiple_of(8)
 }
 
 #[cfg(test)]
@@ -261,10 +307,19 @@ mod tests {
         let mut all = Grid::GGUF.to_vec();
         for bits in 2..=8 {
             for group in [8, 32, 128, 1024] {
-                all.extend([false, true].map(|a| Grid::int(bits, group, a).unwrap()));
+                all.extend([Zero::Middle, Zero::Minimum, Zero::Point].map(|z| Grid::int(bits, group, z).unwrap()));
             }
+            all.extend([Zero::Middle, Zero::Point].map(|z| Grid::int(bits, 0, z).unwrap()));
+        }
+        for table in [Table::Nf4, Table::E4m3, Table::E5m2] {
+            all.extend([0, 32, 64, 128].map(|group| Grid::Levels { table, group }));
         }
         all
+    }
+
+    /// Columns of a row that is one block.
+    fn one_block(grid: Grid) -> usize {
+        if grid.is_by_row() { 88 } else { grid.block_len() }
     }
 
     #[test]
@@ -272,7 +327,7 @@ mod tests {
         for grid in all() {
             assert_eq!(Grid::parse(&grid.name().to_uppercase()), Ok(grid));
         }
-        for bad in ["q9_0", "int1g32", "int4g30", "int4g0", "int4g2048", "int4", ""] {
+        for bad in ["q9_0", "int1g32", "int4g30", "int4g0", "int4g2048", "int4a", "fp8", "nf4g", ""] {
             assert!(Grid::parse(bad).unwrap_err().to_string().contains("iq4_nl"), "{bad}");
         }
     }
@@ -281,11 +336,11 @@ mod tests {
     fn a_block_gives_the_values_that_its_bytes_decode_to() {
         for grid in all() {
             for seed in 0..20 {
-                let x = noise(grid.block_len(), seed);
+                let x = noise(one_block(grid), seed);
                 let block = grid.fit(&x, None);
                 let rounded: Vec<(u8, f32)> = x.iter().enumerate().map(|(i, v)| block.round(i, *v)).collect();
                 let codes: Vec<u8> = rounded.iter().map(|r| r.0).collect();
-                let mut bytes = vec![0; grid.block_bytes()];
+                let mut bytes = vec![0; grid.row_bytes(x.len())];
                 grid.encode(&block, &codes, &mut bytes);
                 let mut decoded = vec![0.0; x.len()];
                 grid.decode_row(&bytes, &mut decoded);
@@ -300,12 +355,13 @@ mod tests {
     #[test]
     fn rounding_is_to_the_nearest_level() {
         for grid in all() {
-            let x = noise(grid.block_len(), 3);
+            let x = noise(one_block(grid), 3);
             let block = grid.fit(&x, None);
             for (i, v) in x.iter().enumerate() {
                 let (code, value) = block.round(i, *v);
                 for other in [code.wrapping_sub(1), code + 1] {
-                    if other <= block.highest() {
+                    // Codes of an eight-bit float end where numbers do.
+                    if other <= block.highest() && block.value(i, other).is_finite() {
                         let worse = (block.value(i, other) - v).abs();
                         assert!((value - v).abs() <= worse * 1.0001 + 1e-7, "{} {v} {value}", grid.name());
                     }
@@ -317,8 +373,8 @@ mod tests {
     #[test]
     fn zeros_stay_zero_and_odd_values_do_no_harm() {
         for grid in all() {
-            let n = grid.block_len();
-            let mut bytes = vec![0; grid.block_bytes()];
+            let n = one_block(grid);
+            let mut bytes = vec![0; grid.row_bytes(n)];
             let mut out = vec![1.0; n];
             grid.quantize_row(&vec![0.0; n], None, &mut bytes);
             grid.decode_row(&bytes, &mut out);
@@ -329,7 +385,7 @@ mod tests {
                 grid.quantize_row(&x, None, &mut bytes);
             }
             for fill in [0x00, 0xff, 0x7f, 0x80, 0xaa] {
-                grid.decode_row(&vec![fill; grid.block_bytes()], &mut out);
+                grid.decode_row(&vec![fill; grid.row_bytes(n)], &mut out);
             }
         }
     }
@@ -337,7 +393,7 @@ mod tests {
     #[test]
     fn every_instruction_set_decodes_to_the_same_bits() {
         for grid in all() {
-            let cols = 3 * grid.block_len() - if matches!(grid, Grid::Int { .. }) { 5 } else { 0 };
+            let cols = 3 * one_block(grid) - if matches!(grid, Grid::Int { .. } | Grid::Levels { .. }) { 5 } else { 0 };
             let mut bytes = vec![0; grid.row_bytes(cols)];
             for seed in 1..6 {
                 grid.quantize_row(&noise(cols, seed), None, &mut bytes);
@@ -356,7 +412,7 @@ mod tests {
 
     #[test]
     fn short_last_groups_are_padded() {
-        let grid = Grid::int(3, 32, false).unwrap();
+        let grid = Grid::int(3, 32, Zero::Middle).unwrap();
         let x = noise(44, 1);
         let mut bytes = vec![0; grid.row_bytes(44)];
         grid.quantize_row(&x, None, &mut bytes);
@@ -380,6 +436,13 @@ mod tests {
         let bounds = [
             (Grid::Q2K, 0.09),
             (Grid::Q3K, 0.023),
+            (Grid::Iq4Xs, 0.0065),
+            (Grid::Mxfp4, 0.014),
+            (Grid::Levels { table: Table::Nf4, group: 64 }, 0.0085),
+            (Grid::Levels { table: Table::E4m3, group: 0 }, 0.0008),
+            (Grid::Levels { table: Table::E5m2, group: 0 }, 0.003),
+            (Grid::Int { bits: 8, group: 0, zero: Zero::Middle }, 0.0001),
+            (Grid::Int { bits: 4, group: 64, zero: Zero::Point }, 0.0085),
             (Grid::Q4K, 0.0055),
             (Grid::Q4_0, 0.008),
             (Grid::Iq4Nl, 0.008),
@@ -395,7 +458,8 @@ mod tests {
         }
         for group in [32, 128] {
             for bits in 3..=8 {
-                let (more, less) = (Grid::int(bits, group, false).unwrap(), Grid::int(bits - 1, group, false).unwrap());
+                let (more, less) =
+                    (Grid::int(bits, group, Zero::Middle).unwrap(), Grid::int(bits - 1, group, Zero::Middle).unwrap());
                 assert!(error(more) < 0.4 * error(less), "{}", more.name());
             }
         }

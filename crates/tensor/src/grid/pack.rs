@@ -1,9 +1,6 @@
 //! The byte layouts: headers and codes of every grid, read and written.
 
-use super::{
-    Grid,
-    block::{Block, IQ4_NL},
-};
+use super::{Grid, Table, Zero, block::Block};
 
 /// A 16-bit float widened by shifts and one exact product: no table, no branch on the machine's features.
 #[inline(always)]
@@ -28,23 +25,39 @@ impl Block {
         let (d, m) = (widen(self.d), widen(self.m));
         match grid {
             Grid::Q2K | Grid::Q4K | Grid::Q5K => {
-                for s in 0..256 / usize::from(self.sub_len) {
+                for s in 0..256 / self.sub_len as usize {
                     self.scale[s] = d * f32::from(self.steps[s]);
                     self.offset[s] = -(m * f32::from(self.mins[s]));
                 }
             }
-            Grid::Q3K | Grid::Q6K => {
-                for s in 0..16 {
+            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => {
+                for s in 0..256 / self.sub_len as usize {
                     self.scale[s] = d * f32::from(self.steps[s]);
                 }
             }
-            Grid::Int { asymmetric: true, .. } | Grid::Q4_1 | Grid::Q5_1 => {
+            Grid::Int { zero: Zero::Minimum, .. } | Grid::Q4_1 | Grid::Q5_1 => {
                 self.scale[0] = d;
                 self.offset[0] = m;
             }
-            _ => self.scale[0] = d,
+            Grid::Mxfp4 => self.scale[0] = half_power(self.d),
+            _ => {
+                // The scale of a row is a float of 32 bits, which is there already.
+                if !grid.is_by_row() {
+                    self.scale[0] = d;
+                }
+                if matches!(grid, Grid::Int { zero: Zero::Point, .. }) {
+                    self.base = -i16::from(self.mins[0]);
+                }
+            }
         }
     }
+}
+
+/// Half of the power of two that an exponent of eight bits stands for (E8M0), 0 being 2^-127.
+#[inline(always)]
+pub fn half_power(exponent: u16) -> f32 {
+    let e = u32::from(exponent & 0xff);
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
 }
 
 /// Reads the scales of a block and derives those of its sub-blocks.
@@ -60,10 +73,27 @@ pub fn header(grid: Grid, bytes: &[u8]) -> Block {
 pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
     let mut b = Block::empty(grid);
     match grid {
-        Grid::Int { asymmetric, .. } => {
+        Grid::Int { .. } | Grid::Levels { .. } => {
+            let after = if grid.is_by_row() {
+                b.scale[0] = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                4
+            } else {
+                b.d = u16_at(bytes, 0);
+                2
+            };
+            match grid {
+                Grid::Int { zero: Zero::Minimum, .. } => b.m = u16_at(bytes, after),
+                Grid::Int { zero: Zero::Point, .. } => b.mins[0] = bytes[after],
+                _ => {}
+            }
+        }
+        Grid::Mxfp4 => b.d = bytes[0].into(),
+        Grid::Iq4Xs => {
             b.d = u16_at(bytes, 0);
-            if asymmetric {
-                b.m = u16_at(bytes, 2);
+            let high = u16_at(bytes, 2);
+            for s in 0..8 {
+                let step = bytes[4 + s / 2] >> (4 * (s % 2)) & 15 | ((high >> (2 * s) & 3) as u8) << 4;
+                b.steps[s] = step as i8 - 32;
             }
         }
         Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 | Grid::Iq4Nl => b.d = u16_at(bytes, 0),
@@ -108,7 +138,10 @@ pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
 #[inline(always)]
 pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
     match grid {
-        Grid::Int { bits, asymmetric, .. } => unpack_bits(&bytes[2 + 2 * usize::from(asymmetric)..], bits, codes),
+        Grid::Int { bits, .. } => unpack_bits(&bytes[grid.header_bytes()..], bits, codes),
+        Grid::Levels { table, .. } => unpack_bits(&bytes[grid.header_bytes()..], table.bits(), codes),
+        Grid::Mxfp4 => nibbles(&bytes[1..17], codes),
+        Grid::Iq4Xs => bytes[8..136].chunks_exact(16).zip(codes.chunks_exact_mut(32)).for_each(|(b, c)| nibbles(b, c)),
         Grid::Q4_0 | Grid::Iq4Nl => nibbles(&bytes[2..18], codes),
         Grid::Q4_1 => nibbles(&bytes[4..20], codes),
         Grid::Q5_0 => {
@@ -145,16 +178,25 @@ pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
-/// Decodes rows of planish's own symmetric groups: the same values as through a [`Block`].
+/// Columns that are decoded together.
+const TOGETHER: usize = 256;
+
+/// Decodes rows of planish's own groups: the same values as through [`header`] and [`unpack`].
 #[inline(always)]
-pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
-    let (base, size) = (1i32 << (bits - 1), 2 + usize::from(bits) * group / 8);
-    let mut codes = [0u8; super::LONGEST];
-    for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_mut(group)) {
-        let d = widen(u16_at(bytes, 0));
-        unpack_bits(&bytes[2..], bits, &mut codes[..group]);
-        for (o, c) in out.iter_mut().zip(&codes) {
-            *o = d * (i32::from(*c) - base) as f32;
+pub fn decode_groups(grid: Grid, bytes: &[u8], out: &mut [f32]) {
+    let bits = match grid {
+        Grid::Int { bits, .. } => bits,
+        Grid::Levels { table, .. } => table.bits(),
+        _ => return,
+    };
+    let (len, size, first) = (grid.block_len_in(out.len()), grid.block_bytes_in(out.len()), grid.header_bytes());
+    let mut codes = [0u8; TOGETHER];
+    for (bytes, out) in bytes.chunks_exact(size.max(1)).zip(out.chunks_mut(len.max(1))) {
+        let block = header(grid, bytes);
+        for (i, out) in out.chunks_mut(TOGETHER).enumerate() {
+            let codes = &mut codes[..out.len().next_multiple_of(8)];
+            unpack_bits(&bytes[first + i * TOGETHER * usize::from(bits) / 8..], bits, codes);
+            block.sub_values(0, codes, out);
         }
     }
 }
@@ -163,8 +205,8 @@ pub fn decode_symmetric(bits: u8, group: usize, bytes: &[u8], out: &mut [f32]) {
 /// codes.
 #[inline(always)]
 pub fn decode_plain(grid: Grid, bytes: &[u8], out: &mut [f32]) {
-    let table: [f32; 16] = std::array::from_fn(|i| f32::from(IQ4_NL[i]));
-    for (bytes, out) in bytes.chunks_exact(grid.block_bytes()).zip(out.as_chunks_mut::<32>().0) {
+    let levels = Block::empty(grid).table.unwrap_or(Table::Iq4Nl).levels();
+    for (bytes, out) in bytes.chunks_exact(grid.block_bytes_in(out.len())).zip(out.as_chunks_mut::<32>().0) {
         let d = widen(u16_at(bytes, 0));
         match grid {
             Grid::Q8_0 => {
@@ -186,7 +228,11 @@ pub fn decode_plain(grid: Grid, bytes: &[u8], out: &mut [f32]) {
                 let high = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
                 halves(&bytes[8..], out, |c, i| d * f32::from(c | fifth(high, i)) + m);
             }
-            _ => halves(&bytes[2..], out, |c, _| d * table[usize::from(c)]),
+            Grid::Mxfp4 => {
+                let d = half_power(bytes[0].into());
+                halves(&bytes[1..], out, |c, _| d * levels[usize::from(c)]);
+            }
+            _ => halves(&bytes[2..], out, |c, _| d * levels[usize::from(c)]),
         }
     }
 }
@@ -248,7 +294,7 @@ fn plane(bytes: &[u8], codes: &mut [u8], value: u8) {
 
 /// Codes of `bits` bits, the lowest bits first.
 #[inline(always)]
-fn unpack_bits(bytes: &[u8], bits: u8, codes: &mut [u8]) {
+pub fn unpack_bits(bytes: &[u8], bits: u8, codes: &mut [u8]) {
     match bits {
         2 => unpack_width::<2>(bytes, codes),
         3 => unpack_width::<3>(bytes, codes),
@@ -280,12 +326,36 @@ pub fn write(grid: Grid, b: &Block, codes: &[u8], out: &mut [u8]) {
     out.fill(0);
     let (d, m) = (b.d.to_le_bytes(), b.m.to_le_bytes());
     match grid {
-        Grid::Int { bits, asymmetric, .. } => {
-            out[..2].copy_from_slice(&d);
-            if asymmetric {
-                out[2..4].copy_from_slice(&m);
+        Grid::Int { .. } | Grid::Levels { .. } => {
+            let bits = if let Grid::Int { bits, .. } = grid { bits } else { b.table.map_or(8, Table::bits) };
+            let after = if grid.is_by_row() {
+                out[..4].copy_from_slice(&b.scale[0].to_le_bytes());
+                4
+            } else {
+                out[..2].copy_from_slice(&d);
+                2
+            };
+            match grid {
+                Grid::Int { zero: Zero::Minimum, .. } => out[after..after + 2].copy_from_slice(&m),
+                Grid::Int { zero: Zero::Point, .. } => out[after] = b.mins[0],
+                _ => {}
             }
-            pack_bits(codes, bits, &mut out[2 + 2 * usize::from(asymmetric)..]);
+            pack_bits(codes, bits, &mut out[grid.header_bytes()..]);
+        }
+        Grid::Mxfp4 => {
+            out[0] = b.d as u8;
+            pack_nibbles(codes, &mut out[1..]);
+        }
+        Grid::Iq4Xs => {
+            out[..2].copy_from_slice(&d);
+            let mut high = 0u16;
+            for s in 0..8 {
+                let step = (b.steps[s] + 32) as u8;
+                out[4 + s / 2] |= (step & 15) << (4 * (s % 2));
+                high |= u16::from(step >> 4) << (2 * s);
+            }
+            out[2..4].copy_from_slice(&high.to_le_bytes());
+            codes.chunks_exact(32).zip(out[8..].chunks_exact_mut(16)).for_each(|(c, o)| pack_nibbles(c, o));
         }
         Grid::Q4_0 | Grid::Iq4Nl => {
             out[..2].copy_from_slice(&d);

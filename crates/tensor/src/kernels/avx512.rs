@@ -6,7 +6,7 @@ use super::{
     compile::{code_tiles, float_tiles},
     once::instantiate,
 };
-use crate::grid::{Grid, widen};
+use crate::grid::{Grid, Zero, widen};
 use std::arch::x86_64::*;
 
 /// The table, where this machine has the instructions.
@@ -77,7 +77,7 @@ mod with_bf16 {
 
 fn decode_row_by_bytes(grid: Grid, bytes: &[u8], out: &mut [f32]) {
     match grid {
-        Grid::Int { bits, group, asymmetric: false } if group % 32 == 0 => {
+        Grid::Int { bits, group, zero: Zero::Middle } if group > 0 && group % 32 == 0 => {
             assert!(bytes.len() >= grid.row_bytes(out.len()));
             // SAFETY: the table exists only where the instructions do, and the length is asserted above.
             unsafe { decode_groups(usize::from(bits), group.into(), bytes, out) }

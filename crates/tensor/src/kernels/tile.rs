@@ -81,17 +81,6 @@ impl Tile {
     }
 }
 
-/// The levels of IQ4_NL plus 128.
-const LEVELS: [u8; 16] = {
-    let mut levels = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        levels[i] = (crate::grid::IQ4_NL[i] as i16 + 128) as u8;
-        i += 1;
-    }
-    levels
-};
-
 /// Bytes of the inputs of one chunk for `T` tokens.
 pub const fn input_chunk(width: usize, sub: usize) -> usize {
     width * (CHUNK + 4 * (CHUNK / sub) + 4)
@@ -208,6 +197,10 @@ pub(super) unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span
     unsafe {
         match codes.scales {
             Scales::Halves => [V::zero(); 2],
+            Scales::Group(_) if MIN && codes.point => {
+                let d = V::halves(span);
+                [d, V::negative_mul(d, V::halves(span.add(32)))]
+            }
             Scales::Group(_) | Scales::Steps | Scales::Pairs => {
                 [V::halves(span), if MIN { V::halves(span.add(32)) } else { V::zero() }]
             }
@@ -234,7 +227,8 @@ pub(super) unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
                 for i in 0..SUBS {
                     s.scale[i] = V::halves(chunk.add(i * 32));
                     if MIN {
-                        s.minimum[i] = V::halves(chunk.add((SUBS + i) * 32));
+                        let minimum = V::halves(chunk.add((SUBS + i) * 32));
+                        s.minimum[i] = if codes.point { V::negative_mul(s.scale[i], minimum) } else { minimum };
                     }
                 }
             }
@@ -264,13 +258,14 @@ pub(super) unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
     }
 }
 
-/// The codes of step `STEP` (0 to 7) of a half chunk whose planes start at `p`.
+/// The codes of step `STEP` (0 to 7) of a half chunk whose planes start at `p`; with a table what it holds for them.
 ///
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
 pub(super) unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, const STEP: usize>(
     p: *const u8,
+    levels: &[u8; 16],
 ) -> V::Bytes {
     // SAFETY: a half chunk holds `BITS * 64` bytes of planes.
     unsafe {
@@ -283,7 +278,7 @@ pub(super) unsafe fn step_codes<V: Lanes, const BITS: usize, const TABLE: bool, 
             7 => V::or(V::or(four::<V, STEP>(p), two::<V, STEP, 4>(p.add(256))), one::<V, STEP, 6>(p.add(384))),
             _ => V::bytes(p.add(64 * STEP)),
         };
-        if TABLE { V::lookup(&LEVELS, low) } else { low }
+        if TABLE { V::lookup(levels, low) } else { low }
     }
 }
 
@@ -456,6 +451,7 @@ unsafe fn chunk<
     acc: &mut [[V::Floats; T]; R],
 ) {
     let wide = BITS == 8 || TABLE;
+    let levels = if TABLE { form.levels() } else { &[0; 16] };
     // SAFETY: offsets stay inside the chunks and their inputs.
     unsafe {
         let mut s = [ChunkScales { scale: [V::zero(); 4], minimum: [V::zero(); 4] }; R];
@@ -476,9 +472,9 @@ unsafe fn chunk<
                 let planes = planes.map(|p| p.add($half * BITS * 64));
                 $(
                     // No closures here: they would be compiled without the instruction set.
-                    let mut codes = [step_codes::<V, BITS, TABLE, $step>(planes[0]); R];
+                    let mut codes = [step_codes::<V, BITS, TABLE, $step>(planes[0], levels); R];
                     for r in 1..R {
-                        codes[r] = step_codes::<V, BITS, TABLE, $step>(planes[r]);
+                        codes[r] = step_codes::<V, BITS, TABLE, $step>(planes[r], levels);
                     }
                     for t in 0..T {
                         let x = V::splat_int(x.add((($half * 8 + $step) * T + t) * 4));

@@ -469,7 +469,7 @@ mod tests {
     fn agrees_with_plain_loops_in_every_storage() {
         let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
         storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
-        storages.push(Storage::Grid(Grid::Int { bits: 3, group: 32, asymmetric: false }));
+        storages.push(Storage::Grid(Grid::Int { bits: 3, group: 32, zero: crate::grid::Zero::Middle }));
         for storage in storages {
             for (tokens, outputs) in [(1, 1), (3, 70), (40, 33)] {
                 let (x, w) = (wave(tokens, 768, 0.13), wave(outputs, 768, 0.71));

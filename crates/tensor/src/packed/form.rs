@@ -6,7 +6,10 @@
 //! planes: byte `4 lane + i` of a plane holds the bits of column `4 step + i` for `8 / width` steps in a row, the
 //! first in the lowest bits.
 
-use crate::{Storage, grid::Grid};
+use crate::{
+    Storage,
+    grid::{Grid, Table, Zero},
+};
 
 /// Rows of a panel.
 pub const LANES: usize = 16;
@@ -33,12 +36,14 @@ pub enum Form {
 pub struct Codes {
     /// Bits of a code, 2 to 8.
     pub bits: u8,
-    /// Does the uneven table of IQ4_NL stand between code and level?
-    pub table: bool,
+    /// The table of whole numbers that stands between code and level.
+    pub table: Option<Table>,
     /// Columns that share a scale inside a chunk: 16 or 32.
     pub sub: u8,
     /// Has each sub-block a minimum?
     pub minimum: bool,
+    /// Is the minimum told as the code that stands for zero, a whole number as a 16-bit float?
+    pub point: bool,
     /// The code (or level of the table, plus 128) that stands for zero; 0 where there are minima.
     pub zero: u8,
     /// Where scales and minima come from.
@@ -74,7 +79,7 @@ pub struct ChunkPlaces {
 }
 
 impl Form {
-    /// The form of a storage; `None` where none is made for it (groups that 32 does not divide).
+    /// The form of a storage; `None` where none is made for it (groups that 32 does not divide, tables of floats).
     pub fn of(storage: Storage) -> Option<Form> {
         Some(match storage {
             Storage::F32 => Form::F32,
@@ -169,13 +174,23 @@ impl Form {
     }
 }
 
+/// Chunks that share one copy of the scale of a row.
+const ROW_SPAN: u8 = 16;
+
 impl Codes {
+    /// The levels of the table plus 128; of no use where there is none.
+    #[inline(always)]
+    pub(crate) fn levels(self) -> &'static [u8; 16] {
+        self.table.and_then(Table::bytes).unwrap_or(&[0; 16])
+    }
+
     fn of(grid: Grid) -> Option<Codes> {
         let plain = |bits: u8, zero: u8, minimum: bool| Codes {
             bits,
-            table: false,
+            table: None,
             sub: 32,
             minimum,
+            point: false,
             zero,
             scales: Scales::Halves,
         };
@@ -185,20 +200,26 @@ impl Codes {
             ..plain(bits, zero, minimum)
         };
         Some(match grid {
-            Grid::Int { bits, group, asymmetric } => {
-                let zero = if asymmetric { 0 } else { 1 << (bits - 1) };
-                let scales = if group % 64 == 0 { Scales::Group((group / 64) as u8) } else { Scales::Halves };
-                if group % 32 != 0 {
-                    return None;
-                }
-                Codes { scales, ..plain(bits, zero, asymmetric) }
+            Grid::Int { bits, group, zero } => {
+                let scales = match group {
+                    0 => Scales::Group(ROW_SPAN),
+                    g if g % 64 == 0 => Scales::Group((g / 64) as u8),
+                    g if g % 32 == 0 => Scales::Halves,
+                    _ => return None,
+                };
+                let middle = if zero == Zero::Middle { 1 << (bits - 1) } else { 0 };
+                Codes { scales, point: zero == Zero::Point, ..plain(bits, middle, zero != Zero::Middle) }
             }
+            // Their levels are no whole numbers of 8 bits.
+            Grid::Levels { .. } => return None,
+            Grid::Mxfp4 => Codes { table: Some(Table::E2m1), ..plain(4, 128, false) },
+            Grid::Iq4Xs => Codes { table: Some(Table::Iq4Nl), ..steps(4, 128, 32, false) },
             Grid::Q4_0 => plain(4, 8, false),
             Grid::Q4_1 => plain(4, 0, true),
             Grid::Q5_0 => plain(5, 16, false),
             Grid::Q5_1 => plain(5, 0, true),
             Grid::Q8_0 => plain(8, 128, false),
-            Grid::Iq4Nl => Codes { table: true, ..plain(4, 128, false) },
+            Grid::Iq4Nl => Codes { table: Some(Table::Iq4Nl), ..plain(4, 128, false) },
             Grid::Q2K => Codes { scales: Scales::Pairs, ..steps(2, 0, 16, true) },
             Grid::Q3K => steps(3, 4, 16, false),
             Grid::Q4K => Codes { scales: Scales::Sixes, ..steps(4, 0, 32, true) },

@@ -41,7 +41,7 @@ impl InputKind {
             Form::Bf16 => InputKind::Bf16,
             Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },
             Form::Codes(Codes { sub, bits, table, zero, .. }) => {
-                let signed = kernels.codes.signed && (bits == 8 || table);
+                let signed = kernels.codes.signed && (bits == 8 || table.is_some());
                 InputKind::Bytes { sub: sub.into(), start: Some(if signed { 128 } else { 0 } - i32::from(zero)) }
             }
         }

@@ -3,7 +3,7 @@
 use super::form::{CHUNK, Codes, Form, LANES, Scales};
 use crate::{
     Storage,
-    grid::{self, Grid},
+    grid::{self, Grid, Zero},
     kernels::Lanes,
 };
 
@@ -21,13 +21,10 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
         match (storage, Form::of(storage)) {
             (Storage::F16, _) => transpose::<V, 2>(rows, width, out),
             (Storage::F32 | Storage::Bf16, _) => transpose::<V, 4>(rows, width, out),
-            // Blocks of up to 256 values fit into half chunks of the first-level cache.
+            // Pieces of 256 columns fit into half of the first-level cache: rows are cut into them, blocks put together.
             (Storage::Grid(grid), Some(Form::Codes(codes)))
-                if grid.block_len() <= 256 && grid.block_len() % 64 == 0 =>
+                if grid.block_len() <= 128 || grid.block_len() <= 256 && grid.block_len() % 64 == 0 =>
             {
-                pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
-            }
-            (Storage::Grid(grid), Some(Form::Codes(codes))) if grid.block_len() <= 128 => {
                 pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
             }
             (Storage::Grid(grid), Some(Form::Codes(codes))) => {
@@ -123,6 +120,74 @@ struct Piece<const PIECE: usize> {
     mins: [[u8; LANES]; SUBS],
 }
 
+/// How the blocks of a row are cut for packing: as they are stored, or 256 columns of a row that is one block.
+struct Blocks {
+    grid: Grid,
+    codes: Codes,
+    /// Columns of a block, and its bytes.
+    len: usize,
+    size: usize,
+}
+
+/// Columns of a row that are packed as one block.
+const OF_A_ROW: usize = 256;
+
+impl Blocks {
+    #[inline(always)]
+    fn of(grid: Grid, codes: Codes, cols: usize) -> Blocks {
+        match grid.is_by_row() {
+            true => Blocks { grid, codes, len: OF_A_ROW, size: OF_A_ROW * usize::from(codes.bits) / 8 },
+            false => Blocks { grid, codes, len: grid.block_len(), size: grid.block_bytes_in(cols) },
+        }
+    }
+
+    /// The bytes of a block's scales, and of the block; `None` beyond the last one.
+    #[inline(always)]
+    fn get<'a>(&self, row: &'a [u8], block: usize) -> Option<(&'a [u8], &'a [u8])> {
+        if !self.grid.is_by_row() {
+            let bytes = row.get(block * self.size..(block + 1) * self.size)?;
+            return Some((bytes, bytes));
+        }
+        let (header, codes) = row.split_at(self.grid.header_bytes());
+        let from = block * self.size;
+        (from < codes.len()).then(|| (header, &codes[from..codes.len().min(from + self.size)]))
+    }
+
+    #[inline(always)]
+    fn unpack(&self, bytes: &[u8], codes: &mut [u8]) {
+        if !self.grid.is_by_row() {
+            return grid::unpack(self.grid, bytes, codes);
+        }
+        // The end of a row may be short of a piece.
+        let held = bytes.len() * 8 / usize::from(self.codes.bits);
+        grid::unpack_bits(bytes, self.codes.bits, &mut codes[..held]);
+        codes[held..].fill(0);
+    }
+
+    /// Scale, and minimum or code of zero, as 16-bit floats, of blocks without sub-blocks.
+    #[inline(always)]
+    fn scale(&self, header: &[u8]) -> (u16, u16) {
+        let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+        let (d, after) = match self.grid {
+            Grid::Mxfp4 => return (halved(grid::half_power(header[0].into())), 0),
+            grid if grid.is_by_row() => {
+                let scale = f32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+                (halved(scale), 4)
+            }
+            _ => (half(0), 2),
+        };
+        match self.grid {
+            Grid::Int { zero: Zero::Point, .. } => (d, halved(f32::from(header[after]))),
+            _ => (d, if self.codes.minimum { half(after) } else { 0 }),
+        }
+    }
+}
+
+#[inline(always)]
+fn halved(x: f32) -> u16 {
+    half::f16::from_f32(x).to_bits()
+}
+
 /// Most sub-blocks of a piece: 16 of a block of 256 in steps of 16, or 64 of two groups of almost 1024 in 32.
 const SUBS: usize = 64;
 
@@ -138,7 +203,8 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
     out: &mut [u8],
 ) {
     let form = Form::Codes(codes);
-    let (len, size) = (grid.block_len(), grid.block_bytes());
+    let blocks = Blocks::of(grid, codes, cols);
+    let len = blocks.len;
     // Groups are odd multiples of 32 or multiples of 64; small blocks go together.
     let piece = if len % CHUNK != 0 { 2 * len } else { len };
     let piece = piece * (256 / piece).max(1);
@@ -157,22 +223,21 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
             for part in 0..piece / len {
                 let block = from / len + part;
                 let subs = part * len / sub..(part + 1) * len / sub;
-                let Some(bytes) = row.get(block * size..(block + 1) * size) else {
+                let Some((header, bytes)) = blocks.get(row, block) else {
                     // Beyond the last block lies the padding of the last chunk.
                     p.codes[lane][part * len..(part + 1) * len].fill(0);
                     subs.for_each(|s| (p.d[s][lane], p.m[s][lane], p.steps[s][lane], p.mins[s][lane]) = (0, 0, 0, 0));
                     continue;
                 };
-                grid::unpack(grid, bytes, &mut p.codes[lane][part * len..(part + 1) * len]);
+                blocks.unpack(bytes, &mut p.codes[lane][part * len..(part + 1) * len]);
                 if stepped {
-                    let scales = grid::scales(grid, bytes);
+                    let scales = grid::scales(grid, header);
                     for (i, s) in subs.enumerate() {
                         (p.d[s][lane], p.m[s][lane]) = (scales.d, scales.m);
                         (p.steps[s][lane], p.mins[s][lane]) = (scales.steps[i] as u8, scales.mins[i]);
                     }
                 } else {
-                    let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-                    let (d, m) = (half(0), if codes.minimum { half(2) } else { 0 });
+                    let (d, m) = blocks.scale(header);
                     subs.for_each(|s| (p.d[s][lane], p.m[s][lane]) = (d, m));
                 }
             }
@@ -339,10 +404,9 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
             let (scale, minimum) = lane_scales(codes, panel, place, k / sub, lane);
             let planes = &panel[place.codes + k / 32 * 64 * usize::from(codes.bits)..];
             let code = lane_code(planes, codes.bits, k % 32, lane);
-            let level = if codes.table {
-                i32::from(grid::IQ4_NL[usize::from(code)])
-            } else {
-                i32::from(code) - i32::from(codes.zero)
+            let level = match codes.table {
+                Some(_) => i32::from(codes.levels()[usize::from(code & 15)]) - 128,
+                None => i32::from(code) - i32::from(codes.zero),
             };
             *o = scale * level as f32 + minimum;
         }
@@ -353,7 +417,7 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
 fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, sub: usize, lane: usize) -> (f32, f32) {
     let half = |at: usize| grid::widen(u16::from_le_bytes([panel[at], panel[at + 1]]));
     let min = codes.minimum;
-    match codes.scales {
+    let (scale, minimum) = match codes.scales {
         Scales::Halves => {
             let at = scales + 2 * (sub * LANES + lane);
             (half(at), if min { half(at + 2 * LANES * CHUNK / usize::from(codes.sub)) } else { -0.0 })
@@ -375,7 +439,8 @@ fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, su
             let (d, m) = (half(span + 2 * lane), half(span + 2 * (LANES + lane)));
             (d * f32::from(pair & 15), -(m * f32::from(pair >> 4)))
         }
-    }
+    };
+    (scale, if codes.point { -(scale * minimum) } else { minimum })
 }
 
 /// The code of column `k` of a half chunk.

@@ -12,15 +12,18 @@ from gguf.quants import dequantize
 NAMES = {
     "q4_0": T.Q4_0, "q4_1": T.Q4_1, "q5_0": T.Q5_0, "q5_1": T.Q5_1, "q8_0": T.Q8_0, "q2_k": T.Q2_K,
     "q3_k": T.Q3_K, "q4_k": T.Q4_K, "q5_k": T.Q5_K, "q6_k": T.Q6_K, "iq4_nl": T.IQ4_NL,
+    "iq4_xs": T.IQ4_XS, "mxfp4": T.MXFP4,
 }
 # Where each layout keeps its f16 scales: random bytes there would give NaN, which no comparison holds.
 HALVES = {
     "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0], "q2_k": [80, 82], "q3_k": [108],
     "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208], "iq4_nl": [0],
+    "iq4_xs": [0], "mxfp4": [],
 }
 SIZES = {
     "q4_0": (18, 32), "q4_1": (20, 32), "q5_0": (22, 32), "q5_1": (24, 32), "q8_0": (34, 32), "q2_k": (84, 256),
     "q3_k": (110, 256), "q4_k": (144, 256), "q5_k": (176, 256), "q6_k": (210, 256), "iq4_nl": (18, 32),
+    "iq4_xs": (136, 256), "mxfp4": (17, 32),
 }
 # Ordinary scales of both signs, zeros, the least subnormal, the largest finite value.
 SCALES = [0.0123, -0.0371, 1.0, -0.0, 0.0, 6e-8, 65504.0, 0.3333]
@@ -35,6 +38,9 @@ def main():
             blocks = random.integers(0, 256, (count, size), dtype=np.uint8)
             blocks[1] = 0
             blocks[2] = 255
+            if name == "mxfp4":
+                # Exponents whose values are finite, the subnormal ones among them.
+                blocks[:, 0] = [0, 1, 2, 100, 118, 120, 127, 128, 200, 250]
             for b in range(count):
                 for h, at in enumerate(HALVES[name]):
                     scale = np.float16(SCALES[(3 * h + b + (2 if values == 256 else 0)) % len(SCALES)])

@@ -39,7 +39,7 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
         // SAFETY: the constants are those of the form.
         unsafe {
             match (form.bits, form.table, form.sub, form.minimum) {
-                (4, true, ..) => code_panel::<H, 4, true, 32, false>(tile, panel),
+                (4, Some(_), ..) => code_panel::<H, 4, true, 32, false>(tile, panel),
                 (2, _, 16, _) => code_panel::<H, 2, false, 16, true>(tile, panel),
                 (3, _, 16, _) => code_panel::<H, 3, false, 16, false>(tile, panel),
                 (6, _, 16, _) => code_panel::<H, 6, false, 16, false>(tile, panel),
@@ -113,7 +113,7 @@ unsafe fn code_panel<const H: usize, const BITS: usize, const TABLE: bool, const
             let shared = tile::shared_scales::<Words, MIN>(form, w);
             let (mut own, mut codes) = (w.add(span_header), w.add(span_header + places.codes));
             for _ in 0..span.min(left) {
-                unpack::<BITS, TABLE>(codes, &mut between.codes);
+                unpack::<BITS, TABLE>(codes, form.levels(), &mut between.codes);
                 multiply::<H, SUB>(between.codes.as_ptr(), x, between.dots[turn].as_mut_ptr());
                 if let Some(pending) = pending {
                     settle::<H, SUB, MIN>(&pending, between.dots[1 - turn].as_ptr(), sums);
@@ -146,13 +146,13 @@ unsafe fn code_panel<const H: usize, const BITS: usize, const TABLE: bool, const
 /// # Safety
 /// The processor has the instructions, and the planes are those of a chunk.
 #[inline(always)]
-unsafe fn unpack<const BITS: usize, const TABLE: bool>(planes: *const u8, out: &mut [u8; REGISTER]) {
+unsafe fn unpack<const BITS: usize, const TABLE: bool>(planes: *const u8, levels: &[u8; 16], out: &mut [u8; REGISTER]) {
     // Steps are constants, so that every shift is one.
     macro_rules! steps {
         ($($half:literal $step:literal,)*) => {$(
             // SAFETY: the caller's planes, and sixteen steps of 64 bytes.
             unsafe {
-                let codes = tile::step_codes::<Words, BITS, TABLE, $step>(planes.add($half * BITS * 64));
+                let codes = tile::step_codes::<Words, BITS, TABLE, $step>(planes.add($half * BITS * 64), levels);
                 _mm512_store_si512(out.as_mut_ptr().add(64 * (8 * $half + $step)).cast(), codes);
             }
         )*};

@@ -1,0 +1,57 @@
+//! References: logits that other programs computed, beside the models that they are of.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use model::Model;
+use std::{fs, path::Path};
+
+/// Tokens, and what the reference says of them.
+pub struct Sequence {
+    pub tokens: Vec<u32>,
+    pub logits: Vec<f32>,
+    /// What greedy decoding says next, where the reference tells.
+    pub greedy: Vec<u32>,
+}
+
+/// Reads `reference.json` of a folder.
+pub fn reference(dir: &Path) -> Vec<Sequence> {
+    let text = fs::read_to_string(dir.join("reference.json")).unwrap();
+    let root: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let ids = |v: &serde_json::Value| -> Vec<u32> {
+        v.as_array().into_iter().flatten().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let one = |s: &serde_json::Value| Sequence {
+        tokens: ids(&s["tokens"]),
+        logits: floats(s["logits"].as_str().unwrap()),
+        greedy: ids(&s["greedy"]),
+    };
+    root["sequences"].as_array().unwrap().iter().map(one).collect()
+}
+
+/// Little-endian floats in base64.
+fn floats(text: &str) -> Vec<f32> {
+    let digit = |b: u8| match b {
+        b'A'..=b'Z' => b - b'A',
+        b'a'..=b'z' => b - b'a' + 26,
+        b'0'..=b'9' => b - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b'=').map(digit).collect();
+    let bytes: Vec<u8> = digits
+        .chunks(4)
+        .flat_map(|c| {
+            let word = c.iter().enumerate().fold(0u32, |w, (i, d)| w | u32::from(*d) << (18 - 6 * i));
+            word.to_be_bytes()[1..c.len()].to_vec()
+        })
+        .collect();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The largest difference of a logit.
+pub fn largest_error(model: &Model, sequences: &[Sequence]) -> f32 {
+    let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
+    let got = model.forward(&tokens, &mut ()).unwrap();
+    let want: Vec<f32> = sequences.iter().flat_map(|s| s.logits.iter().copied()).collect();
+    assert_eq!(got.as_slice().len(), want.len());
+    got.as_slice().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
