@@ -24,6 +24,7 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "quantized"
@@ -145,7 +146,10 @@ def in_floats(folder):
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
     out = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {}
+    # What is no code is read from the file: GPTQModel holds it in 16 bits.
+    with safe_open(pathlib.Path(folder) / "model.safetensors", "pt") as f:
+        parts = (".qweight", ".qzeros", ".scales", ".g_idx")
+        state = {name: f.get_tensor(name).float() for name in f.keys() if not name.endswith(parts)}
     for name, module in stored.named_modules():
         if hasattr(module, "qweight"):
             module.scales = module.scales.float()
@@ -155,10 +159,6 @@ def in_floats(folder):
                 w = dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size)
             assert w.dtype == torch.float32, w.dtype
             state[f"{name}.weight"] = w.T.contiguous()
-            if getattr(module, "bias", None) is not None:
-                state[f"{name}.bias"] = module.bias.float()
-        else:
-            state.update({f"{name}.{k}": p.detach().float() for k, p in module.named_parameters(recurse=False)})
     out.load_state_dict(state, strict=not config.tie_word_embeddings)
     return out.eval()
 
@@ -234,7 +234,7 @@ FORMS = [
 
 
 def check(planish, model):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     bad = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -250,13 +250,16 @@ def check(planish, model):
             )
             tokens, ours = logits_of(planish, out, None, None, scratch)
             if form == "compressed-tensors":
-                other = plain(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32))
+                # Loading codes and zero points as they are fails in transformers 5.24 even on its own files.
+                plainly = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if "int4g64z" in words_ else {}
+                other = plain(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **plainly))
             else:
                 other = in_floats(out)
             with torch.no_grad():
                 theirs = other(torch.tensor(tokens.astype(np.int64))[None]).logits[0].float().numpy()
             worst = float(np.abs(ours - theirs).max())
-            fine = worst < 2e-3
+            # Where transformers itself unpacks codes it does so in the 16 bits of the scales.
+            fine = worst < (2e-2 if "int4g64z" in words_ else 1e-4)
             bad += not fine
             print(f"{form:20} {' '.join(words_):40} largest difference of a logit {worst:.1e} {'' if fine else 'TOO LARGE'}")
     raise SystemExit(bad > 0)

@@ -2,7 +2,11 @@
 
 use crate::{Config, Error, Family, Result, Role, Site, Spec, adapter::Branch};
 use std::collections::BTreeMap;
-use tensor::{Linear, Weight, ops::KeyValue, packed::Packed};
+use tensor::{
+    Linear, Weight,
+    ops::KeyValue,
+    packed::{Form, Packed},
+};
 
 /// The parameters of a normalisation.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +70,7 @@ impl Model {
 
     /// Lays every product's weight out for speed and keeps keys and values as brain floats; inputs of products are
     /// then rounded to match the weights (see `tensor::packed`), so logits are no longer exact. Returns the sites
-    /// whose storage has no such form; they run as before.
+    /// whose codes no kernel multiplies; they lie in memory as 16-bit floats.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -78,15 +82,15 @@ impl Model {
         let taken = sites.iter().filter_map(|site| self.linears.remove(site)).collect::<Vec<Linear>>();
         let (weights, biases): (Vec<_>, Vec<_>) = taken.into_iter().map(|l| (l.weight, l.bias)).unzip();
         let packed = Packed::all(weights).map_err(|source| Error::NoRoom { bytes, source })?;
-        let mut left = Vec::new();
+        let mut widened = Vec::new();
         for ((site, weight), bias) in sites.into_iter().zip(packed).zip(biases) {
-            if !matches!(weight, Weight::Packed(_)) {
-                left.push(site);
+            if matches!(&weight, Weight::Packed(p) if p.form() == Form::F16 && weight.grid().is_some()) {
+                widened.push(site);
             }
             self.linears.insert(site, Linear { weight, bias });
         }
         self.key_value = KeyValue::Bf16;
-        Ok(left)
+        Ok(widened)
     }
 
     /// Tensor payload with scales and adapters, tied tensors once.

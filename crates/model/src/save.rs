@@ -52,6 +52,7 @@ pub fn directory(model: &Model, dir: &Path) -> Result<()> {
 /// If the format cannot hold a matrix, or a file cannot be written.
 pub fn quantized(model: &Model, dir: &Path, format: Format, activations: bool) -> Result<()> {
     let (mut entries, mut written, mut floats) = (Vec::new(), Vec::new(), Vec::new());
+    let plain_zeros = format.plain_zeros(model.linears.values().map(|l| l.weight.storage()));
     each_tensor(model, model.family.stored, |stored, layer, sites| {
         let (site, part) = sites[0];
         let name = stored.name_in(layer);
@@ -79,7 +80,7 @@ pub fn quantized(model: &Model, dir: &Path, format: Format, activations: bool) -
             site,
             reason: format!("{reason}; choose another storage for it with --override '{site}=...' or 'keep'"),
         };
-        entries.extend(format.entries(&module, &weight).map_err(bad)?);
+        entries.extend(format.entries(&module, &weight, plain_zeros).map_err(bad)?);
         written.push((module, weight));
         Ok(())
     })?;
@@ -253,7 +254,7 @@ pub fn fallback(asked: Storage, cols: usize) -> Storage {
         return asked;
     }
     let next = match asked {
-        Storage::Grid(Grid::Q2K | Grid::Q3K) => Storage::Grid(Grid::Iq4Nl),
+        Storage::Grid(Grid::Q2K | Grid::Q3K | Grid::Iq4Xs) => Storage::Grid(Grid::Iq4Nl),
         Storage::Grid(Grid::Q4K) => Storage::Grid(Grid::Q5_0),
         Storage::Grid(Grid::Q5K) => Storage::Grid(Grid::Q5_1),
         Storage::Grid(Grid::Q6K) => Storage::Grid(Grid::Q8_0),
@@ -329,9 +330,12 @@ pub fn gguf(
     Ok(fallbacks)
 }
 
-/// Matrices that share one tensor in a GGUF file and so must be stored alike.
-pub fn gguf_shared(model: &Model) -> Vec<Vec<Site>> {
-    let table = model.family.gguf.as_ref().map_or(&[][..], |g| g.stored);
+/// Matrices that share one tensor in a GGUF file, or in a directory under the family's names, and so must be stored alike.
+pub fn shared(model: &Model, gguf: bool) -> Vec<Vec<Site>> {
+    let table = match gguf {
+        true => model.family.gguf.as_ref().map_or(&[][..], |g| g.stored),
+        false => model.family.stored,
+    };
     let mut groups = Vec::new();
     let matrices = |s: &&Stored| s.sites.len() > 1 && s.sites[0].1 == Part::Weight && !s.sites[0].0.is_norm();
     for stored in table.iter().filter(matrices) {

@@ -85,10 +85,9 @@ fn what_is_written_again_is_the_same_bytes() {
         let again = load::open(out.path()).unwrap();
         assert_eq!(largest_error(&again.model, &reference(&dir)), largest_error(&model, &reference(&dir)), "{name}");
         let (theirs, ours) = (stored(&dir), stored(out.path()));
-        // Version 2 of GPTQ's files is written as version 1, one scale of a whole tensor as one for each row, and other floats as
+        // One scale of a whole tensor as one for each row, and other floats as
         // those of 16 bits.
         let differs = |n: &str| match name.as_str() {
-            "gptq-8-v2" => n.ends_with("qzeros"),
             "ct-fp8-tensor" => n.ends_with("weight_scale"),
             "ct-int4" | "ct-int4-zero" | "ct-int3" => n.ends_with("weight_scale"),
             "awq" => n.ends_with("scales"),
@@ -126,7 +125,7 @@ fn every_storage_that_a_format_takes_comes_back_as_it_was() {
     for format in Format::ALL {
         for grid in &storages {
             let weight = Weight::encode(&wave(96, 128), Storage::Grid(*grid), None).unwrap();
-            let entries = match format.entries("a.b", &weight) {
+            let entries = match format.entries("a.b", &weight, false) {
                 Ok(entries) => entries,
                 Err(reason) => {
                     assert!(!reason.is_empty());
@@ -151,7 +150,7 @@ fn tensors_that_do_not_fit_each_other_are_errors() {
     for format in Format::ALL {
         let weight =
             Weight::encode(&wave(64, 64), Storage::Grid(Grid::int(4, 32, Zero::Point).unwrap()), None).unwrap();
-        let entries = format.entries("a", &weight).unwrap();
+        let entries = format.entries("a", &weight, false).unwrap();
         for broken in 0..entries.len() {
             // Missing, of another shape, of another type, of other bytes: an error or another matrix, never a panic.
             for fault in 0..4 {

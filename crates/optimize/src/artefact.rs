@@ -8,7 +8,7 @@ use crate::{
     report::{Difference, Report},
     run::Data,
 };
-use formats::{atomic, gguf::GgmlType};
+use formats::{atomic, gguf::GgmlType, quantized::Format};
 use model::{Gpt, Model, Site, save, save::Fallback};
 use serde::Serialize;
 use std::{
@@ -37,6 +37,13 @@ pub enum Target {
     Directory,
     /// A GGUF file.
     Gguf,
+    /// A Hugging Face directory as another quantizer's readers want it.
+    Quantized {
+        /// Whose.
+        format: Format,
+        /// Do readers round the inputs of products to eight bits?
+        activations: bool,
+    },
 }
 
 /// A result that was put together but is not yet in its place.
@@ -53,32 +60,83 @@ impl Target {
         if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) { Target::Gguf } else { Target::Directory }
     }
 
+    /// The kind that a recipe asks for, and where it says nothing a name.
+    ///
+    /// # Errors
+    /// If the recipe names no format that there is, or asks for what the format does not have.
+    pub fn of_recipe(recipe: &Recipe, out: &Path) -> Result<Target> {
+        let quantizer = recipe.quantizer()?;
+        let activations = match recipe.activations.as_deref() {
+            None => false,
+            Some("int8" | "fp8") if quantizer == Some(Format::CompressedTensors) => true,
+            Some("int8" | "fp8") => {
+                return Err(Error::Asked(
+                    "only compressed-tensors tells its readers to round activations: give --format compressed-tensors. \
+                     Planish itself and llama.cpp round them as they run, whatever the file says"
+                        .into(),
+                ));
+            }
+            Some(other) => {
+                return Err(Error::Asked(format!(
+                    "--activations takes int8 (or fp8 beside fp8 weights), not {other:?}"
+                )));
+            }
+        };
+        Ok(match (quantizer, recipe.format.as_deref()) {
+            (Some(format), _) => Target::Quantized { format, activations },
+            (None, Some("gguf")) => Target::Gguf,
+            (None, Some(_)) => Target::Directory,
+            (None, None) => Target::of(out),
+        })
+    }
+
+    /// Matrices that share one tensor of the result and so must be stored alike.
+    pub fn shared(self, model: &Model) -> Vec<Vec<Site>> {
+        match self {
+            Target::Directory => Vec::new(),
+            Target::Gguf => save::shared(model, true),
+            Target::Quantized { .. } => save::shared(model, false),
+        }
+    }
+
     /// Refuses before any work what cannot be written afterwards.
     ///
     /// # Errors
-    /// If a GGUF file cannot hold a storage or llama.cpp does not compute the model.
+    /// If the format cannot hold a storage or its readers do not compute the model.
     pub fn check(self, model: &Model, built: &[Built]) -> Result<()> {
-        if self == Target::Directory {
-            return Ok(());
-        }
-        if let Some(reason) = save::gguf_refusal(model) {
+        if self == Target::Gguf
+            && let Some(reason) = save::gguf_refusal(model)
+        {
             return Err(Error::Asked(reason));
         }
-        for (group, step) in save::gguf_shared(model).iter().flat_map(|g| built.iter().map(move |b| (g, b))) {
+        for (group, step) in self.shared(model).iter().flat_map(|g| built.iter().map(move |b| (g, b))) {
             if group.iter().any(|s| step.choice.get(s) != step.choice.get(&group[0])) {
                 let names: Vec<String> = group.iter().map(Site::to_string).collect();
-                let reason = format!("shares one GGUF tensor with {}; give them one storage", names.join(", "));
+                let reason =
+                    format!("shares one tensor of the result with {}; give them one storage", names.join(", "));
                 return Err(Error::Site { site: group[0], reason });
             }
         }
         for (site, storage) in built.iter().flat_map(|b| &b.choice) {
-            if GgmlType::of(*storage).is_none() {
-                let reason =
-                    format!("{storage} is not a GGUF type; take --storage q4_k, q6_k, q4_0 ... or write a directory");
+            if let Some(reason) = self.refuses(model, *site, *storage) {
                 return Err(Error::Site { site: *site, reason });
             }
         }
         Ok(())
+    }
+
+    /// Why the format cannot hold a site so, if it cannot.
+    fn refuses(self, model: &Model, site: Site, storage: Storage) -> Option<String> {
+        match (self, storage) {
+            (Target::Gguf, _) if GgmlType::of(storage).is_none() => {
+                Some(format!("{storage} is not a GGUF type; take --storage q4_k, q6_k, q4_0 ... or write a directory"))
+            }
+            (Target::Quantized { format, .. }, Storage::Grid(_)) => {
+                let [rows, cols] = model.spec.shape(site)?;
+                format.refuses(storage, rows, cols).map(|reason| format!("{storage}: {reason}"))
+            }
+            _ => None,
+        }
     }
 
     /// Writes the model into a staging directory.
@@ -89,6 +147,11 @@ impl Target {
         match self {
             Target::Directory => {
                 save::directory(model, staging)?;
+                take_over(gpt, staging)?;
+                Ok(Staged { path: staging.into(), fallbacks: Vec::new() })
+            }
+            Target::Quantized { format, activations } => {
+                save::quantized(model, staging, format, activations)?;
                 take_over(gpt, staging)?;
                 Ok(Staged { path: staging.into(), fallbacks: Vec::new() })
             }

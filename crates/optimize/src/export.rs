@@ -1,7 +1,11 @@
 //! Export: a model for another program, written, read again and compared.
 
-use crate::{Error, Result, artefact, run::file_bytes};
-use formats::tokenizer::GgufVocab;
+use crate::{
+    Error, Result,
+    artefact::{self, Target},
+    run::file_bytes,
+};
+use formats::{quantized, tokenizer::GgufVocab};
 use model::{Gpt, Model, Site, adapter, load, save, save::Fallback, uniform};
 use std::path::{Path, PathBuf};
 use tensor::{Linear, Storage, Weight};
@@ -13,6 +17,8 @@ pub enum Format {
     Gguf,
     /// transformers, vLLM: plain floats in a Hugging Face directory.
     Safetensors,
+    /// transformers, vLLM: codes as another quantizer stores them.
+    Quantized(quantized::Format),
 }
 
 /// What is asked.
@@ -69,10 +75,15 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
         Format::Gguf => {
             let stored = |site: Site| expected.linear(site).map_or(Storage::F32, |l| l.weight.storage());
             fallbacks.extend(save::gguf(&expected, Some(&gpt.tokenizer), &settings.out, &stored)?);
-            notes.extend(widened(gpt, &expected));
+            notes.extend(widened(gpt, &expected, "GGUF"));
             notes.extend(GgufVocab::of(&gpt.tokenizer, gpt.model.spec.vocab)?.caveats());
         }
-        Format::Safetensors => write_directory(gpt, &expected, settings)?,
+        Format::Safetensors => write_directory(gpt, &expected, settings, Target::Directory)?,
+        Format::Quantized(format) => {
+            let target = Target::Quantized { format, activations: false };
+            write_directory(gpt, &expected, settings, target)?;
+            notes.extend(widened(gpt, &expected, format.name()));
+        }
     }
     let again = load::open(&settings.out)?.model;
     let difference = check(difference(&expected, &again)?, &settings.out)?;
@@ -118,6 +129,7 @@ fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
     match (settings.storage, settings.format) {
         // Learned positions stay floats: they are few, and llama.cpp reads them so.
         (Some(Storage::Grid(_)), _) if site == Site::POSITION => Storage::F32,
+        (asked, Format::Quantized(format)) => quantized_storage(gpt, site, format, asked.unwrap_or(now)),
         (Some(storage), _) => storage,
         (None, Format::Gguf) => artefact::gguf_storage(now),
         (None, Format::Safetensors) if floats => now,
@@ -125,15 +137,29 @@ fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
     }
 }
 
-/// Tells of matrices that lie on a grid that GGUF does not have and so become floats.
-fn widened(gpt: &Gpt, expected: &Model) -> Option<String> {
+/// The storage of a site in another quantizer's format: as it is or as asked where that has it, floats where not.
+fn quantized_storage(gpt: &Gpt, site: Site, format: quantized::Format, wanted: Storage) -> Storage {
+    let now = gpt.model.linear(site).map_or(Storage::F32, |l| l.weight.storage());
+    let [rows, cols] = gpt.model.spec.shape(site).unwrap_or([1, 1]);
+    let held =
+        save::quantized_refusal(&gpt.model, site, format).is_none() && format.refuses(wanted, rows, cols).is_none();
+    match (wanted, now) {
+        (Storage::Grid(_), _) if held => wanted,
+        (Storage::Grid(_), Storage::Grid(_)) => Storage::F32,
+        (Storage::Grid(_), now) => now,
+        (floats, _) => floats,
+    }
+}
+
+/// Tells of matrices that lie on a grid that the format does not have and so become floats.
+fn widened(gpt: &Gpt, expected: &Model, format: &str) -> Option<String> {
     let grid = |m: &Model, site| m.linear(site).is_ok_and(|l| matches!(l.weight.storage(), Storage::Grid(_)));
     let sites: Vec<Site> = gpt.model.spec.matrices();
     let count = sites.iter().filter(|s| grid(&gpt.model, **s) && !grid(expected, **s)).count();
     (count > 0).then(|| {
         format!(
-            "{count} matrices lie on grids that GGUF does not have and were written as floats, which is larger; \
-             `planish optimize ... --out model.gguf` chooses among GGUF's own types"
+            "{count} matrices lie on grids that {format} does not have and were written as floats, which is larger; \
+             `planish optimize` and `quantize` with --format (or an --out that ends in .gguf) choose among those that it has"
         )
     })
 }
@@ -142,7 +168,7 @@ fn refuse(gpt: &Gpt, settings: &Settings, site: Site, to: Storage) -> Result<()>
     let from = gpt.model.linear(site)?.weight.storage();
     if settings.format == Format::Safetensors && matches!(to, Storage::Grid(_)) {
         return Err(Error::Asked(format!(
-            "safetensors for other programs hold floats, not {to}; take --type bf16, f16 or f32"
+            "plain safetensors hold floats, not {to}; take --type bf16, f16 or f32, or --to compressed-tensors"
         )));
     }
     if matches!((from, to), (Storage::Grid(a), Storage::Grid(b)) if a != b) && !settings.requantize {
@@ -174,14 +200,14 @@ fn restored(model: &Model, storage: &dyn Fn(Site) -> Storage) -> Result<(Model, 
     Ok((out, fallbacks))
 }
 
-fn write_directory(gpt: &Gpt, model: &Model, settings: &Settings) -> Result<()> {
+fn write_directory(gpt: &Gpt, model: &Model, settings: &Settings, target: Target) -> Result<()> {
     let out = &settings.out;
     let beside = crate::journal::partial(out);
     if beside.exists() {
         std::fs::remove_dir_all(&beside).map_err(formats::Error::io(&beside, "remove it"))?;
     }
     std::fs::create_dir_all(&beside).map_err(formats::Error::io(&beside, "make it"))?;
-    let staged = artefact::Target::Directory.write(gpt, model, &beside)?;
+    let staged = target.write(gpt, model, &beside)?;
     artefact::publish(&staged, out, settings.overwrite)
 }
 

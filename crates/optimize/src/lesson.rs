@@ -62,7 +62,7 @@ impl Codes {
     /// # Errors
     /// If a storage or a site is not known.
     pub fn grids(&self, spec: &Spec) -> Result<(BTreeMap<Site, Grid>, BTreeMap<Site, Storage>)> {
-        let (choice, fallbacks) = recipe::choose(&self.storage, &self.sites, spec)?;
+        let (choice, fallbacks) = recipe::choose(&self.storage, &self.sites, spec, &recipe::Limits::NONE)?;
         let grids = choice.into_iter().filter_map(|(site, storage)| match storage {
             Storage::Grid(grid) => Some((site, grid)),
             _ => None,

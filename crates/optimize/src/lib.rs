@@ -16,6 +16,7 @@ pub mod journal;
 pub mod lesson;
 pub mod manifest;
 pub mod methods;
+pub mod mixes;
 pub mod optimize;
 pub mod plan;
 pub use train::progress;

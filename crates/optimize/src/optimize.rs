@@ -1,7 +1,9 @@
 //! The main job: from a target to a recipe, and from the recipe to a proven artefact.
 
 use crate::{
-    Error, Result, artefact, data,
+    Error, Result,
+    artefact::{self, Target},
+    data,
     evaluate::{compare, divergence, log_ratio},
     journal::Journal,
     methods,
@@ -71,7 +73,7 @@ pub struct Solved {
     pub sensitivities: Vec<Sensitivity>,
     /// The trade-off front.
     pub front: Vec<Point>,
-    /// Bytes that no storage changes: norms and biases.
+    /// Bytes that no storage changes: norms, biases, and what the format keeps as floats.
     pub fixed: usize,
 }
 
@@ -79,7 +81,7 @@ pub struct Solved {
 ///
 /// # Errors
 /// If there is too little data, or the job was interrupted.
-pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Solved> {
+pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, target: Target, progress: &dyn Progress) -> Result<Solved> {
     let held = data::take_tokens(&data.split.solver, solve::TOKENS, recipe.seed);
     let documents: Vec<data::Document> =
         held.into_iter().map(|ids| data::Document { ids, ..Default::default() }).collect();
@@ -92,9 +94,15 @@ pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, gguf: bool, progress: &d
     }
     let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
     let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
-    let sensitivities = solve::sensitivities(&gpt.model, &plan, &calibration, &documents, gguf, progress)?;
+    let sensitivities = solve::sensitivities(&gpt.model, &plan, &calibration, &documents, target, progress)?;
     let front = solve::front(&sensitivities, 40);
-    let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
+    let treated: usize = sensitivities
+        .iter()
+        .flat_map(|s| &s.sites)
+        .filter_map(|s| gpt.model.linear(*s).ok())
+        .map(|l| l.weight.size_bytes())
+        .sum();
+    let fixed = gpt.model.size_bytes() - treated;
     Ok(Solved { sensitivities, front, fixed })
 }
 
@@ -117,14 +125,14 @@ pub fn optimize(
     settings: &Settings,
     progress: &dyn Progress,
 ) -> Result<Outcome> {
-    let target = artefact::Target::of(&settings.out);
+    let target = Target::of_recipe(&recipe, &settings.out)?;
     if settings.out.exists() && !settings.overwrite && !crate::manifest::beside(&settings.out, "planish.toml").is_file()
     {
         artefact::check_free(&settings.out, false)?;
     }
     target.check(&gpt.model, &[])?;
-    run::check_memory(gpt, &recipe, data, settings, &recipe.build(&gpt.model.spec)?)?;
-    let solved = measure(gpt, &recipe, data, target == artefact::Target::Gguf, progress)?;
+    run::check_memory(gpt, &recipe, data, settings, &recipe.build(&gpt.model)?)?;
+    let solved = measure(gpt, &recipe, data, target, progress)?;
     let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = with_choice(recipe, &point);
     let report = Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone() };
@@ -196,7 +204,7 @@ fn smallest(
 const ROOM: f64 = 4.0;
 
 fn holds(gpt: &Gpt, recipe: &Recipe, goal: &Goal, data: &Data) -> Result<bool> {
-    let built = recipe.build(&gpt.model.spec)?;
+    let built = recipe.build(&gpt.model)?;
     let model = run::transform(gpt, recipe, &built, data, &mut Journal::none(), &Silent)?;
     let pairs = compare(&model, &gpt.model, &data.split.solver, &Silent)?;
     let bound = |x: crate::evaluate::Paired| x.mean() + ROOM * x.standard_error();

@@ -1,7 +1,9 @@
 //! The plan of a job: its recipe, and what it will take, before it is done.
 
 use crate::{
-    Result, data, methods,
+    Result,
+    artefact::Target,
+    data, methods,
     optimize::{self, Goal},
     progress::Progress,
     recipe::{Built, Recipe},
@@ -44,8 +46,15 @@ pub struct Estimate {
 ///
 /// # Errors
 /// As [`optimize::choose`].
-pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, progress: &dyn Progress) -> Result<Plan> {
-    let solved = optimize::measure(gpt, &recipe, data, gguf, progress)?;
+pub fn plan(
+    gpt: &Gpt,
+    recipe: Recipe,
+    goal: &Goal,
+    data: &Data,
+    target: Target,
+    progress: &dyn Progress,
+) -> Result<Plan> {
+    let solved = optimize::measure(gpt, &recipe, data, target, progress)?;
     let point = optimize::choose(gpt, &recipe, goal, data, &solved, progress)?;
     let recipe = optimize::with_choice(recipe, &point);
     let size = point.bytes + solved.fixed;
@@ -53,7 +62,7 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
     for storage in point.choice.values() {
         *storages.entry(storage.name()).or_insert(0) += 1;
     }
-    let built = recipe.build(&gpt.model.spec)?;
+    let built = recipe.build(&gpt.model)?;
     let memory = memory(gpt, data, &recipe, &built);
     let estimate = Estimate {
         size_bytes: size,
@@ -65,6 +74,71 @@ pub fn plan(gpt: &Gpt, recipe: Recipe, goal: &Goal, data: &Data, gguf: bool, pro
         storages,
     };
     Ok(Plan { recipe, estimate })
+}
+
+/// What a recipe makes of a model, without doing it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Preview {
+    /// Every matrix.
+    pub sites: Vec<Becomes>,
+    /// Tensor payload of the result.
+    pub size_bytes: usize,
+    /// Mean bits per parameter.
+    pub bits_per_weight: f64,
+    /// Free disk that it needs: the journal and the result.
+    pub disk_bytes: u64,
+    /// Most memory that it takes, with all the calibration tokens that it may see.
+    pub peak_ram_bytes: u64,
+    /// Matrices that are not stored as asked.
+    pub notes: Vec<String>,
+}
+
+/// What one matrix becomes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Becomes {
+    /// The site.
+    pub site: String,
+    /// Outputs and inputs.
+    pub shape: [usize; 2],
+    /// Its storage.
+    pub now: String,
+    /// Its storage afterwards.
+    pub becomes: String,
+    /// Its bytes afterwards.
+    pub bytes: usize,
+}
+
+/// What a recipe would make of a model.
+///
+/// # Errors
+/// As [`Recipe::build`].
+pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
+    let built = recipe.build(&gpt.model)?;
+    let chosen = |site: &Site| built.iter().rev().find_map(|b| b.choice.get(site)).copied();
+    let one = |(site, l): (&Site, &tensor::Linear)| {
+        let (now, [rows, cols]) = (l.weight.storage(), [l.weight.rows(), l.weight.cols()]);
+        let becomes = chosen(site).unwrap_or(now);
+        Becomes {
+            site: site.to_string(),
+            shape: [rows, cols],
+            now: now.name(),
+            becomes: becomes.name(),
+            bytes: becomes.row_bytes(cols) * rows,
+        }
+    };
+    let sites: Vec<Becomes> = gpt.model.linears.iter().map(one).collect();
+    let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
+    let size_bytes = sites.iter().map(|s| s.bytes).sum::<usize>() + fixed;
+    let notes = built.iter().flat_map(|b| &b.fallbacks);
+    let memory = memory_of(gpt, recipe.calibration_tokens, recipe, &built);
+    Ok(Preview {
+        size_bytes,
+        bits_per_weight: 8.0 * size_bytes as f64 / gpt.model.parameters().max(1) as f64,
+        disk_bytes: disk(&gpt.model, &built),
+        peak_ram_bytes: memory.own + memory.mapped,
+        notes: notes.map(|(site, asked)| format!("{site}: a row does not divide into blocks of {asked}")).collect(),
+        sites,
+    })
 }
 
 /// Bytes of the result's matrices.
@@ -96,6 +170,11 @@ pub struct Memory {
 
 /// What carrying out `built` takes.
 pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, built: &[Built]) -> Memory {
+    memory_of(gpt, data.split.calibration.iter().map(|d| d.ids.len()).sum(), recipe, built)
+}
+
+/// What carrying out `built` takes with so many tokens of calibration text.
+fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory {
     let spec = &gpt.model.spec;
     let result = result(&gpt.model, built) as u64 + (2 << 20);
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
@@ -105,7 +184,6 @@ pub fn memory(gpt: &Gpt, data: &Data, recipe: &Recipe, built: &[Built]) -> Memor
         built.iter().map(|b| if let crate::Plan::Learned(healing) = &b.plan { healing.memory(&gpt.model) } else { 0 });
     let taught = taught.max().unwrap_or(0);
     let moments = if needs { shapes.iter().map(|[_, c]| 34 * c * c).max().unwrap_or(0) } else { 0 };
-    let held: usize = data.split.calibration.iter().map(|d| d.ids.len()).sum();
     let tokens = if needs { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest);

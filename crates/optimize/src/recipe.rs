@@ -1,11 +1,12 @@
 //! Recipes: what is done to a model, as data. The command line writes them, the solver varies them, the
 //! manifest keeps them, `planish run` replays them.
 
-use crate::{Error, Plan, Result, methods};
-use model::{Role, Site, Spec};
+use crate::{Error, Plan, Result, methods, mixes};
+use formats::quantized::Format;
+use model::{Model, Role, Site, Spec, save};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
-use tensor::Storage;
+use tensor::{Storage, grid::Grid};
 
 /// A whole job.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -28,6 +29,13 @@ pub struct Recipe {
     /// Start of all random numbers.
     #[serde(default)]
     pub seed: u64,
+    /// For whose reader the result is written, where its name does not tell: `hf`, `gguf`, `compressed-tensors`, `gptq` or
+    /// `awq`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// `int8`: readers of compressed-tensors round the inputs of products too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<String>,
     /// What the result must meet.
     #[serde(default, skip_serializing_if = "Floor::is_empty")]
     pub floor: Floor,
@@ -90,6 +98,8 @@ impl Recipe {
             separator: None,
             calibration_tokens: default_calibration(),
             seed,
+            format: None,
+            activations: None,
             floor: Floor::default(),
             steps: vec![step],
         }
@@ -125,8 +135,27 @@ impl Recipe {
     ///
     /// # Errors
     /// If a method, a storage, an option or a site is not known, or a site is not of this model.
-    pub fn build(&self, spec: &Spec) -> Result<Vec<Built>> {
-        self.steps.iter().map(|s| s.build(spec)).collect()
+    pub fn build(&self, model: &Model) -> Result<Vec<Built>> {
+        let quantizer = self.quantizer()?;
+        let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
+        let fused = save::shared(model, true).iter().flatten().any(|s| s.role == Role::V);
+        let limits = Limits { floats: &floats, fused };
+        self.steps.iter().map(|s| s.build(&model.spec, &limits)).collect()
+    }
+
+    /// The other quantizer whose format is asked for.
+    ///
+    /// # Errors
+    /// If no format has that name.
+    pub fn quantizer(&self) -> Result<Option<Format>> {
+        match self.format.as_deref() {
+            None | Some("hf" | "gguf") => Ok(None),
+            Some(name) => Format::parse(name).map(Some).ok_or_else(|| {
+                Error::Recipe(format!(
+                    "no format is called {name:?}; there are hf, gguf, compressed-tensors, gptq and awq"
+                ))
+            }),
+        }
     }
 }
 
@@ -143,12 +172,25 @@ pub struct Built {
 }
 
 impl Step {
-    fn build(&self, spec: &Spec) -> Result<Built> {
+    fn build(&self, spec: &Spec, limits: &Limits<'_>) -> Result<Built> {
         let method = methods::find(&self.method)?;
         let plan = (method.build)(self.options.clone())?;
-        let (choice, fallbacks) = choose(&self.storage, &self.sites, spec)?;
+        let (choice, fallbacks) = choose(&self.storage, &self.sites, spec, limits)?;
         Ok(Built { method: method.name, plan, choice, fallbacks })
     }
+}
+
+/// What the format of the result does not let a recipe choose.
+pub struct Limits<'a> {
+    /// Why a site must stay floats, where it must: no default treats it, and codes for it are an error.
+    pub floats: &'a dyn Fn(Site) -> Option<String>,
+    /// Are queries, keys and values one tensor of a GGUF file?
+    pub fused: bool,
+}
+
+impl Limits<'_> {
+    /// None.
+    pub const NONE: Limits<'static> = Limits { floats: &|_| None, fused: false };
 }
 
 /// A storage for each of some sites.
@@ -158,19 +200,36 @@ pub type Choice = BTreeMap<Site, Storage>;
 ///
 /// # Errors
 /// If a storage or a site is not known.
-pub fn choose(storage: &str, sites: &BTreeMap<String, String>, spec: &Spec) -> Result<(Choice, Choice)> {
-    let default = parse_choice(storage)?;
+pub fn choose(
+    storage: &str,
+    sites: &BTreeMap<String, String>,
+    spec: &Spec,
+    limits: &Limits<'_>,
+) -> Result<(Choice, Choice)> {
+    let floats = limits.floats;
+    let (default, mixed) = match mixes::mix(storage, spec, limits.fused) {
+        Some((most, others)) => (Some(most), others),
+        None => (parse_choice(storage, None)?, BTreeMap::new()),
+    };
     let mut choice: BTreeMap<Site, Storage> = BTreeMap::new();
     for site in spec.matrices() {
         // Positions are few and llama.cpp keeps them as floats; they are treated only when named.
-        if let Some(storage) = default.filter(|_| site.role != Role::Position) {
-            choice.insert(site, storage);
+        if let Some(most) = default.filter(|_| site.role != Role::Position && floats(site).is_none()) {
+            choice.insert(site, mixed.get(&site).copied().unwrap_or(most));
         }
     }
-    for (name, storage) in sites {
-        let storage = parse_choice(storage)?;
+    // Of several that select a site the narrowest counts: a site before a role, a role before blocks.
+    let mut named: Vec<(usize, &String, &String)> =
+        sites.iter().map(|(name, storage)| (breadth(name), name, storage)).collect();
+    named.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    for (_, name, storage) in named {
+        let storage = parse_choice(storage, default)?;
         for site in select(name, spec)? {
             match storage {
+                Some(s @ Storage::Grid(_)) => match floats(site) {
+                    Some(reason) => return Err(Error::Site { site, reason }),
+                    None => choice.insert(site, s),
+                },
                 Some(s) => choice.insert(site, s),
                 None => choice.remove(&site),
             };
@@ -178,7 +237,7 @@ pub fn choose(storage: &str, sites: &BTreeMap<String, String>, spec: &Spec) -> R
     }
     let mut fallbacks = BTreeMap::new();
     for (site, storage) in &mut choice {
-        let got = model::save::fallback(*storage, spec.shape(*site).map_or(1, |[_, cols]| cols));
+        let got = save::fallback(*storage, spec.shape(*site).map_or(1, |[_, cols]| cols));
         if got != *storage {
             fallbacks.insert(*site, *storage);
             *storage = got;
@@ -187,8 +246,47 @@ pub fn choose(storage: &str, sites: &BTreeMap<String, String>, spec: &Spec) -> R
     Ok((choice, fallbacks))
 }
 
-fn parse_choice(name: &str) -> Result<Option<Storage>> {
-    if name == "keep" { Ok(None) } else { Ok(Some(Storage::parse(name)?)) }
+/// How much a selection selects: a site, a role, some blocks.
+fn breadth(text: &str) -> usize {
+    match text.parse::<Site>() {
+        _ if text.starts_with("layer") => 2,
+        Ok(_) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// A storage by its name; `keep` leaves what is there, and `6 bits` is of the kind that `like` is.
+fn parse_choice(name: &str, like: Option<Storage>) -> Result<Option<Storage>> {
+    if name == "keep" {
+        return Ok(None);
+    }
+    let bits = name.strip_suffix("bits").or_else(|| name.strip_suffix("bit"));
+    if let Some(bits) = bits.and_then(|b| b.trim().parse::<u8>().ok()) {
+        let found = like.and_then(|like| of_bits(bits, like));
+        return found.map(Some).ok_or_else(|| {
+            let like = like.map_or("what is kept".into(), Storage::name);
+            Error::Recipe(format!("{name:?}: there is no storage of so many bits of the kind of {like}; name one"))
+        });
+    }
+    Ok(Some(Storage::parse(name)?))
+}
+
+/// The storage of that many bits that is most like another.
+fn of_bits(bits: u8, like: Storage) -> Option<Storage> {
+    let Storage::Grid(grid) = like else { return None };
+    Some(Storage::Grid(match (grid, bits) {
+        (Grid::Int { group, zero, .. }, _) => Grid::int(bits, group, zero)?,
+        (Grid::Levels { .. }, _) => return None,
+        (_, 8) => Grid::Q8_0,
+        (Grid::Q4_0 | Grid::Q4_1 | Grid::Q5_0 | Grid::Q5_1 | Grid::Q8_0 | Grid::Iq4Nl | Grid::Mxfp4, 5) => Grid::Q5_0,
+        (Grid::Q4_0 | Grid::Q4_1 | Grid::Q5_0 | Grid::Q5_1 | Grid::Q8_0 | Grid::Iq4Nl | Grid::Mxfp4, 4) => Grid::Q4_0,
+        (_, 2) => Grid::Q2K,
+        (_, 3) => Grid::Q3K,
+        (_, 4) => Grid::Q4K,
+        (_, 5) => Grid::Q5K,
+        (_, 6) => Grid::Q6K,
+        _ => return None,
+    }))
 }
 
 /// The sites that a text selects: `3.q`, `head`, a role in every block (`down`), or `layers 0,1` / `layers 2..5`.

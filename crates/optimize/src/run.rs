@@ -8,7 +8,7 @@ use crate::{
     gate::{self, Proof, Verdict},
     heal::{self, Lessons},
     journal::Journal,
-    manifest,
+    manifest, methods,
     optimize::Speed,
     plan,
     progress::Progress,
@@ -88,7 +88,7 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
             (documents, format!("the text of {name}"))
         }
         None => {
-            let tokens = (recipe.calibration_tokens * 5 / 3).min(60_000);
+            let tokens = own_tokens(recipe)?;
             let documents = written::documents(gpt, tokens, recipe.seed, progress)?;
             (documents, "text that the model wrote itself".to_string())
         }
@@ -107,6 +107,21 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
     Ok(Data { split: Split::new(documents), about, hash, entropy: None })
 }
 
+/// Tokens that the model writes where there is no text: enough to calibrate on, or only to prove with where no step looks
+/// at any.
+fn own_tokens(recipe: &Recipe) -> Result<usize> {
+    let mut calibrated = false;
+    for step in &recipe.steps {
+        calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
+            Plan::EachMatrix(method) => method.needs().data(),
+            Plan::Learned(_) => true,
+        };
+    }
+    // The solver, if it is asked, looks at the data too.
+    let solved = recipe.steps.iter().any(|s| s.storage == "keep");
+    Ok(if calibrated || solved { (recipe.calibration_tokens * 5 / 3).min(60_000) } else { 12_000 })
+}
+
 /// Runs a recipe and writes its result, if the gate lets it.
 ///
 /// # Errors
@@ -120,8 +135,8 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<Outcome> {
     refuse_requantizing(&gpt.model, settings)?;
-    let built = recipe.build(&gpt.model.spec)?;
-    let target = Target::of(&settings.out);
+    let built = recipe.build(&gpt.model)?;
+    let target = Target::of_recipe(recipe, &settings.out)?;
     target.check(&gpt.model, &built)?;
     let key = key(gpt, recipe, data, settings)?;
     if let Some(proof) = artefact::finished(&settings.out, &key)? {
@@ -251,7 +266,7 @@ fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<S
     for sum in manifest::sums(&gpt.files)?.values() {
         hasher.update(sum.blake3.as_bytes());
     }
-    hasher.update(&[u8::from(settings.out.extension().is_some_and(|e| e == "gguf"))]);
+    hasher.update(&[u8::from(Target::of_recipe(recipe, &settings.out)? == Target::Gguf)]);
     Ok(hasher.finalize().to_hex().to_string())
 }
 

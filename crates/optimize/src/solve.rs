@@ -6,10 +6,12 @@
 
 use crate::{
     Error, Plan, Result, Rewrite, Stats,
+    artefact::Target,
     data::{Document, batches},
     progress::{self, Progress},
     walk,
 };
+use formats::quantized::Format;
 use model::{Flow, Model, Role, Site};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -49,11 +51,20 @@ pub struct Point {
     pub choice: BTreeMap<Site, Storage>,
 }
 
-/// Storages that the solver tries for a row of `cols` values; `gguf` keeps to those that GGUF files have.
-pub fn storages(cols: usize, gguf: bool) -> Vec<Storage> {
+/// Storages that the solver tries for a row of `cols` values: those that the result's format has.
+pub fn storages(cols: usize, target: Target) -> Vec<Storage> {
+    let gguf = target == Target::Gguf;
     let names: &[&str] = match (cols.is_multiple_of(256), gguf) {
-        (true, true) => &["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "bf16"],
-        (true, false) => &["q2_k", "int3g64", "q3_k", "int4g64", "q4_k", "int5g64", "q5_k", "q6_k", "q8_0", "bf16"],
+        _ if let Target::Quantized { format, .. } = target => match format {
+            Format::CompressedTensors => &["int3g64", "int4g64", "int4g32", "int5g64", "int6g64", "int8", "bf16"],
+            Format::Gptq => &["int3g64", "int4g64", "int4g32", "int8g64", "bf16"],
+            // One width and one group for all: there is nothing to choose.
+            Format::Awq => &["int4g64z"],
+        },
+        (true, true) => &["q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0", "bf16"],
+        (true, false) => {
+            &["q2_k", "int3g64", "q3_k", "int4g64", "iq4_xs", "q4_k", "int5g64", "q5_k", "q6_k", "q8_0", "bf16"]
+        }
         (false, true) => &["q4_0", "iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0", "bf16"],
         (false, false) => &[
             "int2g32", "int3g64", "int3g32", "int4g64", "iq4_nl", "q4_0", "int5g64", "q5_0", "q5_1", "int6g32", "q8_0",
@@ -77,19 +88,23 @@ pub fn sensitivities(
     plan: &Plan,
     calibration: &[Vec<u32>],
     documents: &[Document],
-    gguf: bool,
+    target: Target,
     progress: &dyn Progress,
 ) -> Result<Vec<Sensitivity>> {
     let method = plan.each_matrix()?;
     let stats = walk::statistics(model, method.needs(), calibration)?;
-    let sites = model.spec.matrices();
+    let floats = |site: &Site| match target {
+        Target::Quantized { format, .. } => model::save::quantized_refusal(model, *site, format).is_some(),
+        _ => false,
+    };
+    let sites: Vec<Site> = model.spec.matrices().into_iter().filter(|s| !floats(s)).collect();
     progress.begin("measuring sites", sites.iter().map(|s| weight_of(model, *s)).sum());
     let mut measure = Measure::new(model, documents)?;
     let mut out = Vec::new();
     for site in sites {
         measure.reach(site)?;
         let none = Stats::default();
-        let trials = trials(model, site, method, stats.get(&site).unwrap_or(&none), gguf)?;
+        let trials = trials(model, site, method, stats.get(&site).unwrap_or(&none), target)?;
         let mut measured = Vec::new();
         for at in anchors(&trials) {
             progress::check()?;
@@ -104,9 +119,7 @@ pub fn sensitivities(
         out.push(Sensitivity { sites: vec![site], candidates: trials.iter().map(candidate).collect() });
         progress.advance(weight_of(model, site));
     }
-    if gguf {
-        out = share(out, &model::save::gguf_shared(model));
-    }
+    out = share(out, &target.shared(model));
     out.iter_mut().for_each(|s| s.candidates = undominated(std::mem::take(&mut s.candidates)));
     Ok(out)
 }
@@ -148,7 +161,7 @@ struct Trial {
     error: f64,
 }
 
-fn trials(model: &Model, site: Site, method: &dyn Rewrite, stats: &Stats, gguf: bool) -> Result<Vec<Trial>> {
+fn trials(model: &Model, site: Site, method: &dyn Rewrite, stats: &Stats, target: Target) -> Result<Vec<Trial>> {
     let dense = model.linear(site)?.weight.to_tensor();
     let moments = stats.gram.as_ref().map(|g| {
         let mean: Vec<f32> = g.mean().iter().map(|v| *v as f32).collect();
@@ -165,7 +178,7 @@ fn trials(model: &Model, site: Site, method: &dyn Rewrite, stats: &Stats, gguf: 
         let error: f64 = off.as_slice().iter().zip(moved.as_slice()).map(product).sum();
         Ok(Trial { weight, error: error.max(0.0) })
     };
-    storages(dense.cols(), gguf).into_iter().map(trial).collect()
+    storages(dense.cols(), target).into_iter().map(trial).collect()
 }
 
 /// The trials nearest to the anchors' bits.

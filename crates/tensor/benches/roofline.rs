@@ -47,7 +47,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     let values = (0..64 * cols).map(|i| (i as f32 * 0.37).sin() * (i as f32 * 0.011).cos()).collect();
     let part = Weight::encode(&Tensor::from_vec(64, cols, values), storage, None).expect("a row that fits");
     // As many copies as the caches cannot hold.
-    let copies = (256 << 20) / Form::of(storage).expect("a form").bytes(rows, cols) + 1;
+    let copies = (256 << 20) / Form::of(storage).bytes(rows, cols) + 1;
     let whole = Weight::concat_rows(&vec![part; rows / 64]).expect("equal storages");
     let linears: Vec<Linear> = Packed::all(vec![whole; copies]).expect("memory").into_iter().map(Linear::new).collect();
     let Weight::Packed(packed) = &linears[0].weight else { unreachable!("it has a form") };

@@ -54,7 +54,7 @@ pub enum Command {
     Inspect(Model),
     /// Store a model's matrices in fewer bits, by one method
     #[command(
-        after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --method gptq --storage q4_k --override head=q6_k --data text.txt --out small.gguf"
+        after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
     /// Teach a model a text
@@ -77,7 +77,7 @@ pub enum Command {
     Evaluate(Evaluate),
     /// Write a model for another program
     #[command(
-        after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf\n  planish export ./model --adapter taught --merge --to safetensors --out merged\n  planish export ./model --adapter taught --to gguf --out adapter.gguf"
+        after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf\n  planish export ./model --to compressed-tensors --type int8 --out for-vllm\n  planish export ./model --adapter taught --merge --to safetensors --out merged\n  planish export ./model --adapter taught --to gguf --out adapter.gguf"
     )]
     Export(Export),
     /// Continue a prompt
@@ -131,6 +131,9 @@ pub struct Data {
     /// Text for calibration, solver and gate; without it the model writes its own
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// `self`: the model writes its own text, which is what happens without --data
+    #[arg(long, value_name = "WHAT", conflicts_with = "data", value_parser = ["self"])]
+    pub calibrate: Option<String>,
     /// What separates documents in the text
     #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
     pub separator: String,
@@ -162,6 +165,10 @@ pub struct Writing {
     /// Where the result goes: a directory, or a file that ends in .gguf
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
+    /// For whom, where the ending does not tell: hf (planish's own), gguf, compressed-tensors (vLLM, transformers), gptq
+    /// or awq
+    #[arg(long, value_name = "NAME")]
+    pub format: Option<String>,
     /// Replace what lies there
     #[arg(long)]
     pub overwrite: bool,
@@ -227,21 +234,35 @@ pub struct Quantize {
     /// rtn, gptq or qat; `planish methods` tells more
     #[arg(long, default_value = "gptq")]
     pub method: String,
-    /// Bits of a code on planish's own grid, 2 to 8
-    #[arg(long, value_name = "B", default_value_t = 4)]
-    pub bits: u8,
-    /// Values that share a scale
+    /// Bits of a code, 2 to 8; a fraction such as 4.25 is the average of the whole model, scales, embedding and head
+    /// included: each matrix then gets what it needs
+    #[arg(long, value_name = "B", default_value_t = 4.0)]
+    pub bits: f64,
+    /// Values that share a scale; 0: one scale for each row
     #[arg(long, value_name = "G", default_value_t = 32)]
     pub group: u16,
     /// Give each group a minimum as well
-    #[arg(long)]
+    #[arg(long, conflicts_with = "zero_point")]
     pub asymmetric: bool,
-    /// A storage by name in place of --bits and --group: q4_k, q6_k, q4_0, iq4_nl, int3g64 ...
+    /// Give each group a code of its own for zero, as GPTQ, AWQ and compressed-tensors do
+    #[arg(long)]
+    pub zero_point: bool,
+    /// A storage by name in place of --bits and --group: q4_k, iq4_xs, mxfp4, int3g64, int8, nf4, fp8_e4m3 ..., or one of
+    /// llama.cpp's mixtures: q4_k_m, q3_k_l ...
     #[arg(long, value_name = "NAME")]
     pub storage: Option<String>,
-    /// Another storage for some sites: 'head=q6_k', 'down=q8_0', 'layers 0,1=keep'; may be repeated
+    /// Round the inputs of products to int8 (or fp8) as well, where the format tells its readers
+    #[arg(long, value_name = "NAME")]
+    pub activations: Option<String>,
+    /// Another storage for some sites: 'head=q6_k', 'down=q8_0', 'layers 0,1: 6 bits'; may be repeated
     #[arg(long = "override", value_name = "SITES=STORAGE")]
     pub overrides: Vec<String>,
+    /// Leave some sites as they are: 'head', 'layers 0,1', '3.down'; may be repeated
+    #[arg(long = "skip", value_name = "SITES")]
+    pub skips: Vec<String>,
+    /// Show what each matrix would become, with size, memory and disk, and do nothing else
+    #[arg(long)]
+    pub dry_run: bool,
     /// An option of the method, as in a recipe: 'steps=500', 'lr=2e-4', 'schedule="linear"' of qat; may be repeated
     #[arg(long = "option", value_name = "NAME=VALUE")]
     pub options: Vec<String>,
@@ -308,7 +329,7 @@ pub struct Export {
     /// Write the model with its adapters in it, in floats; without it, --to gguf and --adapter write the adapter alone
     #[arg(long, requires = "adapters")]
     pub merge: bool,
-    /// gguf or safetensors
+    /// gguf, safetensors (plain floats), compressed-tensors, gptq or awq
     #[arg(long, value_name = "FORMAT")]
     pub to: String,
     /// Storage of the matrices: f32, f16, bf16, q8_0, q4_k ... (default: as they are)

@@ -43,7 +43,7 @@ pub fn run(args: &Bench, common: &Common) -> Result<u8> {
     } else {
         print(&s, check);
         for site in &slow {
-            sayln!("{site} has no fast form and was decoded to f32");
+            sayln!("{site}: no kernel multiplies its codes, which lie in memory as 16-bit floats");
         }
     }
     Ok(0)

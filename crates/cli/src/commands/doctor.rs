@@ -52,7 +52,7 @@ pub fn run(common: &Common) -> Result<u8> {
             ],
         ]);
         sayln!(
-            "Groups that 32 does not divide (int4g24 ...) have no fast form: they are decoded to f32 and multiplied."
+            "Groups that 32 does not divide (int4g24 ...), nf4 and fp8 lie in memory as 16-bit floats while a model runs."
         );
     }
     Ok(if healthy { 0 } else { crate::exit::FAULT })

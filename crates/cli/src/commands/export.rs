@@ -6,6 +6,7 @@ use crate::{
     show::{self, Bar},
 };
 use anyhow::{Result, bail};
+use formats::quantized;
 use model::Gpt;
 use optimize::{
     export::{self, Format},
@@ -20,7 +21,10 @@ pub fn run(args: &Export, common: &Common) -> Result<u8> {
     let format = match args.to.as_str() {
         "gguf" => Format::Gguf,
         "safetensors" => Format::Safetensors,
-        other => bail!("--to takes gguf or safetensors, not {other:?}"),
+        other => match quantized::Format::parse(other) {
+            Some(format) => Format::Quantized(format),
+            None => bail!("--to takes gguf, safetensors, compressed-tensors, gptq or awq, not {other:?}"),
+        },
     };
     if !args.attached.adapters.is_empty() && !args.merge {
         return adapter(&gpt, format, args, common);

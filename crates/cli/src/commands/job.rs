@@ -21,6 +21,7 @@ use std::path::PathBuf;
 pub fn run(model: &Model, data: &Data, mut recipe: Recipe, writing: &Writing, common: &Common) -> Result<u8> {
     let gpt = open(model)?;
     fill(&mut recipe, &gpt, data);
+    recipe.format = writing.format.clone();
     let bar = Bar::new();
     let loaded = load_data(&gpt, model, &recipe, &bar)?;
     let settings = settings(writing, model, common)?;
@@ -77,6 +78,7 @@ pub fn replay(args: &Run, common: &Common) -> Result<u8> {
     let gpt = open(&model)?;
     recipe.model = Some(gpt.path.clone());
     recipe.data = args.data.clone().or(recipe.data);
+    recipe.format = args.writing.format.clone().or(recipe.format);
     let bar = Bar::new();
     let loaded = load_data(&gpt, &model, &recipe, &bar)?;
     let settings = settings(&args.writing, &model, common)?;

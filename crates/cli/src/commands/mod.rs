@@ -109,7 +109,7 @@ fn attach(model: &mut ::model::Model, attached: &Attached) -> Result<(), ::model
     model.attach(&sets)
 }
 
-/// Makes a model run as asked: fast unless `exact`; returns the sites that have no fast form.
+/// Makes a model run as asked: fast unless `exact`; returns the sites whose codes become 16-bit floats for it.
 fn prepare_model(
     model: &mut ::model::Model,
     exact: bool,
@@ -162,10 +162,11 @@ fn bytes(text: &str, name: &str) -> Result<u64> {
     }
 }
 
-/// Storages of single sites: `head=q6_k`.
+/// Storages of single sites: `head=q6_k`, `layers 0,1: 6 bits`.
 fn overrides(texts: &[String]) -> Result<BTreeMap<String, String>> {
     let each = texts.iter().map(|text| {
-        let (sites, storage) = text.rsplit_once('=').with_context(|| format!("--override {text:?} has no `=`"))?;
+        let (sites, storage) =
+            text.rsplit_once(['=', ':']).with_context(|| format!("--override {text:?} has no `=` and no `:`"))?;
         Ok((sites.trim().into(), storage.trim().into()))
     });
     each.collect()

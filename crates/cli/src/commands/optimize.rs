@@ -2,15 +2,17 @@
 
 use super::{bytes, fraction, job, open, print_json};
 use crate::{
-    args::{Common, Optimize, PlanArgs, Target},
+    args::{self, Common, Optimize, PlanArgs},
     show::{self, Bar},
 };
 use anyhow::{Context, Result};
 use optimize::{
+    artefact::Target,
     optimize::{Goal, Size, Speed, optimize as find},
     plan,
     recipe::Floor,
 };
+use std::path::Path;
 
 /// The default target, where none is given.
 const DEFAULT_SIZE: &str = "30%";
@@ -22,6 +24,7 @@ pub fn optimize(args: &Optimize, common: &Common) -> Result<u8> {
     let goal = goal(&args.target)?;
     let mut recipe = goal.recipe(common.seed);
     job::fill(&mut recipe, &gpt, &args.data);
+    recipe.format = args.writing.format.clone();
     let bar = Bar::new();
     let data = job::load_data(&gpt, &args.model, &recipe, &bar)?;
     let settings = job::settings(&args.writing, &args.model, common)?;
@@ -36,10 +39,11 @@ pub fn plan(args: &PlanArgs, common: &Common) -> Result<u8> {
     let goal = goal(&args.target)?;
     let mut recipe = goal.recipe(common.seed);
     job::fill(&mut recipe, &gpt, &args.data);
+    recipe.format = args.writing.format.clone();
     let bar = Bar::new();
     let data = job::load_data(&gpt, &args.model, &recipe, &bar)?;
-    let gguf = args.writing.out.as_ref().is_some_and(|o| o.extension().is_some_and(|e| e == "gguf"));
-    let plan = plan::plan(&gpt, recipe, &goal, &data, gguf, &bar)?;
+    let target = Target::of_recipe(&recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?;
+    let plan = plan::plan(&gpt, recipe, &goal, &data, target, &bar)?;
     drop(bar);
     let text = plan.recipe.to_text()?;
     formats::atomic::write_bytes(&args.recipe, text.as_bytes())?;
@@ -62,7 +66,7 @@ pub fn plan(args: &PlanArgs, common: &Common) -> Result<u8> {
     Ok(0)
 }
 
-fn goal(t: &Target) -> Result<Goal> {
+fn goal(t: &args::Target) -> Result<Goal> {
     let none = t.max_size.is_none() && t.max_loss.is_none() && t.max_kl.is_none() && t.min_speed.is_none();
     let text = |given: &Option<String>, default: &str| given.clone().or_else(|| none.then(|| default.to_string()));
     let size = |s: &str| -> Result<Size> {

@@ -1,29 +1,76 @@
 //! `planish quantize`: a recipe of one step.
 
-use super::{fraction, job, overrides};
-use crate::args::{Common, Quantize};
-use anyhow::{Context, Result, anyhow};
-use optimize::recipe::{Floor, Recipe};
-use tensor::{Storage, grid::Grid};
+use super::{fraction, job, open, overrides, print_json};
+use crate::{
+    args::{Common, Quantize},
+    show::{self, Bar},
+};
+use anyhow::{Context, Result, anyhow, bail};
+use model::Gpt;
+use optimize::{
+    artefact::Target,
+    optimize::{Goal, Size, optimize as find},
+    plan::{self, Preview},
+    recipe::{Floor, Recipe},
+};
+use serde_json::json;
+use std::path::Path;
+use tensor::{
+    Storage,
+    grid::{Grid, Zero},
+};
 
 /// Quantizes a model.
 pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
-    let storage = match &args.storage {
-        Some(name) => Storage::parse(name).map_err(optimize::Error::from)?,
-        None => Storage::Grid(Grid::int(args.bits, args.group, args.asymmetric).with_context(|| {
-            format!(
-                "--bits {} --group {}: bits are 2 to 8, groups multiples of 8 from 8 to 1024",
-                args.bits, args.group
-            )
-        })?),
-    };
-    let mut recipe = Recipe::one(&args.method, storage, common.seed);
+    let average = args.storage.is_none() && args.bits.fract() != 0.0;
+    let mut recipe = Recipe::one(&args.method, Storage::F32, common.seed);
     recipe.floor = Floor {
         max_loss: args.max_loss.as_deref().map(|t| fraction(t, "--max-loss")).transpose()?,
         max_kl: args.max_kl,
     };
+    recipe.activations = args.activations.clone();
     let step = &mut recipe.steps[0];
+    step.storage = if average { "keep".into() } else { storage(args)? };
     step.sites = overrides(&args.overrides)?;
+    step.sites.extend(args.skips.iter().map(|sites| (sites.trim().to_string(), "keep".to_string())));
+    options(step, args)?;
+    if average {
+        return to_an_average(args, recipe, common);
+    }
+    if args.dry_run {
+        recipe.format = args.writing.format.clone();
+        let gpt = open(&args.model)?;
+        let target = target(args, &recipe)?;
+        let built = recipe.build(&gpt.model)?;
+        target.check(&gpt.model, &built)?;
+        return preview(&gpt, &recipe, common);
+    }
+    job::run(&args.model, &args.data, recipe, &args.writing, common)
+}
+
+/// The name of the storage that is asked for.
+fn storage(args: &Quantize) -> Result<String> {
+    if let Some(name) = &args.storage {
+        return Ok(name.clone());
+    }
+    let zero = match (args.asymmetric, args.zero_point) {
+        (true, _) => Zero::Minimum,
+        (_, true) => Zero::Point,
+        _ => Zero::Middle,
+    };
+    let grid = (2.0..=8.0).contains(&args.bits).then(|| Grid::int(args.bits as u8, args.group, zero)).flatten();
+    let grid = grid.with_context(|| {
+        format!(
+            "--bits {} --group {}: bits are 2 to 8, groups multiples of 8 from 8 to 1024, or 0 for one scale a row \
+             (which has no minimum)",
+            args.bits, args.group
+        )
+    })?;
+    Ok(grid.name())
+}
+
+/// The method's options.
+fn options(step: &mut optimize::recipe::Step, args: &Quantize) -> Result<()> {
     for text in &args.options {
         let option: toml::Table = toml::from_str(text).map_err(|e| {
             anyhow!(
@@ -39,5 +86,63 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     if args.activation_order {
         step.options.insert("activation_order".into(), true.into());
     }
-    job::run(&args.model, &args.data, recipe, &args.writing, common)
+    Ok(())
+}
+
+/// For whom the result is written.
+fn target(args: &Quantize, recipe: &Recipe) -> Result<Target> {
+    Ok(Target::of_recipe(recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?)
+}
+
+/// Gives each matrix what it needs, so that the whole model has so many bits per weight on average.
+fn to_an_average(args: &Quantize, mut recipe: Recipe, common: &Common) -> Result<u8> {
+    if !(1.5..=16.0).contains(&args.bits) {
+        bail!("--bits {}: an average lies between 1.5 and 16 bits", args.bits);
+    }
+    if !recipe.steps[0].sites.is_empty() {
+        bail!(
+            "--bits {}: an average is found over all matrices; leave out --override and --skip, or name a storage",
+            args.bits
+        );
+    }
+    let gpt = open(&args.model)?;
+    let goal = Goal {
+        size: Some(Size::Bytes((args.bits * gpt.model.parameters() as f64 / 8.0) as usize)),
+        floor: recipe.floor.clone(),
+        speed: None,
+    };
+    job::fill(&mut recipe, &gpt, &args.data);
+    recipe.format = args.writing.format.clone();
+    let bar = Bar::new();
+    let data = job::load_data(&gpt, &args.model, &recipe, &bar)?;
+    if args.dry_run {
+        let plan = plan::plan(&gpt, recipe.clone(), &goal, &data, target(args, &recipe)?, &bar)?;
+        drop(bar);
+        return preview(&gpt, &plan.recipe, common);
+    }
+    let settings = job::settings(&args.writing, &args.model, common)?;
+    let outcome = find(&gpt, recipe, &goal, &data, &settings, &bar)?;
+    drop(bar);
+    job::show_outcome(&outcome, common)
+}
+
+/// Shows what each matrix would become.
+fn preview(gpt: &Gpt, recipe: &Recipe, common: &Common) -> Result<u8> {
+    let p: Preview = plan::preview(gpt, recipe)?;
+    if common.json {
+        print_json(&json!(p))?;
+        return Ok(0);
+    }
+    let mut rows = vec![vec!["site".to_string(), "shape".into(), "now".into(), "becomes".into(), "bytes".into()]];
+    for s in &p.sites {
+        let shape = format!("{} x {}", s.shape[0], s.shape[1]);
+        rows.push(vec![s.site.clone(), shape, s.now.clone(), s.becomes.clone(), s.bytes.to_string()]);
+    }
+    show::table(&rows);
+    sayln!("");
+    sayln!("size: {} ({:.3} bits per weight)", show::size(p.size_bytes as u64), p.bits_per_weight);
+    sayln!("disk: {}", show::size(p.disk_bytes));
+    sayln!("peak memory: {}", show::size(p.peak_ram_bytes));
+    p.notes.iter().for_each(|n| sayln!("note: {n}"));
+    Ok(0)
 }

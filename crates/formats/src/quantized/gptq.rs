@@ -81,8 +81,8 @@ fn order(parts: &Parts<'_>, inputs: usize, groups: usize) -> Result<Option<Vec<u
     }
 }
 
-/// Writes a matrix, in version 1, which every reader knows.
-pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
+/// Writes a matrix: in version 1, which every reader knows, or with zero points as they are.
+pub fn entries(prefix: &str, weight: &Weight, plain_zeros: bool) -> Result<Vec<Entry>, String> {
     let g = Groups::of(weight)?;
     let width = usize::from(g.bits);
     if ![2, 3, 4, 8].contains(&g.bits) {
@@ -91,9 +91,6 @@ pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
     if !(g.cols * width).is_multiple_of(32) || !(g.rows * width).is_multiple_of(32) || !g.cols.is_multiple_of(g.group) {
         return Err(format!("{} outputs and {} inputs of {} bits do not fill words of 32", g.rows, g.cols, g.bits));
     }
-    if let Some(zero) = g.zeros.iter().find(|z| **z == 0) {
-        return Err(format!("a group has {zero} as its code of zero; GPTQ's files begin at 1"));
-    }
     let (packed, groups, zero_words) = (g.cols * width / 32, g.per_row(), g.rows * width / 32);
     let mut weights = vec![0u32; packed * g.rows];
     for row in 0..g.rows {
@@ -101,10 +98,12 @@ pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
             put_code(&mut weights[row..], g.rows, g.bits, input * width, *code);
         }
     }
-    let mut zeros = vec![0u32; groups * zero_words];
+    let (mut zeros, mask) = (vec![0u32; groups * zero_words], (1u16 << g.bits) - 1);
     for row in 0..g.rows {
         for group in 0..groups {
-            put_code(&mut zeros[group * zero_words..], 1, g.bits, row * width, (g.zero(row, group) - 1) as u8);
+            // Less one, the code 0 wraps around to the highest.
+            let code = if plain_zeros { g.zero(row, group) } else { g.zero(row, group).wrapping_sub(1) & mask };
+            put_code(&mut zeros[group * zero_words..], 1, g.bits, row * width, code as u8);
         }
     }
     let scales = (0..groups).flat_map(|group| (0..g.rows).map(move |row| (row, group)));
@@ -118,7 +117,7 @@ pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
 }
 
 /// The configuration: one width and group for all, others by name.
-pub fn config(written: &[(String, Weight)], floats: &[String]) -> Result<Value, String> {
+pub fn config(written: &[(String, Weight)], floats: &[String], plain_zeros: bool) -> Result<Value, String> {
     let kinds: Vec<(u8, i64, bool)> = written.iter().map(|(_, w)| kind(w)).collect::<Result<_, _>>()?;
     let usual = super::compressed::most_common(&kinds).ok_or("no matrix was quantized")?;
     let mut dynamic = Map::new();
@@ -130,7 +129,7 @@ pub fn config(written: &[(String, Weight)], floats: &[String]) -> Result<Value, 
         dynamic.insert(format!("-:^{}$", name.replace('.', r"\.")), json!({}));
     }
     let mut config = json!({
-        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": usual.0, "group_size": usual.1, "sym": usual.2,
+        "quant_method": "gptq", "checkpoint_format": if plain_zeros { "gptq_v2" } else { "gptq" }, "bits": usual.0, "group_size": usual.1, "sym": usual.2,
         "desc_act": false, "static_groups": false, "true_sequential": true, "damp_percent": 0.01,
         "lm_head": written.iter().any(|(name, _)| name == "lm_head"),
         "meta": {"quantizer": [concat!("planish:", env!("CARGO_PKG_VERSION"))]},

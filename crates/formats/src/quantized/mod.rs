@@ -16,7 +16,10 @@ use crate::{
 };
 use serde_json::{Map, Value};
 use std::path::Path;
-use tensor::{Bytes, Weight};
+use tensor::{
+    Bytes, Storage, Tensor, Weight,
+    grid::{Grid, Zero},
+};
 
 /// A format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,15 +50,32 @@ impl Format {
         Format::ALL.into_iter().find(|f| f.name() == name)
     }
 
-    /// Writes a matrix as this format keeps it, under a name without `.weight`. `Err` says what the format cannot hold.
+    /// Writes a matrix as this format keeps it, under a name without `.weight`; `plain_zeros` is that of the whole model
+    /// ([`Format::plain_zeros`]). `Err` says what the format cannot hold.
     ///
     /// # Errors
     /// If the format has no such storage.
-    pub fn entries(self, prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
+    pub fn entries(self, prefix: &str, weight: &Weight, plain_zeros: bool) -> Result<Vec<Entry>, String> {
         match self {
-            Format::Gptq => gptq::entries(prefix, weight),
+            Format::Gptq => gptq::entries(prefix, weight, plain_zeros),
             Format::Awq => awq::entries(prefix, weight),
             Format::CompressedTensors => compressed::entries(prefix, weight),
+        }
+    }
+
+    /// Has a model to be written in the version of the format that keeps zero points as they are? Where all are in the middle
+    /// GPTQ's first version does, which more readers know.
+    pub fn plain_zeros(self, mut storages: impl Iterator<Item = Storage>) -> bool {
+        self == Format::Gptq && storages.any(|s| matches!(s, Storage::Grid(Grid::Int { zero: Zero::Point, .. })))
+    }
+
+    /// Why a matrix of that storage and shape cannot be written, if it cannot.
+    pub fn refuses(self, storage: Storage, rows: usize, cols: usize) -> Option<String> {
+        // A few rows tell as much as all: what counts is how many words they fill.
+        let rows = if rows > 64 { 32 + rows % 32 } else { rows };
+        match Weight::encode(&Tensor::zeros(rows, cols), storage, None) {
+            Ok(weight) => self.entries("a", &weight, false).err(),
+            Err(e) => Some(e.to_string()),
         }
     }
 
@@ -66,7 +86,7 @@ impl Format {
     /// If the format cannot tell of such a mixture.
     pub fn config(self, written: &[(String, Weight)], floats: &[String], activations: bool) -> Result<Value, String> {
         match self {
-            Format::Gptq => gptq::config(written, floats),
+            Format::Gptq => gptq::config(written, floats, self.plain_zeros(written.iter().map(|(_, w)| w.storage()))),
             Format::Awq => awq::config(written, floats),
             Format::CompressedTensors => compressed::config(written, floats, activations),
         }

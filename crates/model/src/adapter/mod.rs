@@ -254,7 +254,7 @@ impl Model {
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
             model.linears.insert(*site, Linear { weight, bias: linear.bias.clone() });
         }
-        let shared = save::gguf_shared(self).into_iter().filter(|g| g.iter().any(|s| self.adapters.contains_key(s)));
+        let shared = save::shared(self, true).into_iter().filter(|g| g.iter().any(|s| self.adapters.contains_key(s)));
         for site in shared.flatten() {
             if let Some(linear) = model.linears.get_mut(&site).filter(|l| l.weight.grid().is_some()) {
                 let weight = Weight::encode(&linear.weight.to_tensor(), Storage::Bf16, None);

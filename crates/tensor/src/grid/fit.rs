@@ -217,19 +217,20 @@ fn power_scale(v: &Values<'_>) -> u16 {
     best.1
 }
 
-/// Scale and whole-number zero of codes `0..=highest` with the least error.
+/// Scale and whole-number zero of codes `0..=highest` with the least error; the zero is at least 1, since version 1 of
+/// GPTQ's files cannot say 0.
 #[inline(always)]
 fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
     let (scale, offset) = affine(v, highest, false);
     if scale == 0.0 {
         // All values are one: as the highest code or the lowest, the other being zero.
-        return if offset < 0.0 { (-offset / highest, highest as u8) } else { (offset / highest, 0) };
+        return if offset < 0.0 { (-offset / highest, highest as u8) } else { (offset / (highest - 1.0), 1) };
     }
-    let near = round_even((-offset / scale).clamp(0.0, highest));
+    let near = round_even((-offset / scale).clamp(1.0, highest));
     let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
-    let mut best = (f32::INFINITY, 0.0, 0.0);
+    let mut best = (f32::INFINITY, 0.0, 1.0);
     for nudge in [0.0, -1.0, 1.0] {
-        let zero = (near + nudge).clamp(0.0, highest);
+        let zero = (near + nudge).clamp(1.0, highest);
         let mut trial = scale;
         // What the zero was moved by may stretch the scale; where it was cut off, the range decides.
         for _ in 0..3 {

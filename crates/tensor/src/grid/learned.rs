@@ -110,7 +110,7 @@ impl Grid {
                 match self {
                     Grid::Int { zero: Zero::Point, .. } => {
                         let most = f32::from(block.highest());
-                        block.mins[0] = multiple(-offset[0], value(d), 0.0, most) as u8;
+                        block.mins[0] = multiple(-offset[0], value(d), 1.0, most).max(1.0) as u8;
                     }
                     _ => block.m = if self.has_offsets() { bits(offset[0]) } else { 0 },
                 }

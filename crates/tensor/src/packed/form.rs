@@ -79,14 +79,15 @@ pub struct ChunkPlaces {
 }
 
 impl Form {
-    /// The form of a storage; `None` where none is made for it (groups that 32 does not divide, tables of floats).
-    pub fn of(storage: Storage) -> Option<Form> {
-        Some(match storage {
+    /// The form of a storage. Codes that no kernel multiplies (groups that 32 does not divide, tables of floats) become the
+    /// 16-bit floats that are nearest to what they stand for.
+    pub fn of(storage: Storage) -> Form {
+        match storage {
             Storage::F32 => Form::F32,
             Storage::F16 => Form::F16,
             Storage::Bf16 => Form::Bf16,
-            Storage::Grid(grid) => Form::Codes(Codes::of(grid)?),
-        })
+            Storage::Grid(grid) => Codes::of(grid).map_or(Form::F16, Form::Codes),
+        }
     }
 
     /// Chunks of a span.

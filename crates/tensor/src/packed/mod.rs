@@ -36,7 +36,7 @@ const RUN: usize = 1 << 20;
 
 impl Packed {
     /// Packs matrices into one run of huge pages, each in turn; a weight's own bytes are let go as soon as they are
-    /// packed. What has no form (see [`Form::of`]) is returned as it is.
+    /// packed. What is packed already is returned as it is.
     ///
     /// # Errors
     /// If the system has no memory for them.
@@ -46,14 +46,14 @@ impl Packed {
         let mut size = 0;
         for (i, weight) in weights.into_iter().enumerate() {
             let form = Form::of(weight.storage());
-            match (weight, form) {
-                (Weight::Dense(stored) | Weight::Quant(stored), Some(form)) => {
+            match weight {
+                Weight::Dense(stored) | Weight::Quant(stored) => {
                     let bytes = form.bytes(stored.rows(), stored.cols());
                     matrices.push(Matrix { i, stored, form, place: size..size + bytes });
                     size = (size + bytes).next_multiple_of(64);
                     done.push(None);
                 }
-                (other, _) => done.push(Some(other)),
+                other @ Weight::Packed(_) => done.push(Some(other)),
             }
         }
         let mut pages = Pages::new(size)?;

@@ -19,21 +19,36 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
     // SAFETY: the caller's.
     unsafe {
         match (storage, Form::of(storage)) {
+            (Storage::Grid(grid), Form::F16) => widened::<V>(grid, cols, rows, width, out),
             (Storage::F16, _) => transpose::<V, 2>(rows, width, out),
             (Storage::F32 | Storage::Bf16, _) => transpose::<V, 4>(rows, width, out),
             // Pieces of 256 columns fit into half of the first-level cache: rows are cut into them, blocks put together.
-            (Storage::Grid(grid), Some(Form::Codes(codes)))
+            (Storage::Grid(grid), Form::Codes(codes))
                 if grid.block_len() <= 128 || grid.block_len() <= 256 && grid.block_len() % 64 == 0 =>
             {
                 pack_codes::<V, 256>(grid, codes, cols, rows, width, out)
             }
-            (Storage::Grid(grid), Some(Form::Codes(codes))) => {
-                pack_codes::<V, 2048>(grid, codes, cols, rows, width, out)
-            }
-            // `Form::of` gives every other storage no panels.
-            _ => {}
+            (Storage::Grid(grid), Form::Codes(codes)) => pack_codes::<V, 2048>(grid, codes, cols, rows, width, out),
+            // `Form::of` gives codes no other form.
+            (Storage::Grid(_), _) => {}
         }
     }
+}
+
+/// Codes as the 16-bit floats nearest to what they stand for.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn widened<V: Lanes>(grid: Grid, cols: usize, rows: &[u8], width: usize, out: &mut [u8]) {
+    let mut values = vec![0f32; cols];
+    let mut halves = Vec::with_capacity(rows.len() / width * cols * 2);
+    for row in rows.chunks_exact(width) {
+        grid.decode_blocks(row, &mut values);
+        halves.extend(values.iter().flat_map(|v| halved(*v).to_le_bytes()));
+    }
+    // SAFETY: the caller's.
+    unsafe { transpose::<V, 2>(&halves, 2 * cols, out) }
 }
 
 /// `[rows][n]` units of `U` bytes to `[n][LANES]`, a cache line of each row at a time.
@@ -206,7 +221,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
     let blocks = Blocks::of(grid, codes, cols);
     let len = blocks.len;
     // Groups are odd multiples of 32 or multiples of 64; small blocks go together.
-    let piece = if len % CHUNK != 0 { 2 * len } else { len };
+    let piece = if len.is_multiple_of(CHUNK) { len } else { 2 * len };
     let piece = piece * (256 / piece).max(1);
     let sub = usize::from(codes.sub);
     let stepped = matches!(codes.scales, Scales::Steps | Scales::Sixes | Scales::Pairs);
