@@ -3,6 +3,7 @@
 use crate::{Error, Model, Result, load, source::Source};
 use formats::{
     chat_template::{self, Message},
+    quantized::Format,
     tokenizer::{GgufVocab, Tokenizer},
 };
 use serde_json::{Map, Value};
@@ -29,6 +30,8 @@ pub struct Gpt {
     pub files: Vec<PathBuf>,
     /// Tensors that no site holds.
     pub unused: Vec<String>,
+    /// The other quantizer in whose format the matrices are stored.
+    pub format: Option<Format>,
     /// Matrices that another quantizer stored and that are decoded, with the reason.
     pub decoded: Vec<String>,
 }
@@ -47,7 +50,7 @@ impl Gpt {
     /// # Errors
     /// As [`Gpt::open`], and those of `prepare`.
     pub fn open_and<T>(path: &Path, prepare: impl FnOnce(&mut Model) -> Result<T>) -> Result<(Gpt, T)> {
-        let load::Opened { mut model, source, unused, decoded } = load::open(path)?;
+        let load::Opened { mut model, source, unused, format, decoded } = load::open(path)?;
         let (words, prepared) = std::thread::scope(|scope| {
             let words = scope.spawn(|| Words::read(&source, path));
             let prepared = prepare(&mut model);
@@ -65,8 +68,18 @@ impl Gpt {
             ];
             files.extend(beside.map(|n| path.join(n)).into_iter().filter(|p| p.is_file()));
         }
-        let mut gpt =
-            Gpt { path: path.into(), ends: Vec::new(), template, generation, files, unused, decoded, model, tokenizer };
+        let mut gpt = Gpt {
+            path: path.into(),
+            ends: Vec::new(),
+            template,
+            generation,
+            files,
+            unused,
+            format,
+            decoded,
+            model,
+            tokenizer,
+        };
         gpt.ends = gpt.end_tokens();
         Ok((gpt, prepared?))
     }

@@ -7,7 +7,7 @@ use crate::{
     model::NormWeights,
     source::Source,
 };
-use formats::quantized::Scheme;
+use formats::quantized::{Format, Scheme};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
 use tensor::{Linear, Storage, Tensor, Weight};
@@ -20,6 +20,8 @@ pub struct Opened {
     pub source: Source,
     /// Tensors that no site holds.
     pub unused: Vec<String>,
+    /// The other quantizer in whose format they are stored.
+    pub format: Option<Format>,
     /// Matrices that another quantizer stored and that are decoded, with the reason.
     pub decoded: Vec<String>,
 }
@@ -46,10 +48,11 @@ pub fn open(path: &Path) -> Result<Opened> {
     };
     let mut loader = Loader::new(&source, &spec, config.clone())?;
     loader.run(table)?;
-    let Loader { linears, norms, used, decoded, .. } = loader;
+    let Loader { linears, norms, used, scheme, decoded, .. } = loader;
     let unused = source.names().into_iter().filter(|n| !used.contains(n)).collect();
     let model = finish(spec, config, family, linears, norms);
-    Ok(Opened { model, source, unused, decoded })
+    let format = scheme.map(|s| s.format());
+    Ok(Opened { model, source, unused, format, decoded })
 }
 
 fn open_source(path: &Path) -> Result<(Source, Config)> {

@@ -45,6 +45,7 @@ fn made(dir: &Path, packed: bool) -> Gpt {
         generation: None,
         files: Vec::new(),
         unused: Vec::new(),
+        format: None,
         decoded: Vec::new(),
     }
 }

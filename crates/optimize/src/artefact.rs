@@ -90,6 +90,43 @@ impl Target {
         })
     }
 
+    /// The kind of file that a model is of, to be written like it.
+    ///
+    /// # Errors
+    /// If `out` has the name of another kind.
+    pub fn like(gpt: &Gpt, out: &Path) -> Result<Target> {
+        let named = Target::of(out);
+        let target = match gpt.format {
+            Some(format) => Target::Quantized { format, activations: false },
+            None if gpt.path.is_dir() => Target::Directory,
+            None => Target::Gguf,
+        };
+        if (named == Target::Gguf) != (target == Target::Gguf) {
+            let what = if target == Target::Gguf { "a file that ends in .gguf" } else { "a directory" };
+            return Err(Error::Asked(format!("{}: the model is {what}; name one", out.display())));
+        }
+        Ok(target)
+    }
+
+    /// Writes a model to its place, without proof or manifest.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn place(self, gpt: &Gpt, model: &Model, out: &Path, overwrite: bool) -> Result<Vec<Fallback>> {
+        if self == Target::Gguf {
+            let keep = |site| model.linear(site).map_or(Storage::F32, |l| gguf_storage(l.weight.storage()));
+            return Ok(save::gguf(model, Some(&gpt.tokenizer), out, &keep)?);
+        }
+        let beside = crate::journal::partial(out);
+        if beside.exists() {
+            fs::remove_dir_all(&beside).map_err(formats::Error::io(&beside, "remove it"))?;
+        }
+        fs::create_dir_all(&beside).map_err(formats::Error::io(&beside, "make it"))?;
+        let staged = self.write(gpt, model, &beside)?;
+        publish(&staged, out, overwrite)?;
+        Ok(staged.fallbacks)
+    }
+
     /// Matrices that share one tensor of the result and so must be stored alike.
     pub fn shared(self, model: &Model) -> Vec<Vec<Site>> {
         match self {

@@ -78,10 +78,12 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
             notes.extend(widened(gpt, &expected, "GGUF"));
             notes.extend(GgufVocab::of(&gpt.tokenizer, gpt.model.spec.vocab)?.caveats());
         }
-        Format::Safetensors => write_directory(gpt, &expected, settings, Target::Directory)?,
+        Format::Safetensors => {
+            Target::Directory.place(gpt, &expected, &settings.out, settings.overwrite)?;
+        }
         Format::Quantized(format) => {
             let target = Target::Quantized { format, activations: false };
-            write_directory(gpt, &expected, settings, target)?;
+            target.place(gpt, &expected, &settings.out, settings.overwrite)?;
             notes.extend(widened(gpt, &expected, format.name()));
         }
     }
@@ -198,17 +200,6 @@ fn restored(model: &Model, storage: &dyn Fn(Site) -> Storage) -> Result<(Model, 
         }
     }
     Ok((out, fallbacks))
-}
-
-fn write_directory(gpt: &Gpt, model: &Model, settings: &Settings, target: Target) -> Result<()> {
-    let out = &settings.out;
-    let beside = crate::journal::partial(out);
-    if beside.exists() {
-        std::fs::remove_dir_all(&beside).map_err(formats::Error::io(&beside, "remove it"))?;
-    }
-    std::fs::create_dir_all(&beside).map_err(formats::Error::io(&beside, "make it"))?;
-    let staged = target.write(gpt, model, &beside)?;
-    artefact::publish(&staged, out, settings.overwrite)
 }
 
 /// The largest difference of a logit between two models on some tokens.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artefact;
+pub mod audit;
 pub mod builtin;
 mod calibrate;
 mod course;

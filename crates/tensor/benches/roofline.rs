@@ -6,7 +6,7 @@
 use std::time::Instant;
 use tensor::{
     Linear, Storage, Tensor, Weight,
-    grid::Grid,
+    grid::{Grid, Zero},
     kernels::{Arithmetic, kernels},
     limits,
     ops::{Operand, Target, products},
@@ -22,8 +22,8 @@ fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
     storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
-    storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, false)).map(Storage::Grid));
-    storages.extend(Grid::int(4, 32, true).map(Storage::Grid));
+    storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, Zero::Middle)).map(Storage::Grid));
+    storages.extend(Grid::int(4, 32, Zero::Minimum).map(Storage::Grid));
     storages.retain(|s| asked.is_empty() || asked.contains(&s.name()));
     let read = limits::read_bandwidth(limits::READ).expect("2 GiB of memory");
     let peaks = [Arithmetic::Int8, Arithmetic::Bf16, Arithmetic::F32].map(limits::peak);

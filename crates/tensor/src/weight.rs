@@ -186,6 +186,25 @@ impl Weight {
         out
     }
 
+    /// Mean bits of information of a code: the entropy of how often each is used, at most the bits that it takes. `None` for
+    /// floats, and where the codes are packed.
+    pub fn code_entropy(&self) -> Option<f64> {
+        let (grid, stored) = (self.grid()?, self.stored()?);
+        let counts = (0..self.rows())
+            .into_par_iter()
+            .fold(
+                || [0u64; 256],
+                |mut counts, row| {
+                    grid.count_codes(stored.row(row), self.cols(), &mut counts);
+                    counts
+                },
+            )
+            .reduce(|| [0; 256], |a, b| std::array::from_fn(|i| a[i] + b[i]));
+        let total = counts.iter().sum::<u64>() as f64;
+        let share = counts.iter().filter(|c| **c > 0).map(|c| *c as f64 / total);
+        Some(share.map(|p| -p * p.log2()).sum())
+    }
+
     /// Rows `from..to` without a copy; `None` where there are not so many, or they are packed.
     pub fn row_range(&self, from: usize, to: usize) -> Option<Weight> {
         self.stored()?.range(from, to).map(Weight::of)

@@ -75,6 +75,11 @@ pub enum Command {
     /// Measure quality, alone or against the original, with intervals
     #[command(after_help = "Example:\n  planish evaluate small --against ./model --data text.txt")]
     Evaluate(Evaluate),
+    /// Look for what is wrong with a quantized model that somebody published, and make its bad matrices anew
+    #[command(
+        after_help = "Examples:\n  planish audit model.gguf\n  planish audit ./model-awq --against ./model --data text.txt\n  planish audit ./model-gptq --against ./model --repair ./model-gptq-repaired\n\nExits with 1 where something is wrong. An original's matrix is rounded to the storage that the bad one has."
+    )]
+    Audit(Audit),
     /// Write a model for another program
     #[command(
         after_help = "Examples:\n  planish export small --to gguf --out small.gguf\n  planish export ./model --to gguf --type q8_0 --out model.gguf\n  planish export ./model --to compressed-tensors --type int8 --out for-vllm\n  planish export ./model --adapter taught --merge --to safetensors --out merged\n  planish export ./model --adapter taught --to gguf --out adapter.gguf"
@@ -318,6 +323,30 @@ pub struct Evaluate {
     /// How keys and values are kept: f32, bf16, int8 or int4 (default: f32; bf16 with --fast)
     #[arg(long, value_name = "FORMAT")]
     pub kv: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Audit {
+    #[command(flatten)]
+    pub model: Model,
+    /// The original
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<PathBuf>,
+    /// A text to read with both, for the divergence
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// What separates documents
+    #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
+    pub separator: String,
+    /// Write the model with its bad matrices made anew from the original
+    #[arg(long, value_name = "PATH", requires = "against")]
+    pub repair: Option<PathBuf>,
+    /// Replace what lies there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Show every matrix, not only the bad ones
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Args)]

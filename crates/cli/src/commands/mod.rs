@@ -1,5 +1,6 @@
 //! One file per command: arguments in, a call out, something good to look at.
 
+mod audit;
 mod bench;
 mod chat;
 mod distill;
@@ -43,6 +44,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Export(a) => export::run(a, common),
         Command::Generate(a) => generate::run(a, common),
         Command::Chat(a) => chat::run(a, common),
+        Command::Audit(a) => audit::run(a, common),
         Command::Bench(a) => bench::run(a, common),
         Command::Finetune(a) => finetune::run(a, common),
         Command::Distill(a) => distill::run(a, common),

@@ -4,6 +4,7 @@
 
 mod commands;
 mod distilling;
+mod formats;
 mod healing;
 mod learning;
 #[cfg(feature = "mpi")]

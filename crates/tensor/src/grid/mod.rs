@@ -260,6 +260,21 @@ impl Grid {
         (block.scale[0], own.then_some(block.mins[0]))
     }
 
+    /// Counts the codes of a row of `cols` values, whose bytes are [`Grid::row_bytes`] long.
+    pub fn count_codes(self, bytes: &[u8], cols: usize, counts: &mut [u64; 256]) {
+        let (len, size) = (self.block_len_in(cols), self.block_bytes_in(cols));
+        let mut codes = vec![0u8; len];
+        for (i, bytes) in bytes.chunks_exact(size.max(1)).enumerate() {
+            unpack(self, bytes, &mut codes);
+            codes.iter().take(cols - i * len).for_each(|c| counts[usize::from(*c)] += 1);
+        }
+    }
+
+    /// Bits of a code.
+    pub fn code_bits(self) -> u8 {
+        8 - Block::empty(self).highest().leading_zeros() as u8
+    }
+
     /// Rounds a row to nearest after fitting each block.
     ///
     /// # Panics

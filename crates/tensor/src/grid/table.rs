@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((e4m3(0x01), e4m3(0x08), e4m3(0x38), e4m3(0x7e)), (0.001953125, 0.015625, 1.0, 448.0));
         assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan() && e4m3(0xb8) == -1.0);
         let e5m2 = |code: usize| E5M2_LEVELS[code];
-        assert_eq!((e5m2(0x01), e5m2(0x3c), e5m2(0x7b)), (1.52587890625e-5, 1.0, 57344.0));
+        assert_eq!((e5m2(0x01), e5m2(0x3c), e5m2(0x7b)), (2f32.powi(-16), 1.0, 57344.0));
         assert!(e5m2(0x7c).is_infinite() && e5m2(0x7d).is_nan());
     }
 
