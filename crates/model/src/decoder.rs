@@ -107,6 +107,13 @@ impl Flow {
         &self.x
     }
 
+    /// Gives back the memory of everything but what the next stage needs: many flows then wait at the cost of their inputs.
+    pub fn rest(&mut self) {
+        let held = std::mem::take(&mut self.scratch.held);
+        self.scratch = Scratch { held, ..Scratch::default() };
+        self.input = Operand::new(std::mem::take(self.input.values_mut()));
+    }
+
     /// Stands before a block again whose input was kept.
     pub(crate) fn stand_at(&mut self, residual: &Tensor) {
         self.x.copy_from(residual);

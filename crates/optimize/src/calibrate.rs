@@ -2,13 +2,18 @@
 
 use model::{Point, Site, Tap};
 use std::collections::BTreeMap;
-use tensor::{Tensor, ops::Gram};
+use tensor::{
+    Tensor,
+    ops::{Cross, Gram},
+};
 
 /// What a method must know of the inputs of a matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// The mean of `x x^T`.
     pub gram: bool,
+    /// How the inputs differ from the original's: the original then runs beside the model.
+    pub shift: bool,
 }
 
 impl Needs {
@@ -23,6 +28,8 @@ impl Needs {
 pub struct Stats {
     /// `sum x x^T`, where it was asked for.
     pub gram: Option<Gram>,
+    /// `sum (o - x) x^T`, where `o` are the original's inputs and it was asked for.
+    pub shift: Option<Cross>,
 }
 
 impl Stats {
@@ -31,6 +38,13 @@ impl Stats {
         if needs.gram {
             self.gram.get_or_insert_with(|| Gram::new(x.cols())).add(x);
         }
+    }
+
+    /// Adds how a batch of inputs differs from the original's.
+    pub fn add_shift(&mut self, x: &Tensor, original: &Tensor) {
+        let mut off = original.clone();
+        off.as_mut_slice().iter_mut().zip(x.as_slice()).for_each(|(o, x)| *o -= x);
+        self.shift.get_or_insert_with(|| Cross::new(x.cols())).add(&off, x);
     }
 }
 

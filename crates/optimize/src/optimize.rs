@@ -52,7 +52,7 @@ pub struct Goal {
 impl Goal {
     /// The recipe without its choice of storages.
     pub fn recipe(&self, seed: u64) -> Recipe {
-        let mut recipe = Recipe::one("gptq", Storage::F32, seed);
+        let mut recipe = Recipe::one("gptaq", Storage::F32, seed);
         recipe.steps[0].storage = "keep".into();
         recipe.floor = self.floor.clone();
         recipe

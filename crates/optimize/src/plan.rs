@@ -180,13 +180,16 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
     let needs = built.iter().any(|b| b.plan.needs().gram);
+    // The original's flows, moments and what is solved with them stand beside the model's own.
+    let shifted = built.iter().any(|b| b.plan.needs().shift);
     let taught =
         built.iter().map(|b| if let crate::Plan::Learned(healing) = &b.plan { healing.memory(&gpt.model) } else { 0 });
     let taught = taught.max().unwrap_or(0);
-    let moments = if needs { shapes.iter().map(|[_, c]| 34 * c * c).max().unwrap_or(0) } else { 0 };
+    let square = if shifted { 34 + 48 } else { 34 };
+    let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };
     let tokens = if needs { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
-    let flows = 4 * tokens * (2 * spec.dim + widest);
+    let flows = 4 * tokens * (2 * spec.dim + widest) * if shifted { 2 } else { 1 };
     let logits = 4 * 512 * 3 * spec.vocab;
     let own = result + (taught + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
     Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
@@ -203,7 +206,8 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let begin = Instant::now();
     let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
     // A tied head's statistics take one pass more than the walk itself.
-    let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 };
+    // and the original beside the model another.
+    let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 } + if method.needs().shift { 1.0 } else { 0.0 };
     let gather = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64 * passes;
     let begin = Instant::now();
     for (site, storage) in choice {

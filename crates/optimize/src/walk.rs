@@ -11,7 +11,7 @@ use crate::{
 };
 use model::{Flow, Model, Point, Role, Site, Stage, Tap};
 use std::collections::BTreeMap;
-use tensor::{Linear, Storage, Tensor, Weight, ops::Memory};
+use tensor::{Linear, Storage, Tensor, Weight};
 
 /// Tokens of a batch of calibration data.
 const BATCH: usize = 2048;
@@ -59,13 +59,18 @@ impl Walker<'_> {
         self.edge(model, "embed", &[Site::EMBED, Site::POSITION])?;
         self.progress.advance(1);
         let mut flows = self.start(model)?;
+        let mut originals = if self.method.needs().shift { self.start(&self.base)? } else { Vec::new() };
         for layer in 0..layers {
             progress::check()?;
-            self.block(model, layer, &mut flows)?;
+            self.block(model, layer, &mut flows, &mut originals)?;
             self.progress.advance(1);
         }
         if !model.spec.tied {
-            let stats = self.head_stats(model, &flows)?;
+            let mut stats = self.head_stats(model, &flows)?;
+            for (flow, original) in flows.iter().zip(&originals) {
+                let rows: Vec<usize> = (0..flow.tokens()).collect();
+                stats.add_shift(&model.final_rows(flow, &rows)?, &self.base.final_rows(original, &rows)?);
+            }
             self.unit(model, "head", &[(Site::HEAD, stats)])?;
         }
         self.progress.advance(1);
@@ -98,6 +103,7 @@ impl Walker<'_> {
             for layer in 0..self.base.spec.layers() {
                 self.base.block_once(layer, flow, &mut ())?;
             }
+            flow.rest();
         }
         self.head_stats(&self.base, &flows)
     }
@@ -113,19 +119,25 @@ impl Walker<'_> {
         Ok(stats)
     }
 
-    fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow]) -> Result<()> {
+    /// `originals` are the flows of the model as it was, where the method looks at them.
+    fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow], originals: &mut [Flow]) -> Result<()> {
         let name = format!("block-{layer}");
         let done = self.journal.read(&name, model)?;
-        let mut memories: Vec<Vec<Memory>> = flows.iter().map(|f| model.memory(layer, f)).collect();
         for flow in flows.iter_mut() {
             model.enter(layer, flow)?;
         }
+        for original in originals.iter_mut() {
+            self.base.enter(layer, original)?;
+        }
         for stage in Stage::ALL {
             if !done {
-                self.stage(model, layer, stage, flows)?;
+                self.stage(model, layer, stage, flows, originals)?;
             }
-            for (flow, memory) in flows.iter_mut().zip(&mut memories) {
-                model.advance(layer, stage, flow, memory, &mut ())?;
+            for original in originals.iter_mut() {
+                advance(&self.base, layer, stage, original)?;
+            }
+            for flow in flows.iter_mut() {
+                advance(model, layer, stage, flow)?;
             }
         }
         if !done {
@@ -136,7 +148,7 @@ impl Walker<'_> {
     }
 
     /// Rewrites the weights of one stage, whose inputs stand in the flows.
-    fn stage(&self, model: &mut Model, layer: u16, stage: Stage, flows: &[Flow]) -> Result<()> {
+    fn stage(&self, model: &mut Model, layer: u16, stage: Stage, flows: &[Flow], originals: &[Flow]) -> Result<()> {
         let sites: Vec<Site> =
             stage.roles().iter().map(|r| Site::of(layer, *r)).filter(|s| self.choice.contains_key(s)).collect();
         if sites.is_empty() {
@@ -147,7 +159,10 @@ impl Walker<'_> {
         for flow in flows {
             gather.at(Point::Input(sites[0]), flow.input());
         }
-        let stats = gather.stats.remove(&sites[0]).unwrap_or_default();
+        let mut stats = gather.stats.remove(&sites[0]).unwrap_or_default();
+        for (flow, original) in flows.iter().zip(originals) {
+            stats.add_shift(flow.input(), original.input());
+        }
         for site in sites {
             progress::check()?;
             self.rewrite(model, site, &stats)?;
@@ -183,6 +198,14 @@ impl Walker<'_> {
         model.replace(site, Linear { weight, bias })?;
         Ok(())
     }
+}
+
+/// Runs a stage of one flow among many, which keeps nothing but what the next stage needs.
+fn advance(model: &Model, layer: u16, stage: Stage, flow: &mut Flow) -> Result<()> {
+    let mut memory = model.memory(layer, flow);
+    model.advance(layer, stage, flow, &mut memory, &mut ())?;
+    flow.rest();
+    Ok(())
 }
 
 /// Rewrites one matrix; a looked-up table without statistics is rounded to nearest.

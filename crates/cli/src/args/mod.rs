@@ -54,7 +54,7 @@ pub enum Command {
     Inspect(Model),
     /// Store a model's matrices in fewer bits, by one method
     #[command(
-        after_help = "Examples:\n  planish quantize ./model --method gptq --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
+        after_help = "Examples:\n  planish quantize ./model --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
     /// Teach a model a text
@@ -236,8 +236,8 @@ pub struct Run {
 pub struct Quantize {
     #[command(flatten)]
     pub model: Model,
-    /// rtn, gptq or qat; `planish methods` tells more
-    #[arg(long, default_value = "gptq")]
+    /// rtn, gptq, gptaq or qat; `planish methods` tells more
+    #[arg(long, default_value = "gptaq")]
     pub method: String,
     /// Bits of a code, 2 to 8; a fraction such as 4.25 is the average of the whole model, scales, embedding and head
     /// included: each matrix then gets what it needs
@@ -271,10 +271,10 @@ pub struct Quantize {
     /// An option of the method, as in a recipe: 'steps=500', 'lr=2e-4', 'schedule="linear"' of qat; may be repeated
     #[arg(long = "option", value_name = "NAME=VALUE")]
     pub options: Vec<String>,
-    /// Part of the mean diagonal that gptq adds to it
+    /// Part of the mean diagonal that gptq and gptaq add to it
     #[arg(long, value_name = "X")]
     pub damping: Option<f64>,
-    /// gptq: round the columns with the largest inputs first
+    /// gptq, gptaq: round the columns with the largest inputs first
     #[arg(long)]
     pub activation_order: bool,
     /// Most that the perplexity may rise: `1%`

@@ -6,11 +6,11 @@
 
 use super::{Method, Plan, Rewrite, options};
 use crate::{Error, Needs, Result, Stats};
-use faer::{Mat, Par, Side};
+use faer::{Mat, Par, Side, linalg::solvers::Solve};
 use model::Site;
 use rayon::prelude::*;
 use serde::Deserialize;
-use tensor::{Bytes, Storage, Tensor, Weight, grid::Grid};
+use tensor::{Bytes, Storage, Tensor, Weight, grid::Grid, ops};
 
 /// The method.
 pub static GPTQ: Method = Method {
@@ -18,16 +18,7 @@ pub static GPTQ: Method = Method {
     about: "Rounds column by column; later columns make up for the error on the calibration data.",
     paper: "arXiv 2210.17323",
     cost: "one pass over the calibration data and inputs^3 operations per matrix",
-    build: |o| {
-        let gptq = options::<Gptq>("gptq", o)?;
-        if !(gptq.damping > 0.0 && gptq.damping <= 1.0) {
-            return Err(Error::Options {
-                method: "gptq".into(),
-                reason: "`damping` must be above 0 and at most 1".into(),
-            });
-        }
-        Ok(Plan::EachMatrix(Box::new(gptq)))
-    },
+    build: |o| Ok(Plan::EachMatrix(Box::new(Gptq::read("gptq", o)?))),
 };
 
 /// Rows that one task rounds together, so that they share each row of `U` from the cache.
@@ -37,22 +28,25 @@ const LAZY: usize = 64;
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Gptq {
+pub(super) struct Gptq {
     /// Part of the mean diagonal that is added to it.
     damping: f64,
     /// Round the columns with the largest inputs first; scales are then fitted beforehand.
     activation_order: bool,
+    /// How far to make up for what the changed inputs of a matrix differ from the original's: 0 is not at all, 1 wholly.
+    #[serde(skip)]
+    pub(super) asymmetry: f64,
 }
 
 impl Default for Gptq {
     fn default() -> Self {
-        Gptq { damping: 0.01, activation_order: false }
+        Gptq { damping: 0.01, activation_order: false, asymmetry: 0.0 }
     }
 }
 
 impl Rewrite for Gptq {
     fn needs(&self) -> Needs {
-        Needs { gram: true }
+        Needs { gram: true, shift: self.asymmetry > 0.0 }
     }
 
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
@@ -65,6 +59,11 @@ impl Rewrite for Gptq {
         }
         let gram = stats.gram.as_ref().filter(|g| g.cols() == cols && g.rows() > 0);
         let gram = gram.ok_or_else(|| Error::Site { site, reason: "no calibration data reached it".into() })?;
+        let moved = match stats.shift.as_ref().filter(|_| self.asymmetry > 0.0) {
+            Some(shift) => Some(self.towards_the_original(site, weight, gram.mean(), &shift.mean())?),
+            None => None,
+        };
+        let weight = moved.as_ref().unwrap_or(weight);
         let hessian = Hessian::new(site, gram.mean(), cols, self)?;
         let width = grid.row_bytes(cols);
         let mut bytes = vec![0u8; weight.rows() * width];
@@ -74,6 +73,43 @@ impl Rewrite for Gptq {
             hessian.round(grid, &rows, out);
         });
         Weight::new(storage, weight.rows(), cols, Bytes::from_vec(bytes)).map_err(super::at(site))
+    }
+}
+
+impl Gptq {
+    /// Reads options, of `gptq` or of a method that rounds like it.
+    pub(super) fn read(method: &str, table: toml::Table) -> Result<Gptq> {
+        let gptq = options::<Gptq>(method, table)?;
+        if !(gptq.damping > 0.0 && gptq.damping <= 1.0) {
+            let reason = "`damping` must be above 0 and at most 1".into();
+            return Err(Error::Options { method: method.into(), reason });
+        }
+        Ok(gptq)
+    }
+
+    /// The matrix whose outputs on the changed inputs `x` come nearest to those that the original has on its own `o`:
+    /// with `H` the mean of `x x^T` it is `W + W E[(o - x) x^T] (H + damping)^-1`, and whatever is rounded is measured
+    /// from there.
+    fn towards_the_original(&self, site: Site, weight: &Tensor, h: Vec<f64>, shift: &[f64]) -> Result<Tensor> {
+        let cols = weight.cols();
+        let mean = (0..cols).map(|j| h[j * cols + j]).sum::<f64>() / cols as f64;
+        let damped = |damping: f64| {
+            Mat::from_fn(cols, cols, |i, j| h[i * cols + j] + if i == j { damping * mean + 1e-30 } else { 0.0 })
+        };
+        let factor = [self.damping, 10.0 * self.damping, 1.0].iter().find_map(|d| damped(*d).llt(Side::Lower).ok());
+        let reason = "its inputs have no usable second moments (are some of them infinite or not a number?)";
+        let factor = factor.ok_or_else(|| Error::Site { site, reason: reason.into() })?;
+        // Rows of the answer are columns of `(H + damping)^-1 shift^T`.
+        let turned = Mat::from_fn(cols, cols, |i, j| shift[j * cols + i]);
+        let by = factor.solve(&turned);
+        let by: Vec<f32> = (0..cols)
+            .flat_map(|i| (0..cols).map(move |j| (i, j)))
+            .map(|(i, j)| (self.asymmetry * by[(i, j)]) as f32)
+            .collect();
+        let by = Weight::from_tensor(Tensor::from_vec(cols, cols, by));
+        let mut moved = ops::matmul(weight, &by);
+        moved.as_mut_slice().iter_mut().zip(weight.as_slice()).for_each(|(m, w)| *m += w);
+        Ok(moved)
     }
 }
 

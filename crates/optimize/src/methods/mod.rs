@@ -4,6 +4,7 @@
 //! ([`crate::heal`]).
 
 mod distill;
+mod gptaq;
 mod gptq;
 mod qat;
 mod rtn;
@@ -73,7 +74,7 @@ pub trait Rewrite: Send + Sync {
 }
 
 /// Every method.
-pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ, &qat::QAT, &distill::DISTILL];
+pub static METHODS: &[&Method] = &[&rtn::RTN, &gptq::GPTQ, &gptaq::GPTAQ, &qat::QAT, &distill::DISTILL];
 
 /// The method of that name.
 ///
@@ -127,7 +128,7 @@ mod tests {
         let (w, x) = (wave(24, 256, 1), inputs(400, 256));
         let mut gram = Gram::new(256);
         gram.add(&x);
-        let stats = Stats { gram: Some(gram) };
+        let stats = Stats { gram: Some(gram), shift: None };
         let site = Site::of(0, model::Role::Up);
         let mut storages: Vec<Storage> = Grid::GGUF.iter().map(|g| Storage::Grid(*g)).collect();
         storages.extend(
@@ -155,6 +156,6 @@ mod tests {
                 (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
             assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
         }
-        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, gptq"));
+        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, gptq, gptaq"));
     }
 }

@@ -54,6 +54,35 @@ impl Gram {
     }
 }
 
+/// `sum a^T b` over rows, and how many rows: as [`Gram`], of two inputs.
+#[derive(Clone, Debug)]
+pub struct Cross {
+    rows: usize,
+    sums: Vec<f64>,
+}
+
+impl Cross {
+    /// Nothing seen yet of `a` and `b` with so many columns each.
+    pub fn new(cols: usize) -> Cross {
+        Cross { rows: 0, sums: vec![0.0; cols * cols] }
+    }
+
+    /// Adds the rows of a batch.
+    pub fn add(&mut self, a: &Tensor, b: &Tensor) {
+        let product = matmul(&a.transposed(), &Weight::from_tensor(b.transposed()));
+        self.sums.par_chunks_mut(4096).zip(product.as_slice().par_chunks(4096)).for_each(|(s, p)| {
+            s.iter_mut().zip(p).for_each(|(s, p)| *s += f64::from(*p));
+        });
+        self.rows += a.rows();
+    }
+
+    /// The mean of `a_i b_j` over rows, `[cols, cols]` row by row.
+    pub fn mean(&self) -> Vec<f64> {
+        let n = self.rows.max(1) as f64;
+        self.sums.iter().map(|s| s / n).collect()
+    }
+}
+
 /// The largest magnitude of each column, `[cols]`.
 pub fn absolute_maxima(x: &Tensor) -> Vec<f32> {
     let mut out = vec![0f32; x.cols()];
