@@ -26,6 +26,15 @@ impl Stage {
     /// All, in the order of execution.
     pub const ALL: [Stage; 4] = [Stage::Qkv, Stage::O, Stage::GateUp, Stage::Down];
 
+    /// The norm that makes this stage's input, where one does.
+    pub fn norm(self) -> Option<Role> {
+        match self {
+            Stage::Qkv => Some(Role::AttnNorm),
+            Stage::GateUp => Some(Role::MlpNorm),
+            Stage::O | Stage::Down => None,
+        }
+    }
+
     /// The roles whose products read this stage's input.
     pub fn roles(self) -> &'static [Role] {
         match self {
@@ -230,6 +239,14 @@ impl Model {
         self.normed(Site::of(layer, Role::AttnNorm), &flow.x, flow.input.values_mut())?;
         flow.lap(Operation::Norm);
         Ok(())
+    }
+
+    /// Makes the input of a stage anew, where a norm makes it: after that norm was changed.
+    pub fn norm_again(&self, layer: u16, stage: Stage, flow: &mut Flow) -> Result<()> {
+        match stage.norm() {
+            Some(role) => self.normed(Site::of(layer, role), &flow.x, flow.input.values_mut()),
+            None => Ok(()),
+        }
     }
 
     /// Runs the products of a stage and what follows them, so that the flow stands before the next stage.

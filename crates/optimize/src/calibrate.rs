@@ -4,7 +4,7 @@ use model::{Point, Site, Tap};
 use std::collections::BTreeMap;
 use tensor::{
     Tensor,
-    ops::{Cross, Gram},
+    ops::{self, Cross, Gram},
 };
 
 /// What a method must know of the inputs of a matrix.
@@ -14,12 +14,14 @@ pub struct Needs {
     pub gram: bool,
     /// How the inputs differ from the original's: the original then runs beside the model.
     pub shift: bool,
+    /// The largest magnitude of each input.
+    pub peak: bool,
 }
 
 impl Needs {
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram
+        self.gram || self.peak
     }
 }
 
@@ -30,6 +32,8 @@ pub struct Stats {
     pub gram: Option<Gram>,
     /// `sum (o - x) x^T`, where `o` are the original's inputs and it was asked for.
     pub shift: Option<Cross>,
+    /// The largest magnitude of each input, where it was asked for.
+    pub peak: Option<Vec<f32>>,
 }
 
 impl Stats {
@@ -37,6 +41,23 @@ impl Stats {
     pub fn add(&mut self, needs: Needs, x: &Tensor) {
         if needs.gram {
             self.gram.get_or_insert_with(|| Gram::new(x.cols())).add(x);
+        }
+        if needs.peak {
+            let peak = self.peak.get_or_insert_with(|| vec![0.0; x.cols()]);
+            peak.iter_mut().zip(ops::absolute_maxima(x)).for_each(|(p, x)| *p = p.max(x));
+        }
+    }
+
+    /// As if every input had been divided by a number of its own.
+    pub fn divide(&mut self, by: &[f32]) {
+        if let Some(gram) = &mut self.gram {
+            gram.divide(by);
+        }
+        if let Some(shift) = &mut self.shift {
+            shift.divide(by);
+        }
+        if let Some(peak) = &mut self.peak {
+            peak.iter_mut().zip(by).for_each(|(p, s)| *p /= s);
         }
     }
 

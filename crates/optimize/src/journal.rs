@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
-use tensor::{Linear, Storage, Weight};
+use tensor::{Bytes, Linear, Storage, Weight};
 
 /// Name of the file that holds the key.
 const KEY: &str = "key";
@@ -136,14 +136,25 @@ impl Journal {
             let bias = model.linear(site)?.bias.clone();
             model.replace(site, Linear { weight, bias })?;
         }
+        let floats = |name: &str| {
+            archive
+                .get(name)
+                .map(|v| v.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
+        };
+        for (site, norm) in &mut model.norms {
+            if let Some(scale) = floats(&format!("{site}.scale")).filter(|s| s.len() == norm.scale.len()) {
+                norm.scale = scale;
+                norm.shift = floats(&format!("{site}.shift")).or(norm.shift.take());
+            }
+        }
         Ok(true)
     }
 
-    /// Keeps the weights of a finished unit.
+    /// Keeps the weights of a finished unit, and norms that were changed with them.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&self, unit: &str, model: &Model, sites: &[Site]) -> Result<()> {
+    pub fn write(&self, unit: &str, model: &Model, sites: &[Site], norms: &[Site]) -> Result<()> {
         let Some(path) = self.file(unit) else { return Ok(()) };
         let mut storages = BTreeMap::new();
         let mut entries = Vec::new();
@@ -156,6 +167,18 @@ impl Journal {
                 shape: vec![w.bytes().len()],
                 bytes: w.bytes().clone(),
             });
+        }
+        for site in norms {
+            let norm = model.norm(*site)?;
+            let parts = [("scale", Some(&norm.scale)), ("shift", norm.shift.as_ref())];
+            for (part, values) in parts.into_iter().filter_map(|(part, values)| Some((part, values?))) {
+                entries.push(Entry {
+                    name: format!("{site}.{part}"),
+                    dtype: Dtype::F32,
+                    shape: vec![values.len()],
+                    bytes: Bytes::from_f32(values.clone()),
+                });
+            }
         }
         let text = serde_json::to_string(&storages).map_err(|e| Error::Asked(e.to_string()))?;
         Ok(safetensors::write(&path, &entries, &[("sites", text)])?)

@@ -129,9 +129,10 @@ impl Walker<'_> {
         for original in originals.iter_mut() {
             self.base.enter(layer, original)?;
         }
+        let mut balanced = Vec::new();
         for stage in Stage::ALL {
             if !done {
-                self.stage(model, layer, stage, flows, originals)?;
+                balanced.extend(self.stage(model, layer, stage, flows, originals)?);
             }
             for original in originals.iter_mut() {
                 advance(&self.base, layer, stage, original)?;
@@ -142,32 +143,80 @@ impl Walker<'_> {
         }
         if !done {
             let sites: Vec<Site> = self.choice.keys().filter(|s| s.layer == Some(layer)).copied().collect();
-            self.journal.write(&name, model, &sites)?;
+            self.journal.write(&name, model, &sites, &balanced)?;
         }
         Ok(())
     }
 
-    /// Rewrites the weights of one stage, whose inputs stand in the flows.
-    fn stage(&self, model: &mut Model, layer: u16, stage: Stage, flows: &[Flow], originals: &[Flow]) -> Result<()> {
+    /// Rewrites the weights of one stage, whose inputs stand in the flows. Returns the norm that was changed with them.
+    fn stage(
+        &self,
+        model: &mut Model,
+        layer: u16,
+        stage: Stage,
+        flows: &mut [Flow],
+        originals: &[Flow],
+    ) -> Result<Option<Site>> {
         let sites: Vec<Site> =
             stage.roles().iter().map(|r| Site::of(layer, *r)).filter(|s| self.choice.contains_key(s)).collect();
         if sites.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         // All products of a stage read the same input, so one gathering serves them.
         let mut gather = Gather::new(self.method.needs(), vec![sites[0]]);
-        for flow in flows {
+        for flow in flows.iter() {
             gather.at(Point::Input(sites[0]), flow.input());
         }
         let mut stats = gather.stats.remove(&sites[0]).unwrap_or_default();
         for (flow, original) in flows.iter().zip(originals) {
             stats.add_shift(flow.input(), original.input());
         }
+        let norm = self.balance(model, layer, stage, &sites, &mut stats)?;
+        if norm.is_some() {
+            for flow in flows.iter_mut() {
+                model.norm_again(layer, stage, flow)?;
+            }
+        }
         for site in sites {
             progress::check()?;
             self.rewrite(model, site, &stats)?;
         }
-        Ok(())
+        Ok(norm)
+    }
+
+    /// Lets a norm take over a part of the scale of its outputs, where the method asks for it and all matrices that read them
+    /// are treated.
+    fn balance(
+        &self,
+        model: &mut Model,
+        layer: u16,
+        stage: Stage,
+        sites: &[Site],
+        stats: &mut Stats,
+    ) -> Result<Option<Site>> {
+        let readers = stage.roles().iter().filter(|r| model.linears.contains_key(&Site::of(layer, **r))).count();
+        let Some(norm) = stage.norm().map(|role| Site::of(layer, role)).filter(|_| readers == sites.len()) else {
+            return Ok(None);
+        };
+        let matrices: Vec<(Site, Tensor, Storage)> = sites
+            .iter()
+            .map(|s| Ok((*s, model.linear(*s)?.weight.to_tensor(), self.choice[s])))
+            .collect::<Result<_>>()?;
+        let Some(by) = self.method.balance(stats, &matrices)? else { return Ok(None) };
+        for (site, mut matrix, _) in matrices {
+            let cols = matrix.cols().max(1);
+            for row in matrix.as_mut_slice().chunks_exact_mut(cols) {
+                row.iter_mut().zip(&by).for_each(|(w, s)| *w *= s);
+            }
+            let bias = model.linear(site)?.bias.clone();
+            model.replace(site, Linear { weight: Weight::from_tensor(matrix), bias })?;
+        }
+        if let Some(norm) = model.norms.get_mut(&norm) {
+            norm.scale.iter_mut().zip(&by).for_each(|(v, s)| *v /= s);
+            norm.shift.iter_mut().flatten().zip(&by).for_each(|(v, s)| *v /= s);
+        }
+        stats.divide(&by);
+        Ok(Some(norm))
     }
 
     /// Rewrites some weights, or takes them from the journal.
@@ -180,7 +229,7 @@ impl Walker<'_> {
             self.rewrite(model, *site, stats)?;
         }
         let sites: Vec<Site> = units.iter().map(|(s, _)| *s).collect();
-        self.journal.write(name, model, &sites)
+        self.journal.write(name, model, &sites, &[])
     }
 
     fn rewrite(&self, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {

@@ -264,7 +264,11 @@ fn wrong_words_and_bad_files_are_told_with_code_2() {
     fails(&["evaluate", &path(&dir, "nothing"), "--data", &text], 2, "does not exist");
     fails(&["evaluate", &folder], 2, "--data");
     fails(&["quantize", &folder, "--storage", "q9_k", "--data", &text, "--out", "x"], 2, "iq4_nl");
-    fails(&["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"], 2, "rtn, gptq, qat, distill");
+    fails(
+        &["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"],
+        2,
+        "rtn, hqq, awq, smoothquant, gptq, gptaq, qat, distill",
+    );
     fails(&["quantize", &folder, "--override", "9.q=q8_0", "--data", &text, "--out", "x"], 2, "9.q");
     fails(&["quantize", &folder, "--bits", "9", "--data", &text, "--out", "x"], 2, "bits are 2 to 8");
     fails(&["optimize", &folder, "--max-size", "big", "--data", &text, "--out", "x"], 2, "--max-size");

@@ -1,6 +1,6 @@
 //! Files of other quantizers: written, read, looked at and repaired.
 
-use crate::{fails, json, path, run, sample};
+use crate::{fails, json, kill_again_and_again, path, run, sample};
 use formats::safetensors::{self, Archive, Entry};
 use std::{fs, path::Path};
 
@@ -97,6 +97,32 @@ fn a_preview_shows_mixtures_overrides_and_skips_and_writes_nothing() {
     assert_eq!(becomes(&["--storage", "q4_k_m"], "0.q"), "q5_0");
     let size = json(&["quantize", &folder, "--dry-run", "--storage", "q8_0"]);
     assert!((8.4..8.6).contains(&size["bits_per_weight"].as_f64().unwrap()));
+}
+
+#[test]
+fn a_method_that_changes_norms_is_closer_than_rounding_and_ends_in_the_same_bytes_after_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let words = |method: &'static str, out: &str| {
+        let words = ["quantize", &folder, "--method", method, "--storage", "int2g32", "--data", &text, "--out", out];
+        words.map(String::from).to_vec()
+    };
+    let run = |method: &'static str, name: &str| {
+        let out = path(&dir, name);
+        let all = words(method, &out);
+        json(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        out
+    };
+    let begin = std::time::Instant::now();
+    let (awq, rtn) = (run("awq", "awq"), run("rtn", "rounded"));
+    let took = begin.elapsed();
+    assert!(kl(&dir, &awq) < kl(&dir, &rtn));
+    let killed = path(&dir, "killed");
+    let all = words("awq", &killed);
+    kill_again_and_again(&all.iter().map(String::as_str).collect::<Vec<_>>(), 4, took);
+    run("awq", "killed");
+    let bytes = |d: &str| fs::read(Path::new(d).join("model.safetensors")).unwrap();
+    assert!(bytes(&awq) == bytes(&killed));
 }
 
 #[test]

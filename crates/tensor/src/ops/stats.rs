@@ -31,6 +31,11 @@ impl Gram {
         self.rows += x.rows();
     }
 
+    /// As if every column had been divided by a number of its own.
+    pub fn divide(&mut self, by: &[f32]) {
+        divide(&mut self.sums, by, by);
+    }
+
     /// Columns.
     pub fn cols(&self) -> usize {
         self.cols
@@ -54,6 +59,13 @@ impl Gram {
     }
 }
 
+/// Divides `[rows, cols]` sums of products by what their factors were divided by.
+fn divide(sums: &mut [f64], rows: &[f32], cols: &[f32]) {
+    for (sums, r) in sums.chunks_exact_mut(cols.len().max(1)).zip(rows) {
+        sums.iter_mut().zip(cols).for_each(|(s, c)| *s /= f64::from(*r) * f64::from(*c));
+    }
+}
+
 /// `sum a^T b` over rows, and how many rows: as [`Gram`], of two inputs.
 #[derive(Clone, Debug)]
 pub struct Cross {
@@ -74,6 +86,11 @@ impl Cross {
             s.iter_mut().zip(p).for_each(|(s, p)| *s += f64::from(*p));
         });
         self.rows += a.rows();
+    }
+
+    /// As if every column of both had been divided by a number of its own.
+    pub fn divide(&mut self, by: &[f32]) {
+        divide(&mut self.sums, by, by);
     }
 
     /// The mean of `a_i b_j` over rows, `[cols, cols]` row by row.
