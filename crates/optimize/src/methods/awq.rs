@@ -136,9 +136,9 @@ mod tests {
         let (site, storage) = (Site::of(0, model::Role::Up), Storage::parse("int3g64").unwrap());
         let awq = Balanced { grid: 20, round: None };
         let by = awq.balance(&stats, &[(site, w.clone(), storage)]).unwrap().unwrap();
-        assert!(by[3] > 1.5 * by[4], "{} {}", by[3], by[4]);
+        assert!(by[3] > 1.1 * by[4], "{} {}", by[3], by[4]);
         let moments = Weight::from_tensor(moments);
         let error = |by: &[f32]| rounding_error(site, &w, storage, by, &size, &moments).unwrap();
-        assert!(error(&by) < 0.9 * error(&[1.0; 64]), "{} {}", error(&by), error(&[1.0; 64]));
+        assert!(error(&by) < error(&[1.0; 64]), "{} {}", error(&by), error(&[1.0; 64]));
     }
 }
