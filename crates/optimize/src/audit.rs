@@ -129,7 +129,7 @@ fn check_shapes(model: &Model, base: &Model) -> Result<()> {
 fn look(site: Site, weight: &Weight, original: Option<&Weight>) -> Result<Matrix> {
     let values = weight.to_tensor();
     let effective_bits = weight.code_entropy();
-    let mut faults = alone(&values);
+    let mut faults = faults_of(&values);
     if let (Some(effective), Some(grid)) = (effective_bits, weight.grid())
         && effective < COLLAPSED * f64::from(grid.code_bits())
         && faults.is_empty()
@@ -171,12 +171,12 @@ fn look(site: Site, weight: &Weight, original: Option<&Weight>) -> Result<Matrix
     })
 }
 
-/// What no good matrix is.
-fn alone(values: &Tensor) -> Vec<String> {
+/// What is wrong with a matrix by itself.
+pub fn faults_of(values: &Tensor) -> Vec<String> {
     let mut faults = Vec::new();
     let bad = values.as_slice().iter().filter(|v| !v.is_finite()).count();
     if bad > 0 {
-        faults.push(format!("{bad} values are infinite or not numbers"));
+        faults.push(format!("holds {bad} values that are infinite or not numbers"));
         return faults;
     }
     let constant = |row: &[f32]| row.len() > 1 && row.iter().all(|v| *v == row[0]);
@@ -294,6 +294,6 @@ mod tests {
         );
         let mut y = x.clone();
         y.as_mut_slice()[7] = f32::NAN;
-        assert!(faults(&Weight::from_tensor(y), None).contains("1 values are infinite"));
+        assert!(faults(&Weight::from_tensor(y), None).contains("holds 1 values that are infinite"));
     }
 }

@@ -205,8 +205,7 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let method = plan.each_matrix()?;
     let begin = Instant::now();
     let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
-    // A tied head's statistics take one pass more than the walk itself.
-    // and the original beside the model another.
+    // A tied head's statistics take one pass more than the walk itself, and the original beside the model another.
     let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 } + if method.needs().shift { 1.0 } else { 0.0 };
     let gather = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64 * passes;
     let begin = Instant::now();

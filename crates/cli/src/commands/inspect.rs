@@ -7,8 +7,8 @@ use crate::{
 };
 use anyhow::Result;
 use model::Gpt;
+use optimize::audit;
 use serde_json::{Value, json};
-use tensor::ops;
 
 /// Shows what a model is made of and what is wrong with it.
 pub fn run(args: &Model, common: &Common) -> Result<u8> {
@@ -59,17 +59,11 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
 
 /// Weights that no good model has.
 fn faults(gpt: &Gpt) -> Vec<String> {
-    let mut faults = Vec::new();
-    for (site, l) in &gpt.model.linears {
-        let w = l.weight.to_tensor();
-        let peak = ops::absolute_maxima(&w).into_iter().fold(0f32, f32::max);
-        if !w.is_finite() {
-            faults.push(format!("{site} holds values that are infinite or not numbers"));
-        } else if peak == 0.0 {
-            faults.push(format!("{site} is zero throughout"));
-        }
-    }
-    faults
+    let of = |(site, l): (&model::Site, &tensor::Linear)| {
+        let found = audit::faults_of(&l.weight.to_tensor());
+        found.into_iter().map(|fault| format!("{site} {fault}")).collect::<Vec<_>>()
+    };
+    gpt.model.linears.iter().flat_map(of).collect()
 }
 
 fn describe(gpt: &Gpt, faults: &[String]) -> Value {
