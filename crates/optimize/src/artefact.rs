@@ -9,7 +9,7 @@ use crate::{
     run::Data,
 };
 use formats::{atomic, gguf::GgmlType, quantized::Format};
-use model::{Gpt, Model, Site, save, save::Fallback};
+use model::{Gpt, Model, Role, Site, save, save::Fallback};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -146,6 +146,15 @@ impl Target {
         {
             return Err(Error::Asked(reason));
         }
+        let codes = |b: &Built| b.choice.values().any(|s| matches!(s, Storage::Grid(_)));
+        if let Target::Quantized { format, .. } = self
+            && !built.is_empty()
+            && !built.iter().any(codes)
+        {
+            let why =
+                model.spec.blocks.first().and_then(|_| save::quantized_refusal(model, Site::of(0, Role::Q), format));
+            return Err(Error::Asked(why.unwrap_or_else(|| "no matrix would be quantized; name a storage".into())));
+        }
         for (group, step) in self.shared(model).iter().flat_map(|g| built.iter().map(move |b| (g, b))) {
             if group.iter().any(|s| step.choice.get(s) != step.choice.get(&group[0])) {
                 let names: Vec<String> = group.iter().map(Site::to_string).collect();
@@ -170,7 +179,8 @@ impl Target {
             }
             (Target::Quantized { format, .. }, Storage::Grid(_)) => {
                 let [rows, cols] = model.spec.shape(site)?;
-                format.refuses(storage, rows, cols).map(|reason| format!("{storage}: {reason}"))
+                let remedy = format!("--skip {site} leaves it as it is");
+                format.refuses(storage, rows, cols).map(|reason| format!("{storage}: {reason}; {remedy}"))
             }
             _ => None,
         }
