@@ -254,7 +254,8 @@ pub fn fallback(asked: Storage, cols: usize) -> Storage {
         return asked;
     }
     let next = match asked {
-        Storage::Grid(Grid::Q2K | Grid::Q3K | Grid::Iq4Xs) => Storage::Grid(Grid::Iq4Nl),
+        Storage::Grid(Grid::Tq1 | Grid::Tq2) => Storage::Grid(Grid::Q4_0),
+        Storage::Grid(grid) if grid.block_len() == 256 && grid.bits_per_weight() < 4.4 => Storage::Grid(Grid::Iq4Nl),
         Storage::Grid(Grid::Q4K) => Storage::Grid(Grid::Q5_0),
         Storage::Grid(Grid::Q5K) => Storage::Grid(Grid::Q5_1),
         Storage::Grid(Grid::Q6K) => Storage::Grid(Grid::Q8_0),

@@ -61,10 +61,13 @@ pub fn storages(cols: usize, target: Target) -> Vec<Storage> {
             // One width and one group for all: there is nothing to choose.
             Format::Awq => &["int4g64z"],
         },
-        (true, true) => &["q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0", "bf16"],
-        (true, false) => {
-            &["q2_k", "int3g64", "q3_k", "int4g64", "iq4_xs", "q4_k", "int5g64", "q5_k", "q6_k", "q8_0", "bf16"]
+        (true, true) => {
+            &["iq1_m", "iq2_xxs", "iq2_s", "q2_k", "iq3_xxs", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0", "bf16"]
         }
+        (true, false) => &[
+            "iq1_m", "iq2_xxs", "iq2_s", "q2_k", "iq3_xxs", "int3g64", "q3_k", "int4g64", "iq4_xs", "q4_k", "int5g64",
+            "q5_k", "q6_k", "q8_0", "bf16",
+        ],
         (false, true) => &["q4_0", "iq4_nl", "q4_1", "q5_0", "q5_1", "q8_0", "bf16"],
         (false, false) => &[
             "int2g32", "int3g64", "int3g32", "int4g64", "iq4_nl", "q4_0", "int5g64", "q5_0", "q5_1", "int6g32", "q8_0",

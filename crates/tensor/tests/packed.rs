@@ -186,6 +186,16 @@ fn adversarial_blocks_and_inputs_do_no_harm() {
                     let places: &[usize] = match grid {
                         Grid::Q2K => &[80, 82],
                         Grid::Q3K => &[108],
+                        Grid::Tq1 => &[52],
+                        Grid::Tq2 => &[64],
+                        Grid::Nvfp4 => continue,
+                        Grid::Iq1M => {
+                            for quarter in 0..4 {
+                                let part = (scale >> (4 * quarter)) as u8 & 15;
+                                block[49 + 2 * quarter] = block[49 + 2 * quarter] & 15 | part << 4;
+                            }
+                            continue;
+                        }
                         Grid::Q6K => &[208],
                         // Powers of two that 16 bits hold.
                         Grid::Mxfp4 => {

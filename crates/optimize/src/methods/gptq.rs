@@ -10,7 +10,11 @@ use faer::{Mat, Par, Side, linalg::solvers::Solve};
 use model::Site;
 use rayon::prelude::*;
 use serde::Deserialize;
-use tensor::{Bytes, Storage, Tensor, Weight, grid::Grid, ops};
+use tensor::{
+    Bytes, Storage, Tensor, Weight,
+    grid::{Block, Cost, Grid, SPAN},
+    ops,
+};
 
 /// The method.
 pub static GPTQ: Method = Method {
@@ -64,7 +68,7 @@ impl Rewrite for Gptq {
             None => None,
         };
         let weight = moved.as_ref().unwrap_or(weight);
-        let hessian = Hessian::new(site, gram.mean(), cols, self)?;
+        let hessian = Hessian::new(site, gram.mean(), cols, grid.span(), self)?;
         let width = grid.row_bytes(cols);
         let mut bytes = vec![0u8; weight.rows() * width];
         bytes.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, out)| {
@@ -127,7 +131,8 @@ struct Hessian {
 }
 
 impl Hessian {
-    fn new(site: Site, mut h: Vec<f64>, cols: usize, options: &Gptq) -> Result<Hessian> {
+    /// `span` columns stay together.
+    fn new(site: Site, mut h: Vec<f64>, cols: usize, span: usize, options: &Gptq) -> Result<Hessian> {
         for j in 0..cols {
             // A column that no input reaches costs nothing; a unit keeps it out of the way.
             if h[j * cols + j] == 0.0 {
@@ -136,7 +141,10 @@ impl Hessian {
         }
         let mut order: Vec<usize> = (0..cols).collect();
         if options.activation_order {
-            order.sort_by(|a, b| h[b * cols + b].total_cmp(&h[a * cols + a]).then(a.cmp(b)));
+            let size = |first: usize| (first..first + span).map(|j| h[j * cols + j]).sum::<f64>();
+            let mut spans: Vec<(f64, usize)> = (0..cols).step_by(span).map(|first| (size(first), first)).collect();
+            spans.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            order = spans.into_iter().flat_map(|(_, first)| first..first + span).collect();
         }
         let lower = inverse_factor(site, h, cols, &order, options.damping)?;
         // Reversed, the inverse of the lower factor is `U`.
@@ -194,9 +202,32 @@ impl Hessian {
         }
     }
 
-    fn fit(&self, grid: Grid, row: &[f32], from: usize) -> tensor::grid::Block {
+    fn fit(&self, grid: Grid, row: &[f32], from: usize) -> Block {
         let to = (from + grid.block_len_in(self.cols)).min(self.cols);
         grid.fit(&row[from..to], Some(&self.cost[from..to]))
+    }
+
+    /// Rounds the columns of a span from position `p` on together, which is column `col` of its block.
+    fn round_span(&self, block: &Block, col: usize, p: usize, row: &[f32], codes: &mut [u8], errors: &mut [f32]) {
+        let carry: [[f32; SPAN]; SPAN] = std::array::from_fn(|i| {
+            let row = &self.carry[(p + i) * self.cols + p..][..SPAN];
+            std::array::from_fn(|j| if j > i { row[j] } else { 0.0 })
+        });
+        let each: [f32; SPAN] = std::array::from_fn(|i| self.cost[self.order[p + i]]);
+        let (Ok(x), Ok(codes), Some(errors)) =
+            (row[p..p + SPAN].try_into(), codes.try_into(), errors.first_chunk_mut())
+        else {
+            return;
+        };
+        block.round_span(col, x, Cost { each: &each, carry: Some(&carry) }, codes, errors);
+    }
+
+    /// Carries the errors of some positions on to those after them, up to `to`.
+    fn carry_on(&self, from: std::ops::Range<usize>, to: usize, errors: &[f32], row: &mut [f32]) {
+        for (p, e) in from.clone().zip(errors) {
+            let carry = &self.carry[p * self.cols + from.end..p * self.cols + to];
+            row[from.end..to].iter_mut().zip(carry).for_each(|(w, c)| *w -= e * c);
+        }
     }
 
     /// Rounds the columns at positions `range` of one row, carrying errors within the range.
@@ -206,17 +237,23 @@ impl Hessian {
         for p in range.clone() {
             let col = self.order[p];
             let slot = &mut work.blocks[r * blocks + col / len];
-            let row = &work.w[r * cols..(r + 1) * cols];
+            let row = &mut work.w[r * cols..(r + 1) * cols];
             // In natural order a block is fitted when rounding reaches it, on values that were moved already.
             let block = slot.get_or_insert_with(|| self.fit(grid, row, col / len * len));
-            let w = work.w[r * cols + p];
+            if block.span() > 1 {
+                if p.is_multiple_of(SPAN) {
+                    let codes = &mut work.codes[r * cols + col..r * cols + col + SPAN];
+                    self.round_span(block, col % len, p, row, codes, &mut errors[p - range.start..]);
+                    self.carry_on(p..p + SPAN, range.end, &errors[p - range.start..], row);
+                }
+                continue;
+            }
+            let w = row[p];
             let (code, value) = block.round(col % len, w);
             work.codes[r * cols + col] = code;
             let e = w - value;
             errors[p - range.start] = e;
-            let carry = &self.carry[p * cols + p + 1..p * cols + range.end];
-            let rest = &mut work.w[r * cols + p + 1..r * cols + range.end];
-            rest.iter_mut().zip(carry).for_each(|(w, c)| *w -= e * c);
+            self.carry_on(p..p + 1, range.end, &[e], row);
         }
     }
 }
@@ -228,7 +265,7 @@ struct Work {
     /// Codes by column, `[rows, cols]`.
     codes: Vec<u8>,
     /// Fitted blocks, `[rows, blocks]`.
-    blocks: Vec<Option<tensor::grid::Block>>,
+    blocks: Vec<Option<Block>>,
 }
 
 /// The inverse of `L`, where `L L^T` is `H + damping` with rows and columns in the reversed order of rounding.

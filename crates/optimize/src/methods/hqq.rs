@@ -67,7 +67,8 @@ impl Rewrite for Hqq {
         bytes.par_chunks_mut(width).enumerate().for_each(|(r, out)| {
             for (x, out) in weight.row(r).chunks(len).zip(out.chunks_exact_mut(size)) {
                 let block = self.fit(grid, x);
-                let codes: Vec<u8> = x.iter().enumerate().map(|(i, v)| block.round(i, *v).0).collect();
+                let mut codes = vec![0; x.len()];
+                block.round_all(x, None, &mut codes);
                 grid.encode(&block, &codes, out);
             }
         });
@@ -84,20 +85,24 @@ impl Hqq {
         if size == 0.0 {
             return block;
         }
-        let cost = |b: &Block| -> f32 {
-            x.iter().enumerate().map(|(i, v)| ((v - b.round(i, *v).1).abs() / size).powf(self.p)).sum()
+        let mut codes = vec![0; x.len()];
+        let mut errors = |b: &Block| -> Vec<f32> {
+            b.round_all(x, None, &mut codes);
+            x.iter().zip(&codes).enumerate().map(|(i, (v, code))| (v - b.value(i, *code)) / size).collect()
         };
-        let mut best = (cost(&block), block);
+        let cost = |errors: &[f32]| -> f32 { errors.iter().map(|e| e.abs().powf(self.p)).sum() };
+        let mut off = errors(&block);
+        let mut best = (cost(&off), block);
         let (mut beta, mut target) = (self.beta, x.to_vec());
         for _ in 0..self.rounds {
-            for (i, (t, v)) in target.iter_mut().zip(x).enumerate() {
-                let e = (v - block.round(i, *v).1) / size;
+            for (t, (v, e)) in target.iter_mut().zip(x.iter().zip(&off)) {
                 // The generalised soft threshold: small errors vanish, of large ones most stays.
                 let kept = (e.abs() - e.abs().max(1e-8).powf(self.p - 1.0) / beta).max(0.0);
-                *t = v - kept.copysign(e) * size;
+                *t = v - kept.copysign(*e) * size;
             }
             block = grid.fit(&target, None);
-            let c = cost(&block);
+            off = errors(&block);
+            let c = cost(&off);
             if c < best.0 {
                 best = (c, block);
             }

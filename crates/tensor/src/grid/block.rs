@@ -1,6 +1,10 @@
 //! `Block`: the fitted scales of one block, and rounding to its levels.
 
-use super::{Grid, Table, Zero};
+use super::{
+    Grid, Table, Zero,
+    codebook::{self, Codebook, Cost, SPAN},
+    fit::weigh,
+};
 
 /// Most sub-blocks that a block has.
 pub const SUBS: usize = 16;
@@ -17,6 +21,8 @@ pub struct Block {
     pub(super) highest: u8,
     /// The table that stands between code and value.
     pub(super) table: Option<Table>,
+    /// Which levels the columns of a span may have together.
+    pub(super) book: Option<&'static Codebook>,
     /// Scale of each sub-block.
     pub(super) scale: [f32; SUBS],
     /// Offset of each sub-block.
@@ -27,7 +33,7 @@ pub struct Block {
     pub(crate) m: u16,
     /// Whole-number scale of each sub-block.
     pub(crate) steps: [i8; SUBS],
-    /// Whole-number minimum of each sub-block.
+    /// Whole-number minimum of each sub-block, or 1 where its levels are shifted down.
     pub(crate) mins: [u8; SUBS],
 }
 
@@ -53,12 +59,29 @@ impl Block {
             Grid::Q4K => (32, 0, 15),
             Grid::Q5K => (32, 0, 31),
             Grid::Q6K => (16, -32, 63),
-            Grid::Iq4Nl | Grid::Iq4Xs | Grid::Mxfp4 => (32, 0, 15),
+            Grid::Iq4Nl | Grid::Iq4Xs | Grid::Mxfp4 | Grid::Iq3Xxs | Grid::Iq3S => (32, 0, 15),
+            Grid::Nvfp4 => (16, 0, 15),
+            Grid::Iq1S | Grid::Iq2Xxs => (32, 0, 5),
+            Grid::Iq1M | Grid::Iq2Xs | Grid::Iq2S => (16, 0, 5),
+            Grid::Tq1 | Grid::Tq2 => (256, -1, 2),
         };
         let table = match grid {
             Grid::Levels { table, .. } => Some(table),
             Grid::Iq4Nl | Grid::Iq4Xs => Some(Table::Iq4Nl),
-            Grid::Mxfp4 => Some(Table::E2m1),
+            Grid::Mxfp4 | Grid::Nvfp4 => Some(Table::E2m1),
+            Grid::Iq1S | Grid::Iq1M => Some(Table::Iq1),
+            Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S => Some(Table::Iq2),
+            Grid::Iq3Xxs => Some(Table::Iq3Xxs),
+            Grid::Iq3S => Some(Table::Iq3S),
+            _ => None,
+        };
+        let book = match grid {
+            Grid::Iq1S | Grid::Iq1M => Some(&codebook::IQ1),
+            Grid::Iq2Xxs => Some(&codebook::IQ2_XXS),
+            Grid::Iq2Xs => Some(&codebook::IQ2_XS),
+            Grid::Iq2S => Some(&codebook::IQ2_S),
+            Grid::Iq3Xxs => Some(&codebook::IQ3_XXS),
+            Grid::Iq3S => Some(&codebook::IQ3_S),
             _ => None,
         };
         Block {
@@ -66,6 +89,7 @@ impl Block {
             base,
             highest,
             table,
+            book,
             scale: [0.0; SUBS],
             // Adding -0.0 keeps every value and its sign, as decoders without a minimum do.
             offset: [-0.0; SUBS],
@@ -81,7 +105,51 @@ impl Block {
         self.highest
     }
 
-    /// The nearest level to `x` at column `col` of the block: its code and its value.
+    /// Columns whose codes are chosen together: 1, or [`SPAN`] where there is a codebook.
+    pub fn span(&self) -> usize {
+        if self.book.is_some() { SPAN } else { 1 }
+    }
+
+    /// Rounds the values of a block from its first column on, each to its nearest level, or those of a span to what costs
+    /// least by `importance`.
+    #[inline(always)]
+    pub fn round_all(&self, x: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) {
+        if self.book.is_none() {
+            return codes.iter_mut().zip(x).enumerate().for_each(|(col, (code, x))| *code = self.round(col, *x).0);
+        }
+        let spans = codes.as_chunks_mut::<SPAN>().0.iter_mut().zip(x.as_chunks::<SPAN>().0);
+        for (i, (codes, x)) in spans.enumerate() {
+            let mut each = [1.0; SPAN];
+            if let Some(importance) = importance {
+                weigh(Some(&importance[i * SPAN..(i + 1) * SPAN]), &mut each);
+            }
+            let (mut errors, cost) = ([0.0; SPAN], Cost { each: &each, carry: None });
+            self.round_span(i * SPAN, x, cost, codes, &mut errors);
+        }
+    }
+
+    /// Rounds a span whose first column is `col` to what costs least: its codes, and the errors that are carried on.
+    /// Without a codebook it takes the nearest levels.
+    pub fn round_span(
+        &self,
+        col: usize,
+        x: &[f32; SPAN],
+        cost: Cost<'_>,
+        codes: &mut [u8; SPAN],
+        errors: &mut [f32; SPAN],
+    ) {
+        let sub = col / self.sub_len as usize;
+        let Some(book) = self.book else { return };
+        let scale = self.scale[sub];
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        // One shift for a whole sub-block, or one for every span.
+        let turned = (self.sub_len == 32).then_some(self.mins[sub] == 1);
+        let chosen = book.choose(&x.map(|x| x * inverse), cost, turned);
+        *codes = chosen.codes;
+        *errors = if scale == 0.0 { *x } else { chosen.errors.map(|e| e * scale) };
+    }
+
+    /// The nearest level to `x` at column `col` of the block, as if no other column were: its code and its value.
     #[inline(always)]
     pub fn round(&self, col: usize, x: f32) -> (u8, f32) {
         let sub = col / self.sub_len as usize;
@@ -95,10 +163,10 @@ impl Block {
         (code as u8, scale * (code + f32::from(self.base)) + offset)
     }
 
-    /// How the nearest level to `x` changes with `x`, with the scale and with the offset, what is rounded taken as if it
+    /// How `level`, which `x` is rounded to, changes with `x`, with the scale and with the offset, what is rounded taken as if it
     /// were not (straight through): a value between the levels moves as it is, one beyond them with the outermost level.
     #[inline(always)]
-    pub(super) fn slopes(&self, col: usize, x: f32) -> [f32; 3] {
+    pub(super) fn slopes(&self, col: usize, x: f32, level: f32) -> [f32; 3] {
         let sub = col / self.sub_len as usize;
         let (scale, offset) = (self.scale[sub], self.offset[sub]);
         if scale == 0.0 {
@@ -115,7 +183,6 @@ impl Block {
         if position > high {
             return [0.0, high, 1.0];
         }
-        let (_, level) = self.round(col, x);
         [1.0, (level - offset) / scale - position, 0.0]
     }
 

@@ -1,20 +1,20 @@
 //! Fitting the scales of a block: a search over candidates, each followed by closed-form least squares.
 //!
 //! One-scale blocks try scales that map the largest value to each end of the codes and near it; blocks with a
-//! minimum alternate rounding with a two-parameter regression; blocks of sub-blocks first fit each sub-block
-//! freely, then choose the block's own scales and the whole numbers of each sub-block by their true error.
+//! minimum alternate rounding with a two-parameter regression. Blocks of sub-blocks are fitted in [`super::sub_blocks`].
 
 use super::{
     Grid, LONGEST, Table, Zero,
     block::{Block, round_even},
-    pack::half_power,
+    pack::{half_e4m3, half_power},
+    sub_blocks::{Steps, affine_subs, stepped_subs},
 };
 use half::f16;
 
 /// What one fit reads: values, their weights, and how they lie on codes.
-struct Values<'a> {
-    x: &'a [f32],
-    w: &'a [f32],
+pub(super) struct Values<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) w: &'a [f32],
 }
 
 /// See [`Grid::fit`].
@@ -50,11 +50,16 @@ fn fit_in(grid: Grid, x: &[f32], importance: Option<&[f32]>, values: &mut [f32],
             (block.d, block.m) = (bits(scale), bits(offset));
         }
         Grid::Int { .. } => set_scale(&mut block, grid, symmetric(&v, base, highest)),
-        Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 => block.d = bits(symmetric(&v, base, highest)),
+        Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 | Grid::Tq1 | Grid::Tq2 => block.d = bits(symmetric(&v, base, highest)),
         Grid::Q2K => affine_subs(&v, &mut block, grid, 15.0),
         Grid::Q4K | Grid::Q5K => affine_subs(&v, &mut block, grid, 63.0),
-        Grid::Q3K | Grid::Iq4Xs => symmetric_subs(&v, &mut block, grid, -32.0, 31.0),
-        Grid::Q6K => symmetric_subs(&v, &mut block, grid, -128.0, 127.0),
+        Grid::Q3K | Grid::Iq4Xs => stepped_subs(&v, &mut block, grid, Steps::Whole(-32.0, 31.0)),
+        Grid::Q6K => stepped_subs(&v, &mut block, grid, Steps::Whole(-128.0, 127.0)),
+        Grid::Iq1S | Grid::Iq1M => stepped_subs(&v, &mut block, grid, Steps::Odd(15.0)),
+        Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
+            stepped_subs(&v, &mut block, grid, Steps::Odd(31.0));
+        }
+        Grid::Nvfp4 => (0..x.len().div_ceil(16)).for_each(|s| block.steps[s] = e4m3_scale(&sixteen(&v, s))),
     }
     block.derive(grid);
     block
@@ -73,7 +78,7 @@ fn set_scale(block: &mut Block, grid: Grid, scale: f32) {
 
 /// Importances around one, so that sums of their squares neither overflow nor vanish; all equal where none counts.
 #[inline(always)]
-fn weigh(importance: Option<&[f32]>, weights: &mut [f32]) {
+pub(super) fn weigh(importance: Option<&[f32]>, weights: &mut [f32]) {
     let counts = |i: f32| i.is_finite() && i > 0.0;
     let Some(importance) = importance else { return };
     let sum: f64 = importance.iter().take(weights.len()).filter(|i| counts(**i)).map(|i| f64::from(*i)).sum();
@@ -86,18 +91,18 @@ fn weigh(importance: Option<&[f32]>, weights: &mut [f32]) {
 }
 
 #[inline(always)]
-fn bits(x: f32) -> u16 {
+pub(super) fn bits(x: f32) -> u16 {
     f16::from_f32(x).to_bits()
 }
 
 #[inline(always)]
-fn value(bits: u16) -> f32 {
+pub(super) fn value(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }
 
 /// Sums of one rounding: `sum w x q` and `sum w q q`, `q` being a rounded multiple of the scale.
 #[inline(always)]
-fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
+pub(super) fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
     const LANES: usize = 8;
     let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
     for (x, w) in v.x.chunks_exact(LANES).zip(v.w.chunks_exact(LANES)) {
@@ -118,7 +123,7 @@ fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
 
 /// The scale of codes `base..=base + highest` around zero with the least error; it may be negative.
 #[inline(always)]
-fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
+pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     let (low, high) = (base, base + highest);
     let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
     if extreme == 0.0 {
@@ -152,7 +157,7 @@ fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
 
 /// Sums of one rounding to a table: `sum w x q` and `sum w q q`.
 #[inline(always)]
-fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32, f32) {
+pub(super) fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32, f32) {
     let levels = table.levels();
     let (mut xq, mut qq) = (0f32, 0f32);
     for (x, w) in v.x.iter().zip(v.w) {
@@ -165,7 +170,7 @@ fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32, f32) {
 
 /// The scale of a table with the least error.
 #[inline(always)]
-fn table_scale(v: &Values<'_>, table: Table) -> f32 {
+pub(super) fn table_scale(v: &Values<'_>, table: Table) -> f32 {
     let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
     if extreme == 0.0 {
         return 0.0;
@@ -250,17 +255,17 @@ fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
 
 /// Sums of one rounding to `scale * q + offset`, `q` in `0..=highest`.
 #[derive(Default, Clone, Copy)]
-struct Regression {
+pub(super) struct Regression {
     w: f32,
     q: f32,
     qq: f32,
     x: f32,
     xq: f32,
-    error: f32,
+    pub(super) error: f32,
 }
 
 #[inline(always)]
-fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression {
+pub(super) fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression {
     const LANES: usize = 8;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let mut s = [[0f32; LANES]; 6];
@@ -306,7 +311,7 @@ impl Regression {
 
 /// Scale and offset of codes `0..=highest` with the least error.
 #[inline(always)]
-fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
+pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
     let mut low = v.x.iter().fold(f32::INFINITY, |m, x| m.min(*x));
     let high = v.x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
     if no_positive_offset {
@@ -362,203 +367,33 @@ fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) 
     (best.1, best.2)
 }
 
-/// One sub-block of a block.
+/// One sub-block of NVFP4, short at the end of a row.
 #[inline(always)]
-fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
-    Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len] }
+fn sixteen<'a>(v: &Values<'a>, s: usize) -> Values<'a> {
+    let to = v.x.len().min(16 * s + 16);
+    Values { x: &v.x[16 * s..to], w: &v.w[16 * s..to] }
 }
 
-/// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
+/// The E4M3 without sign with the least error as the scale of E2M1.
 #[inline(always)]
-fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
-    let len = block.sub_len as usize;
-    let (subs, highest) = (256 / len, f32::from(block.highest));
-    let mut free = [(0f32, 0f32); 16];
-    for s in 0..subs {
-        free[s] = affine(&part(v, s, len), highest, true);
+fn e4m3_scale(v: &Values<'_>) -> i8 {
+    let free = table_scale(v, Table::E2m1).abs();
+    if free == 0.0 {
+        return 0;
     }
-    let top = free[..subs].iter().fold((0f32, 0f32), |m, f| (m.0.max(f.0), m.1.max(-f.1)));
-    let mut best = (f32::INFINITY, *block);
-    for shrink in [1.0, 0.96, 0.92] {
-        let (mut d, mut m) = (value(bits(top.0 / most * shrink)), value(bits(top.1 / most * shrink)));
-        for _ in 0..3 {
-            let mut trial = *block;
-            (trial.d, trial.m) = (bits(d), bits(m));
-            let mut error = 0.0;
-            for s in 0..subs {
-                error += choose_affine(&part(v, s, len), free[s], (d, m), most, highest, &mut trial, s);
-            }
-            if error < best.0 {
-                best = (error, trial);
-            }
-            trial.derive(grid);
-            let Some(next) = refit_affine(v, &trial) else { break };
-            let rounded = (value(bits(next.0)), value(bits(next.1)));
-            if rounded == (d, m) {
-                break;
-            }
-            (d, m) = rounded;
-        }
-    }
-    *block = best.1;
-}
-
-/// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
-#[inline(always)]
-fn choose_affine(
-    v: &Values<'_>,
-    free: (f32, f32),
-    (d, m): (f32, f32),
-    most: f32,
-    highest: f32,
-    block: &mut Block,
-    s: usize,
-) -> f32 {
-    let near = |x: f32, unit: f32| if unit > 0.0 { round_even((x / unit).clamp(0.0, most)) } else { 0.0 };
-    let (step, min) = (near(free.0, d), near(-free.1, m));
-    let mut best = (f32::INFINITY, 0.0, 0.0);
-    for ds in [-1.0, 0.0, 1.0] {
-        for dm in [-1.0, 0.0, 1.0] {
-            let (step, min) = ((step + ds).clamp(0.0, most), (min + dm).clamp(0.0, most));
-            let error = regress(v, d * step, -(m * min), highest).error;
-            if error < best.0 {
-                best = (error, step, min);
-            }
-        }
-    }
-    block.steps[s] = best.1 as i8;
-    block.mins[s] = best.2 as u8;
-    best.0
-}
-
-/// The block's two scales with the least error for the codes and whole numbers of `block`.
-#[inline(always)]
-fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
-    let len = block.sub_len as usize;
-    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
-    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
-        let s = i / len;
-        let a = f64::from(block.steps[s]) * f64::from(block.round(i, *x).0);
-        let b = -f64::from(block.mins[s]);
-        let (x, w) = (f64::from(*x), f64::from(*w));
-        aa += w * a * a;
-        ab += w * a * b;
-        bb += w * b * b;
-        ax += w * a * x;
-        bx += w * b * x;
-    }
-    let det = aa * bb - ab * ab;
-    if det > 1e-9 * aa * bb {
-        let (d, m) = ((ax * bb - bx * ab) / det, (bx * aa - ax * ab) / det);
-        return (d > 0.0 && m >= 0.0).then_some((d as f32, m as f32));
-    }
-    (aa > 0.0 && ax > 0.0).then_some(((ax / aa) as f32, 0.0))
-}
-
-/// Q3_K, Q6_K, IQ4_XS: sub-blocks with a signed scale in whole multiples of the block's.
-#[inline(always)]
-fn symmetric_subs(v: &Values<'_>, block: &mut Block, grid: Grid, least: f32, most: f32) {
-    let len = block.sub_len as usize;
-    let levels = match block.table {
-        Some(table) => Levels::Table(table),
-        None => Levels::Even(f32::from(block.base), f32::from(block.base) + f32::from(block.highest)),
-    };
-    let subs = 256 / len;
-    let mut free = [0f32; 16];
-    for s in 0..subs {
-        free[s] = match levels {
-            Levels::Even(low, high) => symmetric(&part(v, s, len), low, high - low),
-            Levels::Table(table) => table_scale(&part(v, s, len), table),
-        };
-    }
-    let extreme = free.iter().fold(0f32, |m, f| if f.abs() > m.abs() { *f } else { m });
-    if extreme == 0.0 {
-        return;
-    }
-    let mut best = (f32::INFINITY, *block);
-    for end in [least, most] {
-        for shrink in [1.0, 0.97] {
-            let mut d = value(bits(extreme / end * shrink));
-            for _ in 0..3 {
-                if d == 0.0 {
-                    break;
-                }
-                let mut trial = *block;
-                trial.d = bits(d);
-                let mut error = 0.0;
-                for s in 0..subs {
-                    error += choose_symmetric(&part(v, s, len), free[s], d, (least, most), levels, &mut trial, s);
-                }
-                if error < best.0 {
-                    best = (error, trial);
-                }
-                trial.derive(grid);
-                let next = refit_symmetric(v, &trial).map(|d| value(bits(d)));
-                match next {
-                    Some(next) if next != d => d = next,
-                    _ => break,
-                }
-            }
-        }
-    }
-    *block = best.1;
-}
-
-/// What a sub-block is rounded to, in units of its scale.
-#[derive(Clone, Copy)]
-enum Levels {
-    /// Whole numbers from the one to the other.
-    Even(f32, f32),
-    /// Those of a table.
-    Table(Table),
-}
-
-/// The whole number of one sub-block with the least error; returns the error.
-#[inline(always)]
-fn choose_symmetric(
-    v: &Values<'_>,
-    free: f32,
-    d: f32,
-    (least, most): (f32, f32),
-    levels: Levels,
-    block: &mut Block,
-    s: usize,
-) -> f32 {
-    let near = round_even((free / d).clamp(least, most));
     let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
-    let mut best = (power, 0.0);
-    for nudge in [-1.0, 0.0, 1.0] {
-        let step = (near + nudge).clamp(least, most);
-        let scale = d * step;
+    let near = i32::from(Table::E4m3.nearest(2.0 * free));
+    let mut best = (f32::INFINITY, 0);
+    for code in (near - 1).max(0)..=(near + 1).min(0x7e) {
+        let scale = half_e4m3(code as u8);
         if scale == 0.0 {
             continue;
         }
-        let (xq, qq) = match levels {
-            Levels::Even(low, high) => moments(v, 1.0 / scale, low, high),
-            Levels::Table(table) => table_moments(v, 1.0 / scale, table),
-        };
+        let (xq, qq) = table_moments(v, 1.0 / scale, Table::E2m1);
         let error = power - scale * (2.0 * xq - scale * qq);
         if error < best.0 {
-            best = (error, step);
+            best = (error, code as i8);
         }
     }
-    block.steps[s] = best.1 as i8;
-    best.0
-}
-
-#[inline(always)]
-fn refit_symmetric(v: &Values<'_>, block: &Block) -> Option<f32> {
-    let len = block.sub_len as usize;
-    let (mut aa, mut ax) = (0f64, 0f64);
-    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
-        let code = block.round(i, *x).0;
-        let level = match block.table {
-            Some(table) => f64::from(table.levels()[usize::from(code)]),
-            None => f64::from(code) + f64::from(block.base),
-        };
-        let a = f64::from(block.steps[i / len]) * level;
-        aa += f64::from(*w) * a * a;
-        ax += f64::from(*w) * a * f64::from(*x);
-    }
-    (aa > 0.0).then(|| (ax / aa) as f32)
+    best.1
 }

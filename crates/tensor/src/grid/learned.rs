@@ -1,7 +1,7 @@
 //! Scales that learn: what a matrix is on a grid whose sub-blocks have given scales and offsets, and how it changes with
 //! them (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576).
 
-use super::{Block, Grid, Zero, block::SUBS};
+use super::{Block, Grid, Table, Zero, block::SUBS, pack::halved};
 use crate::{Bytes, Storage, Tensor, Weight, WeightError};
 use half::f16;
 use rayon::prelude::*;
@@ -63,8 +63,11 @@ impl Grid {
                 let block = self.fit(x, None);
                 scale.copy_from_slice(&block.scale[..own]);
                 offset.copy_from_slice(&block.offset[..own]);
-                if matches!(self, Grid::Int { zero: Zero::Point, .. }) {
-                    offset[0] = block.scale[0] * f32::from(block.base);
+                match self {
+                    Grid::Int { zero: Zero::Point, .. } => offset[0] = block.scale[0] * f32::from(block.base),
+                    // Which way the levels of a sub-block are shifted stays as it was fitted.
+                    Grid::Iq1S => offset.iter_mut().zip(block.mins).for_each(|(o, m)| *o = -f32::from(m)),
+                    _ => {}
                 }
             }
         });
@@ -97,6 +100,22 @@ impl Grid {
                 block.d = bits(extreme / least);
                 for (step, scale) in block.steps.iter_mut().zip(scale) {
                     *step = multiple(*scale, value(block.d), least, most) as i8;
+                }
+            }
+            _ if let Some(book) = block.book => {
+                let most = if book.is_shifted() { 15.0 } else { 31.0 };
+                let halvings = self.halvings();
+                block.d = bits(scale.iter().fold(0f32, |m, s| m.max(*s)) / most / halved(1.0, halvings));
+                let unit = halved(value(block.d), halvings);
+                for s in 0..scale.len() {
+                    block.steps[s] =
+                        (2.0 * multiple((scale[s] - unit) / 2.0, unit, 0.0, (most - 1.0) / 2.0) + 1.0) as i8;
+                    block.mins[s] = u8::from(self == Grid::Iq1S && offset[s] < 0.0);
+                }
+            }
+            Grid::Nvfp4 => {
+                for (step, scale) in block.steps.iter_mut().zip(scale) {
+                    *step = Table::E4m3.nearest(2.0 * scale.abs()) as i8;
                 }
             }
             Grid::Mxfp4 => {
@@ -140,9 +159,9 @@ impl Grid {
             let row = self.row(x, scales, r);
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
-                for (i, (out, x)) in out[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
-                    *out = block.round(i, *x).1;
-                }
+                let mut codes = vec![0; to - from];
+                block.round_all(&row.x[from..to], None, &mut codes);
+                block.values(&codes, &mut out[from..to]);
             });
         });
     }
@@ -164,9 +183,11 @@ impl Grid {
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
                 let mut sums = [[0f32; 2]; SUBS];
+                let mut codes = vec![0; to - from];
+                block.round_all(&row.x[from..to], None, &mut codes);
                 for (i, (dy, x)) in dy[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
                     let sub = i / sub_len;
-                    let [own, of_scale, of_offset] = block.slopes(i, *x);
+                    let [own, of_scale, of_offset] = block.slopes(i, *x, block.value(i, codes[i]));
                     sums[sub][0] += *dy * of_scale;
                     sums[sub][1] += *dy * of_offset;
                     *dy *= own;
@@ -201,9 +222,7 @@ impl Grid {
             let mut codes = vec![0u8; len];
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
-                for (i, (code, x)) in codes.iter_mut().zip(&row.x[from..to]).enumerate() {
-                    *code = block.round(i, *x).0;
-                }
+                block.round_all(&row.x[from..to], None, &mut codes[..to - from]);
                 let place = from / len * size;
                 self.encode(&block, &codes[..to - from], &mut out[place..place + size]);
             });

@@ -6,7 +6,7 @@ use super::{Grid, Table, Zero, group_fits};
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 #[error(
     "no storage is called {0:?}; there are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, \
-     q6_k, iq4_nl, iq4_xs, mxfp4, int<2..8>g<group>[a|z] (a: with a minimum, z: with a zero point; int4g32, int3g64a), \
+     q6_k, iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4, nvfp4, int<2..8>g<group>[a|z] (a: with a minimum, z: with a zero point; int4g32, int3g64a), \
      int<2..8>[z] (a scale per row), nf4[g<group>], fp8_e4m3[g<group>] and fp8_e5m2[g<group>]; groups are multiples of \
      8 up to 1024"
 )]
@@ -26,6 +26,16 @@ const FIXED: &[(Grid, &str)] = &[
     (Grid::Iq4Nl, "iq4_nl"),
     (Grid::Iq4Xs, "iq4_xs"),
     (Grid::Mxfp4, "mxfp4"),
+    (Grid::Nvfp4, "nvfp4"),
+    (Grid::Iq1S, "iq1_s"),
+    (Grid::Iq1M, "iq1_m"),
+    (Grid::Iq2Xxs, "iq2_xxs"),
+    (Grid::Iq2Xs, "iq2_xs"),
+    (Grid::Iq2S, "iq2_s"),
+    (Grid::Iq3Xxs, "iq3_xxs"),
+    (Grid::Iq3S, "iq3_s"),
+    (Grid::Tq1, "tq1_0"),
+    (Grid::Tq2, "tq2_0"),
 ];
 
 /// Tables that have grids of their own name, with the group that is meant where none is said.

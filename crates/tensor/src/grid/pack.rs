@@ -1,6 +1,6 @@
 //! The byte layouts: headers and codes of every grid, read and written.
 
-use super::{Grid, Table, Zero, block::Block};
+use super::{Grid, Table, Zero, block::Block, spans};
 
 /// A 16-bit float widened by shifts and one exact product: no table, no branch on the machine's features.
 #[inline(always)]
@@ -14,8 +14,14 @@ pub fn widen(bits: u16) -> f32 {
     f32::from_bits(sign | if magnitude < 0x7c00 { finite } else { infinite })
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// A number halved so many times.
+#[inline(always)]
+pub fn halved(x: f32, times: u8) -> f32 {
+    x * f32::from_bits((127 - u32::from(times)) << 23)
 }
 
 impl Block {
@@ -30,9 +36,11 @@ impl Block {
                     self.offset[s] = -(m * f32::from(self.mins[s]));
                 }
             }
-            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => {
-                for s in 0..256 / self.sub_len as usize {
-                    self.scale[s] = d * f32::from(self.steps[s]);
+            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => self.step(d),
+            _ if self.book.is_some() => self.step(halved(d, grid.halvings())),
+            Grid::Nvfp4 => {
+                for s in 0..4 {
+                    self.scale[s] = half_e4m3(self.steps[s] as u8);
                 }
             }
             Grid::Int { zero: Zero::Minimum, .. } | Grid::Q4_1 | Grid::Q5_1 => {
@@ -51,6 +59,23 @@ impl Block {
             }
         }
     }
+}
+
+impl Block {
+    /// Scales of sub-blocks that are whole multiples of one.
+    #[inline(always)]
+    fn step(&mut self, d: f32) {
+        for s in 0..256 / self.sub_len as usize {
+            self.scale[s] = d * f32::from(self.steps[s]);
+        }
+    }
+}
+
+/// Half of a scale of NVFP4, an E4M3 without sign; what is no number counts as 0.
+#[inline(always)]
+pub fn half_e4m3(bits: u8) -> f32 {
+    let bits = bits & 0x7f;
+    if bits == 0x7f { 0.0 } else { 0.5 * Table::E4m3.levels()[usize::from(bits)] }
 }
 
 /// Half of the power of two that an exponent of eight bits stands for (E8M0), 0 being 2^-127.
@@ -96,7 +121,13 @@ pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
                 b.steps[s] = step as i8 - 32;
             }
         }
+        Grid::Nvfp4 => (0..4).for_each(|s| b.steps[s] = bytes[s] as i8),
         Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 | Grid::Iq4Nl => b.d = u16_at(bytes, 0),
+        Grid::Tq1 => b.d = u16_at(bytes, 52),
+        Grid::Tq2 => b.d = u16_at(bytes, 64),
+        Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
+            spans::steps(grid, bytes, &mut b);
+        }
         Grid::Q4_1 | Grid::Q5_1 => (b.d, b.m) = (u16_at(bytes, 0), u16_at(bytes, 2)),
         Grid::Q2K => {
             (b.d, b.m) = (u16_at(bytes, 80), u16_at(bytes, 82));
@@ -141,6 +172,16 @@ pub fn unpack(grid: Grid, bytes: &[u8], codes: &mut [u8]) {
         Grid::Int { bits, .. } => unpack_bits(&bytes[grid.header_bytes()..], bits, codes),
         Grid::Levels { table, .. } => unpack_bits(&bytes[grid.header_bytes()..], table.bits(), codes),
         Grid::Mxfp4 => nibbles(&bytes[1..17], codes),
+        Grid::Nvfp4 => bytes[4..36].chunks_exact(8).zip(codes.chunks_exact_mut(16)).for_each(|(b, c)| nibbles(b, c)),
+        Grid::Tq1 => {
+            spans::trits::<5>(&bytes[..32], &mut codes[..160]);
+            spans::trits::<5>(&bytes[32..48], &mut codes[160..240]);
+            spans::trits::<4>(&bytes[48..52], &mut codes[240..]);
+        }
+        Grid::Tq2 => pairs(&bytes[..64], codes),
+        Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
+            spans::unpack(grid, bytes, codes);
+        }
         Grid::Iq4Xs => bytes[8..136].chunks_exact(16).zip(codes.chunks_exact_mut(32)).for_each(|(b, c)| nibbles(b, c)),
         Grid::Q4_0 | Grid::Iq4Nl => nibbles(&bytes[2..18], codes),
         Grid::Q4_1 => nibbles(&bytes[4..20], codes),
@@ -356,6 +397,23 @@ pub fn write(grid: Grid, b: &Block, codes: &[u8], out: &mut [u8]) {
             }
             out[2..4].copy_from_slice(&high.to_le_bytes());
             codes.chunks_exact(32).zip(out[8..].chunks_exact_mut(16)).for_each(|(c, o)| pack_nibbles(c, o));
+        }
+        Grid::Nvfp4 => {
+            (0..4).for_each(|s| out[s] = b.steps[s] as u8);
+            codes.chunks_exact(16).zip(out[4..].chunks_exact_mut(8)).for_each(|(c, o)| pack_nibbles(c, o));
+        }
+        Grid::Tq1 => {
+            spans::pack_trits(&codes[..160], 5, &mut out[..32]);
+            spans::pack_trits(&codes[160..240], 5, &mut out[32..48]);
+            spans::pack_trits(&codes[240..], 4, &mut out[48..52]);
+            out[52..].copy_from_slice(&d);
+        }
+        Grid::Tq2 => {
+            pack_pairs(codes, &mut out[..64]);
+            out[64..].copy_from_slice(&d);
+        }
+        Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
+            spans::write(grid, b, codes, out);
         }
         Grid::Q4_0 | Grid::Iq4Nl => {
             out[..2].copy_from_slice(&d);

@@ -13,6 +13,14 @@ pub enum Table {
     E4m3,
     /// The 8-bit float with five bits of exponent, finite up to 57344.
     E5m2,
+    /// Eight times -1, 0 and 1, each less and more one.
+    Iq1,
+    /// The magnitudes of the IQ2 types with both signs.
+    Iq2,
+    /// The magnitudes of IQ3_XXS with both signs.
+    Iq3Xxs,
+    /// The magnitudes of IQ3_S with both signs.
+    Iq3S,
 }
 
 /// The levels of IQ4_NL in units of the scale.
@@ -21,6 +29,19 @@ pub const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 2
 /// Twice the values of E2M1: the sign is the highest bit.
 pub const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+const IQ1: [i8; 16] = [-9, -7, -1, 1, 7, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const IQ2: [i8; 16] = [-43, -25, -8, 8, 25, 43, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+const IQ3_XXS: [i8; 16] = [-62, -52, -44, -36, -28, -20, -12, -4, 4, 12, 20, 28, 36, 44, 52, 62];
+const IQ3_S: [i8; 16] = [-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15];
+
+static IQ1_LEVELS: [f32; 16] = floats(IQ1);
+static IQ2_LEVELS: [f32; 16] = floats(IQ2);
+static IQ3_XXS_LEVELS: [f32; 16] = floats(IQ3_XXS);
+static IQ3_S_LEVELS: [f32; 16] = floats(IQ3_S);
+static IQ1_BYTES: [u8; 16] = bytes(IQ1);
+static IQ2_BYTES: [u8; 16] = bytes(IQ2);
+static IQ3_XXS_BYTES: [u8; 16] = bytes(IQ3_XXS);
+static IQ3_S_BYTES: [u8; 16] = bytes(IQ3_S);
 static IQ4_NL_LEVELS: [f32; 16] = floats(IQ4_NL);
 static E2M1_LEVELS: [f32; 16] = floats(E2M1);
 static NF4_LEVELS: [f32; 16] = [
@@ -100,7 +121,11 @@ const fn pow2(power: i32) -> f32 {
 impl Table {
     /// Bits of a code.
     pub fn bits(self) -> u8 {
-        if matches!(self, Table::E4m3 | Table::E5m2) { 8 } else { 4 }
+        match self {
+            Table::E4m3 | Table::E5m2 => 8,
+            Table::Iq1 | Table::Iq2 => 3,
+            _ => 4,
+        }
     }
 
     /// The level of each code.
@@ -112,6 +137,10 @@ impl Table {
             Table::Nf4 => &NF4_LEVELS,
             Table::E4m3 => &E4M3_LEVELS,
             Table::E5m2 => &E5M2_LEVELS,
+            Table::Iq1 => &IQ1_LEVELS,
+            Table::Iq2 => &IQ2_LEVELS,
+            Table::Iq3Xxs => &IQ3_XXS_LEVELS,
+            Table::Iq3S => &IQ3_S_LEVELS,
         }
     }
 
@@ -120,6 +149,10 @@ impl Table {
         match self {
             Table::Iq4Nl => Some(&IQ4_NL_BYTES),
             Table::E2m1 => Some(&E2M1_BYTES),
+            Table::Iq1 => Some(&IQ1_BYTES),
+            Table::Iq2 => Some(&IQ2_BYTES),
+            Table::Iq3Xxs => Some(&IQ3_XXS_BYTES),
+            Table::Iq3S => Some(&IQ3_S_BYTES),
             _ => None,
         }
     }
@@ -132,6 +165,10 @@ impl Table {
             Table::Nf4 => (-1.0, 1.0),
             Table::E4m3 => (-448.0, 448.0),
             Table::E5m2 => (-57344.0, 57344.0),
+            Table::Iq1 => (-9.0, 9.0),
+            Table::Iq2 => (-43.0, 43.0),
+            Table::Iq3Xxs => (-62.0, 62.0),
+            Table::Iq3S => (-15.0, 15.0),
         }
     }
 
@@ -139,7 +176,8 @@ impl Table {
     #[inline(always)]
     fn rising(self) -> &'static [f32] {
         match self {
-            Table::Iq4Nl | Table::Nf4 => self.levels(),
+            Table::Iq4Nl | Table::Nf4 | Table::Iq3Xxs | Table::Iq3S => self.levels(),
+            Table::Iq1 | Table::Iq2 => &self.levels()[..6],
             Table::E2m1 => &E2M1_LEVELS[..8],
             Table::E4m3 => &E4M3_LEVELS[..127],
             Table::E5m2 => &E5M2_LEVELS[..124],
@@ -153,7 +191,7 @@ impl Table {
             return nearest_on_iq4_nl(x);
         }
         let rising = self.rising();
-        let signed = self != Table::Nf4;
+        let signed = matches!(self, Table::E2m1 | Table::E4m3 | Table::E5m2);
         let sought = if signed { x.abs() } else { x };
         let above = rising.partition_point(|level| *level < sought).min(rising.len() - 1);
         let code = match above {
@@ -187,12 +225,23 @@ fn nearest_on_iq4_nl(x: f32) -> u8 {
 mod tests {
     use super::*;
 
-    const ALL: [Table; 5] = [Table::Iq4Nl, Table::E2m1, Table::Nf4, Table::E4m3, Table::E5m2];
+    const ALL: [Table; 9] = [
+        Table::Iq4Nl,
+        Table::E2m1,
+        Table::Nf4,
+        Table::E4m3,
+        Table::E5m2,
+        Table::Iq1,
+        Table::Iq2,
+        Table::Iq3Xxs,
+        Table::Iq3S,
+    ];
 
     #[test]
     fn every_level_is_the_nearest_to_itself() {
         for table in ALL {
-            for level in table.levels().iter().filter(|l| l.is_finite()) {
+            let codes = if table.bits() == 3 { 6 } else { table.levels().len() };
+            for level in table.levels()[..codes].iter().filter(|l| l.is_finite()) {
                 let code = table.nearest(*level);
                 assert_eq!(table.levels()[usize::from(code)], *level, "{table:?} {level}");
                 assert!(*level >= table.ends().0 && *level <= table.ends().1);

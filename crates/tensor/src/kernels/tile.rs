@@ -201,6 +201,10 @@ pub(super) unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span
                 let d = V::halves(span);
                 [d, V::negative_mul(d, V::halves(span.add(32)))]
             }
+            Scales::Steps if codes.halvings > 0 => {
+                let unit = codes.unit();
+                [V::mul(V::halves(span), V::splat((&raw const unit).cast())), V::zero()]
+            }
             Scales::Group(_) | Scales::Steps | Scales::Pairs => {
                 [V::halves(span), if MIN { V::halves(span.add(32)) } else { V::zero() }]
             }

@@ -48,6 +48,8 @@ pub struct Codes {
     pub zero: u8,
     /// Where scales and minima come from.
     pub scales: Scales,
+    /// How often the scale that a span shares is halved before it counts.
+    pub halvings: u8,
 }
 
 /// How the scales of a code form are stored.
@@ -185,6 +187,12 @@ impl Codes {
         self.table.and_then(Table::bytes).unwrap_or(&[0; 16])
     }
 
+    /// What the scale that a span shares is multiplied by.
+    #[inline(always)]
+    pub(crate) fn unit(self) -> f32 {
+        f32::from_bits((127 - u32::from(self.halvings)) << 23)
+    }
+
     fn of(grid: Grid) -> Option<Codes> {
         let plain = |bits: u8, zero: u8, minimum: bool| Codes {
             bits,
@@ -194,6 +202,7 @@ impl Codes {
             point: false,
             zero,
             scales: Scales::Halves,
+            halvings: 0,
         };
         let steps = |bits: u8, zero: u8, sub: u8, minimum: bool| Codes {
             sub,
@@ -214,6 +223,13 @@ impl Codes {
             // Their levels are no whole numbers of 8 bits.
             Grid::Levels { .. } => return None,
             Grid::Mxfp4 => Codes { table: Some(Table::E2m1), ..plain(4, 128, false) },
+            Grid::Nvfp4 => Codes { table: Some(Table::E2m1), sub: 16, ..plain(4, 128, false) },
+            Grid::Tq1 | Grid::Tq2 => Codes { scales: Scales::Group(4), ..plain(2, 1, false) },
+            Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
+                let sub = if matches!(grid, Grid::Iq1M | Grid::Iq2Xs | Grid::Iq2S) { 16 } else { 32 };
+                let table = grid.codebook_levels()?;
+                Codes { table: Some(table), halvings: grid.halvings(), ..steps(table.bits(), 128, sub, false) }
+            }
             Grid::Iq4Xs => Codes { table: Some(Table::Iq4Nl), ..steps(4, 128, 32, false) },
             Grid::Q4_0 => plain(4, 8, false),
             Grid::Q4_1 => plain(4, 0, true),

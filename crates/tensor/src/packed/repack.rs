@@ -179,12 +179,14 @@ impl Blocks {
         codes[held..].fill(0);
     }
 
-    /// Scale, and minimum or code of zero, as 16-bit floats, of blocks without sub-blocks.
+    /// Scale, and minimum or code of zero, as 16-bit floats, of a sub-block whose scale is no multiple of the block's.
     #[inline(always)]
-    fn scale(&self, header: &[u8]) -> (u16, u16) {
+    fn scale(&self, header: &[u8], sub: usize) -> (u16, u16) {
         let half = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
         let (d, after) = match self.grid {
             Grid::Mxfp4 => return (halved(grid::half_power(header[0].into())), 0),
+            Grid::Nvfp4 => return (halved(grid::half_e4m3(header[sub])), 0),
+            Grid::Tq1 | Grid::Tq2 => return (half(header.len() - 2), 0),
             grid if grid.is_by_row() => {
                 let scale = f32::from_le_bytes([header[0], header[1], header[2], header[3]]);
                 (halved(scale), 4)
@@ -252,8 +254,9 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
                         (p.steps[s][lane], p.mins[s][lane]) = (scales.steps[i] as u8, scales.mins[i]);
                     }
                 } else {
-                    let (d, m) = blocks.scale(header);
-                    subs.for_each(|s| (p.d[s][lane], p.m[s][lane]) = (d, m));
+                    for (i, s) in subs.enumerate() {
+                        (p.d[s][lane], p.m[s][lane]) = blocks.scale(header, i);
+                    }
                 }
             }
         }
@@ -440,7 +443,7 @@ fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, su
         Scales::Group(_) => (half(span + 2 * lane), if min { half(span + 2 * (LANES + lane)) } else { -0.0 }),
         Scales::Steps => {
             let step = panel[scales + sub * LANES + lane];
-            (half(span + 2 * lane) * f32::from(step as i8), -0.0)
+            (codes.unit() * half(span + 2 * lane) * f32::from(step as i8), -0.0)
         }
         Scales::Sixes => {
             let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| panel[at + 4 * lane + i]));

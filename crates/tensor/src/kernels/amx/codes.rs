@@ -39,7 +39,10 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
         // SAFETY: the constants are those of the form.
         unsafe {
             match (form.bits, form.table, form.sub, form.minimum) {
+                (4, Some(_), 16, _) => code_panel::<H, 4, true, 16, false>(tile, panel),
                 (4, Some(_), ..) => code_panel::<H, 4, true, 32, false>(tile, panel),
+                (3, Some(_), 16, _) => code_panel::<H, 3, true, 16, false>(tile, panel),
+                (3, Some(_), ..) => code_panel::<H, 3, true, 32, false>(tile, panel),
                 (2, _, 16, _) => code_panel::<H, 2, false, 16, true>(tile, panel),
                 (3, _, 16, _) => code_panel::<H, 3, false, 16, false>(tile, panel),
                 (6, _, 16, _) => code_panel::<H, 6, false, 16, false>(tile, panel),

@@ -1,0 +1,307 @@
+//! Fitting blocks of sub-blocks: each of them is fitted freely, then the block's own scales and the whole numbers of each
+//! sub-block are chosen by their true error.
+
+use super::{
+    Grid, Table,
+    block::{Block, round_even},
+    codebook::Codebook,
+    fit::{Values, affine, bits, moments, regress, symmetric, table_moments, table_scale, value},
+    pack::halved,
+};
+
+/// One sub-block of a block.
+#[inline(always)]
+fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
+    Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len] }
+}
+
+/// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
+#[inline(always)]
+pub fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
+    let len = block.sub_len as usize;
+    let (subs, highest) = (256 / len, f32::from(block.highest));
+    let mut free = [(0f32, 0f32); 16];
+    for s in 0..subs {
+        free[s] = affine(&part(v, s, len), highest, true);
+    }
+    let top = free[..subs].iter().fold((0f32, 0f32), |m, f| (m.0.max(f.0), m.1.max(-f.1)));
+    let mut best = (f32::INFINITY, *block);
+    for shrink in [1.0, 0.96, 0.92] {
+        let (mut d, mut m) = (value(bits(top.0 / most * shrink)), value(bits(top.1 / most * shrink)));
+        for _ in 0..3 {
+            let mut trial = *block;
+            (trial.d, trial.m) = (bits(d), bits(m));
+            let mut error = 0.0;
+            for s in 0..subs {
+                error += choose_affine(&part(v, s, len), free[s], (d, m), most, highest, &mut trial, s);
+            }
+            if error < best.0 {
+                best = (error, trial);
+            }
+            trial.derive(grid);
+            let Some(next) = refit_affine(v, &trial) else { break };
+            let rounded = (value(bits(next.0)), value(bits(next.1)));
+            if rounded == (d, m) {
+                break;
+            }
+            (d, m) = rounded;
+        }
+    }
+    *block = best.1;
+}
+
+/// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
+#[inline(always)]
+fn choose_affine(
+    v: &Values<'_>,
+    free: (f32, f32),
+    (d, m): (f32, f32),
+    most: f32,
+    highest: f32,
+    block: &mut Block,
+    s: usize,
+) -> f32 {
+    let near = |x: f32, unit: f32| if unit > 0.0 { round_even((x / unit).clamp(0.0, most)) } else { 0.0 };
+    let (step, min) = (near(free.0, d), near(-free.1, m));
+    let mut best = (f32::INFINITY, 0.0, 0.0);
+    for ds in [-1.0, 0.0, 1.0] {
+        for dm in [-1.0, 0.0, 1.0] {
+            let (step, min) = ((step + ds).clamp(0.0, most), (min + dm).clamp(0.0, most));
+            let error = regress(v, d * step, -(m * min), highest).error;
+            if error < best.0 {
+                best = (error, step, min);
+            }
+        }
+    }
+    block.steps[s] = best.1 as i8;
+    block.mins[s] = best.2 as u8;
+    best.0
+}
+
+/// The block's two scales with the least error for the codes and whole numbers of `block`.
+#[inline(always)]
+fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
+    let len = block.sub_len as usize;
+    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
+    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
+        let s = i / len;
+        let a = f64::from(block.steps[s]) * f64::from(block.round(i, *x).0);
+        let b = -f64::from(block.mins[s]);
+        let (x, w) = (f64::from(*x), f64::from(*w));
+        aa += w * a * a;
+        ab += w * a * b;
+        bb += w * b * b;
+        ax += w * a * x;
+        bx += w * b * x;
+    }
+    let det = aa * bb - ab * ab;
+    if det > 1e-9 * aa * bb {
+        let (d, m) = ((ax * bb - bx * ab) / det, (bx * aa - ax * ab) / det);
+        return (d > 0.0 && m >= 0.0).then_some((d as f32, m as f32));
+    }
+    (aa > 0.0 && ax > 0.0).then_some(((ax / aa) as f32, 0.0))
+}
+
+/// What the whole numbers of sub-blocks may be.
+#[derive(Clone, Copy)]
+pub enum Steps {
+    /// From the one to the other.
+    Whole(f32, f32),
+    /// Odd numbers from 1 to this.
+    Odd(f32),
+}
+
+impl Steps {
+    /// The nearest one to `x` that is `nudge` away.
+    #[inline(always)]
+    fn near(self, x: f32, nudge: f32) -> f32 {
+        match self {
+            Steps::Whole(least, most) => (round_even(x.clamp(least, most)) + nudge).clamp(least, most),
+            Steps::Odd(most) => (2.0 * (round_even((x.clamp(1.0, most) - 1.0) / 2.0) + nudge) + 1.0).clamp(1.0, most),
+        }
+    }
+
+    /// Those that the largest scale may become.
+    #[inline(always)]
+    fn ends(self) -> [f32; 2] {
+        match self {
+            Steps::Whole(least, most) => [least, most],
+            Steps::Odd(most) => [most, most - 4.0],
+        }
+    }
+}
+
+/// What a sub-block is rounded to, in units of its scale.
+#[derive(Clone, Copy)]
+enum Levels {
+    /// Whole numbers from the one to the other.
+    Even(f32, f32),
+    /// Those of a table.
+    Table(Table),
+    /// Those of a codebook; all of a sub-block may have to be shifted alike.
+    Book(&'static Codebook, bool),
+}
+
+impl Levels {
+    #[inline(always)]
+    fn of(block: &Block) -> Levels {
+        match (block.book, block.table) {
+            (Some(book), _) => Levels::Book(book, book.is_shifted() && block.sub_len == 32),
+            (_, Some(table)) => Levels::Table(table),
+            _ => Levels::Even(f32::from(block.base), f32::from(block.base) + f32::from(block.highest)),
+        }
+    }
+
+    /// The shifts that are to be tried.
+    #[inline(always)]
+    fn shifts(self) -> &'static [Option<bool>] {
+        match self {
+            Levels::Book(_, true) => &[Some(false), Some(true)],
+            _ => &[None],
+        }
+    }
+
+    /// Sums of one rounding: `sum w x q` and `sum w q q`.
+    #[inline(always)]
+    fn moments(self, v: &Values<'_>, inverse: f32, shift: Option<bool>) -> (f32, f32) {
+        match self {
+            Levels::Even(low, high) => moments(v, inverse, low, high),
+            Levels::Table(table) => table_moments(v, inverse, table),
+            Levels::Book(book, _) => book.moments(v.x, v.w, inverse, shift),
+        }
+    }
+
+    /// The scale with the least error.
+    #[inline(always)]
+    fn scale(self, v: &Values<'_>) -> f32 {
+        match self {
+            Levels::Even(low, high) => symmetric(v, low, high - low),
+            Levels::Table(table) => table_scale(v, table),
+            Levels::Book(book, _) => self.book_scale(v, book),
+        }
+    }
+
+    /// The scale of a codebook with the least error; it is positive.
+    #[inline(always)]
+    fn book_scale(self, v: &Values<'_>, book: &Codebook) -> f32 {
+        let extreme = v.x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        if extreme == 0.0 {
+            return 0.0;
+        }
+        let mut best = (0f32, extreme / book.reach());
+        // Fewer levels leave more values beyond the largest one.
+        let (first, width) = if book.is_shifted() { (0.8, 0.11) } else { (0.7, 0.05) };
+        for shift in self.shifts() {
+            for i in 0..12 {
+                let mut inverse = (first + width * i as f32) * book.reach() / extreme;
+                for _ in 0..2 {
+                    let (xq, qq) = self.moments(v, inverse, *shift);
+                    if qq <= 0.0 || xq <= 0.0 {
+                        break;
+                    }
+                    if xq * xq / qq <= best.0 {
+                        break;
+                    }
+                    best = (xq * xq / qq, xq / qq);
+                    inverse = qq / xq;
+                }
+            }
+        }
+        best.1
+    }
+}
+
+/// Q3_K, Q6_K, IQ4_XS and the types with codebooks: sub-blocks whose scales are whole multiples of the block's.
+#[inline(always)]
+pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps) {
+    let len = block.sub_len as usize;
+    let levels = Levels::of(block);
+    let subs = 256 / len;
+    let mut free = [0f32; 16];
+    for s in 0..subs {
+        free[s] = levels.scale(&part(v, s, len));
+    }
+    let extreme = free.iter().fold(0f32, |m, f| if f.abs() > m.abs() { *f } else { m });
+    if extreme == 0.0 {
+        block.steps = [steps.near(0.0, 0.0) as i8; 16];
+        return;
+    }
+    // What is stored is that many times a step.
+    let stored = |d: f32| bits(d / halved(1.0, grid.halvings()));
+    let step = |bits: u16| halved(value(bits), grid.halvings());
+    let mut best = (f32::INFINITY, *block);
+    for end in steps.ends() {
+        for shrink in [1.0, 0.97] {
+            let mut d = step(stored(extreme / end * shrink));
+            for _ in 0..3 {
+                if d == 0.0 {
+                    break;
+                }
+                let mut trial = *block;
+                trial.d = stored(d);
+                let mut error = 0.0;
+                for s in 0..subs {
+                    error += choose_step(&part(v, s, len), free[s], d, steps, levels, &mut trial, s);
+                }
+                if error < best.0 {
+                    best = (error, trial);
+                }
+                trial.derive(grid);
+                let next = refit_step(v, &trial).map(|d| step(stored(d)));
+                match next {
+                    Some(next) if next != d => d = next,
+                    _ => break,
+                }
+            }
+        }
+    }
+    *block = best.1;
+}
+
+/// The whole number of one sub-block with the least error; returns the error.
+#[inline(always)]
+fn choose_step(v: &Values<'_>, free: f32, d: f32, steps: Steps, levels: Levels, block: &mut Block, s: usize) -> f32 {
+    let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
+    let mut best = match steps {
+        Steps::Whole(..) => (power, 0.0, 0),
+        Steps::Odd(_) => (f32::INFINITY, 1.0, 0),
+    };
+    for nudge in [-1.0, 0.0, 1.0] {
+        let step = steps.near(free / d, nudge);
+        let scale = d * step;
+        if scale == 0.0 {
+            continue;
+        }
+        for shift in levels.shifts() {
+            let (xq, qq) = levels.moments(v, 1.0 / scale, *shift);
+            let error = power - scale * (2.0 * xq - scale * qq);
+            if error < best.0 {
+                best = (error, step, u8::from(*shift == Some(true)));
+            }
+        }
+    }
+    block.steps[s] = best.1 as i8;
+    if matches!(levels, Levels::Book(..)) {
+        block.mins[s] = best.2;
+    }
+    best.0
+}
+
+/// The scale with the least error for the whole numbers of a block and the codes that they lead to.
+#[inline(always)]
+fn refit_step(v: &Values<'_>, block: &Block) -> Option<f32> {
+    let len = block.sub_len as usize;
+    let mut codes = [0u8; 256];
+    block.round_all(v.x, Some(v.w), &mut codes[..v.x.len()]);
+    let (mut aa, mut ax) = (0f64, 0f64);
+    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
+        let level = match block.table {
+            Some(table) => f64::from(table.levels()[usize::from(codes[i])]),
+            None => f64::from(codes[i]) + f64::from(block.base),
+        };
+        let a = f64::from(block.steps[i / len]) * level;
+        aa += f64::from(*w) * a * a;
+        ax += f64::from(*w) * a * f64::from(*x);
+    }
+    (aa > 0.0).then(|| (ax / aa) as f32)
+}
