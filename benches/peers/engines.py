@@ -36,6 +36,8 @@ TYPES = {
     "q5_k": ("Q5_K_S", "q5_K"),
     "q6_k": ("Q6_K", "q6_K"),
     "iq4_nl": ("IQ4_NL", "iq4_nl"),
+    **{name: (name.upper(), name) for name in (
+        "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "tq1_0", "tq2_0")},
 }
 
 
@@ -157,9 +159,9 @@ class Planish:
         """Round-to-nearest GGUF of one type."""
         return self.call("export", model, "--to", "gguf", "--type", storage, "--out", out, "--overwrite")
 
-    def quantize(self, model, storage, text, out):
-        """GPTQ on a GGUF grid, calibrated on `text`."""
-        return self.call("quantize", model, "--method", "gptq", "--storage", storage,
+    def quantize(self, model, storage, text, out, method="gptq"):
+        """Every matrix on one GGUF grid, calibrated on `text`."""
+        return self.call("quantize", model, "--method", method, "--storage", storage,
                          "--data", text, "--out", out, "--overwrite")
 
     def evaluate(self, model, text, *more):

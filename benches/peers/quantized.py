@@ -94,6 +94,9 @@ def compressed(name, about, weights, inputs=None, skip=("lm_head",)):
         module.weight_scale.data = scale.half().float() if args.type == "int" else scale.float()
         if getattr(module, "weight_zero_point", None) is not None:
             module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
+        if inputs and not inputs["dynamic"]:
+            module.input_scale.data = torch.full((1,), 0.03)
+            module.input_zero_point.data = torch.zeros(1, dtype=module.input_zero_point.dtype)
         module.quantization_status = QuantizationStatus.FROZEN
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
@@ -103,16 +106,7 @@ def compressed(name, about, weights, inputs=None, skip=("lm_head",)):
     compressor.update_config(folder)
     # transformers 5.24 cannot load packed zero points again, so the compressor itself unpacks what was written.
     compressor.decompress_model(model)
-    finish(folder, sequences(plain(model), about, versions("compressed-tensors", "transformers", "torch")))
-
-
-def plain(model):
-    """The model without the rounding of inputs, which planish's exact path does not do."""
-    for module in model.modules():
-        scheme = getattr(module, "quantization_scheme", None)
-        if scheme is not None:
-            scheme.input_activations = None
-    return model.eval()
+    finish(folder, sequences(model.eval(), about, versions("compressed-tensors", "transformers", "torch")))
 
 
 def gptq(name, about, key_heads=2, **options):
@@ -196,7 +190,10 @@ def golden(only):
         "ct-int4-zero": lambda n: compressed(n, "4 bits with zero points", {"num_bits": 4, "symmetric": False, **int_group}),
         "ct-int3": lambda n: compressed(n, "3 bits, across words", {"num_bits": 3, **int_group}),
         "ct-w8a8": lambda n: compressed(n, "8 bits, inputs too", {"num_bits": 8, "type": "int", "strategy": "channel"}, inputs),
-        "ct-fp8": lambda n: compressed(n, "8-bit floats by row", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+        "ct-w8a8-static": lambda n: compressed(n, "8 bits, inputs too, by one scale", {"num_bits": 8, "type": "int", "strategy": "channel"},
+                                               {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False}),
+        "ct-fp8": lambda n: compressed(n, "8-bit floats by row, inputs too", {"num_bits": 8, "type": "float", "strategy": "channel"},
+                                       {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}),
         "ct-fp8-tensor": lambda n: compressed(n, "8-bit floats, one scale", {"num_bits": 8, "type": "float", "strategy": "tensor"}),
         "gptq-4": lambda n: gptq(n, "4 bits", bits=4, group_size=32, desc_act=False, sym=True),
         "gptq-4-order": lambda n: gptq(n, "4 bits, groups by activations", bits=4, group_size=32, desc_act=True, sym=True),
@@ -224,7 +221,9 @@ FORMS = [
     ("compressed-tensors", ["--storage", "int4g64z"]),
     ("compressed-tensors", ["--storage", "int3g32"]),
     ("compressed-tensors", ["--storage", "int8"]),
-    ("compressed-tensors", ["--storage", "fp8_e4m3"]),
+    ("compressed-tensors", ["--storage", "int8", "--activations", "int8"]),
+    ("compressed-tensors", ["--storage", "int8", "--activations", "int8-static"]),
+    ("compressed-tensors", ["--storage", "fp8_e4m3", "--activations", "fp8"]),
     ("compressed-tensors", ["--storage", "int4g32", "--override", "down=int8"]),
     ("gptq", ["--bits", "4", "--group", "32"]),
     ("gptq", ["--storage", "int4g32z"]),
@@ -252,7 +251,7 @@ def check(planish, model):
             if form == "compressed-tensors":
                 # Loading codes and zero points as they are fails in transformers 5.24 even on its own files.
                 plainly = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if "int4g64z" in words_ else {}
-                other = plain(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **plainly))
+                other = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **plainly).eval()
             else:
                 other = in_floats(out)
             with torch.no_grad():

@@ -216,6 +216,9 @@ impl<'a> Loader<'a> {
                 .map_err(|reason| self.source.error(prefix, reason))?;
             for ((site, part), weight) in sites.iter().zip(parts) {
                 self.put(*site, *part, weight).map_err(|reason| self.source.error(prefix, reason))?;
+                if let Some(linear) = self.linears.get_mut(site) {
+                    linear.rounding = found.rounding;
+                }
             }
             self.decoded.extend(found.decoded.map(|reason| format!("{prefix}: {reason}")));
             self.used.extend(found.names);

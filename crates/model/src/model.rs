@@ -80,14 +80,14 @@ impl Model {
         let looked_up = |site: &Site| *site != head && matches!(site.role, Role::Embed | Role::Position);
         let sites: Vec<Site> = self.linears.keys().filter(|s| !looked_up(s)).copied().collect();
         let taken = sites.iter().filter_map(|site| self.linears.remove(site)).collect::<Vec<Linear>>();
-        let (weights, biases): (Vec<_>, Vec<_>) = taken.into_iter().map(|l| (l.weight, l.bias)).unzip();
+        let (weights, others): (Vec<_>, Vec<_>) = taken.into_iter().map(|l| (l.weight, (l.bias, l.rounding))).unzip();
         let packed = Packed::all(weights).map_err(|source| Error::NoRoom { bytes, source })?;
         let mut widened = Vec::new();
-        for ((site, weight), bias) in sites.into_iter().zip(packed).zip(biases) {
+        for ((site, weight), (bias, rounding)) in sites.into_iter().zip(packed).zip(others) {
             if matches!(&weight, Weight::Packed(p) if p.form() == Form::F16 && weight.grid().is_some()) {
                 widened.push(site);
             }
-            self.linears.insert(site, Linear { weight, bias });
+            self.linears.insert(site, Linear { weight, bias, rounding });
         }
         self.key_value = KeyValue::Bf16;
         Ok(widened)

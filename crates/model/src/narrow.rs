@@ -154,7 +154,7 @@ impl Model {
                 Some(_) => weight,
             };
             let bias = linear.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row]).collect());
-            model.linears.insert(*site, Linear { weight, bias });
+            model.linears.insert(*site, Linear::with_bias(weight, bias));
         }
         for (site, norm) in &self.norms {
             let [_, cols] = self.stay(*site, channels);

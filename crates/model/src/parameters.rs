@@ -215,7 +215,7 @@ impl Parameters {
             };
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
             let bias = self.biases.get(site).cloned();
-            model.linears.insert(*site, Linear { weight, bias });
+            model.linears.insert(*site, Linear::with_bias(weight, bias));
         }
         self.give_vectors(&mut model);
         Ok(model)

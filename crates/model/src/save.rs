@@ -9,7 +9,7 @@ use crate::{
 use formats::{
     Dtype,
     gguf::{GgmlType, Value, Writer},
-    quantized::Format,
+    quantized::{Format, Written},
     safetensors::{self, Entry},
     tokenizer::{GgufVocab, Tokenizer},
 };
@@ -46,11 +46,10 @@ pub fn directory(model: &Model, dir: &Path) -> Result<()> {
 }
 
 /// Writes `config.json` and `model.safetensors` into an existing directory, as another quantizer's readers want them.
-/// `activations` asks them to round inputs to eight bits beside weights of eight.
 ///
 /// # Errors
 /// If the format cannot hold a matrix, or a file cannot be written.
-pub fn quantized(model: &Model, dir: &Path, format: Format, activations: bool) -> Result<()> {
+pub fn quantized(model: &Model, dir: &Path, format: Format) -> Result<()> {
     let (mut entries, mut written, mut floats) = (Vec::new(), Vec::new(), Vec::new());
     let plain_zeros = format.plain_zeros(model.linears.values().map(|l| l.weight.storage()));
     each_tensor(model, model.family.stored, |stored, layer, sites| {
@@ -80,14 +79,15 @@ pub fn quantized(model: &Model, dir: &Path, format: Format, activations: bool) -
             site,
             reason: format!("{reason}; choose another storage for it with --override '{site}=...' or 'keep'"),
         };
-        entries.extend(format.entries(&module, &weight, plain_zeros).map_err(bad)?);
-        written.push((module, weight));
+        let rounding = model.linear(site)?.rounding;
+        entries.extend(format.entries(&module, &weight, plain_zeros, rounding).map_err(bad)?);
+        written.push(Written { name: module, weight, rounding });
         Ok(())
     })?;
     if model.spec.tied {
         floats.push("lm_head".into());
     }
-    let about = format.config(&written, &floats, activations).map_err(Error::Asked)?;
+    let about = format.config(&written, &floats).map_err(Error::Asked)?;
     write(model, dir, &entries, &[("format", "pt".into())], Some(about))
 }
 

@@ -58,7 +58,7 @@ impl Model {
         for site in spec.matrices() {
             let Some(shape) = spec.shape(site) else { continue };
             let bias = spec.has_bias(site).then(|| vec![0.0; shape[0]]);
-            linears.insert(site, Linear { weight: weight(&spec, site, shape)?, bias });
+            linears.insert(site, Linear::with_bias(weight(&spec, site, shape)?, bias));
         }
         let norm = |site| {
             let [_, width] = spec.shape(site)?;

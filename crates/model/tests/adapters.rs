@@ -91,7 +91,7 @@ fn loss(model: &Model, values: &Parameters, norms: &Adapters, batch: &Tokens) ->
                 w.row_mut(o)[i] = gain * (w.row(o)[i] + norms[site].scale * low);
             }
         }
-        exact.linears.insert(*site, Linear { weight: Weight::from_tensor(w), bias: linear.bias.clone() });
+        exact.linears.insert(*site, Linear::with_bias(Weight::from_tensor(w), linear.bias.clone()));
     }
     let sequences: Vec<&[u32]> = batch.sequences.iter().map(Vec::as_slice).collect();
     let logits = exact.forward(&sequences, &mut ()).unwrap();

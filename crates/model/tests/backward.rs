@@ -50,7 +50,7 @@ fn loss(model: &Model, values: &Parameters, batch: &Tokens) -> f64 {
     let mut exact = model.clone();
     for (site, matrix) in &values.matrices {
         let bias = values.biases.get(site).cloned();
-        exact.linears.insert(*site, Linear { weight: Weight::from_tensor(matrix.clone()), bias });
+        exact.linears.insert(*site, Linear::with_bias(Weight::from_tensor(matrix.clone()), bias));
     }
     values.give_vectors(&mut exact);
     let sequences: Vec<&[u32]> = batch.sequences.iter().map(Vec::as_slice).collect();

@@ -34,7 +34,7 @@ fn storage(name: &str) -> &'static str {
         "awq" | "ct-int4-zero" => "int4g32z",
         "ct-int3" | "gptq-3" => "int3g32",
         "ct-int4" | "gptq-4" => "int4g32",
-        "ct-w8a8" => "int8",
+        "ct-w8a8" | "ct-w8a8-static" => "int8",
         "ct-fp8" | "ct-fp8-tensor" => "fp8_e4m3",
         "gptq-8-v2" => "int8z",
         // Its groups follow the activations.
@@ -81,7 +81,7 @@ fn what_is_written_again_is_the_same_bytes() {
             continue;
         }
         let out = tempfile::tempdir().unwrap();
-        save::quantized(&model, out.path(), format(&name), name == "ct-w8a8").unwrap();
+        save::quantized(&model, out.path(), format(&name)).unwrap();
         let again = load::open(out.path()).unwrap();
         assert_eq!(largest_error(&again.model, &reference(&dir)), largest_error(&model, &reference(&dir)), "{name}");
         let (theirs, ours) = (stored(&dir), stored(out.path()));
@@ -125,7 +125,7 @@ fn every_storage_that_a_format_takes_comes_back_as_it_was() {
     for format in Format::ALL {
         for grid in &storages {
             let weight = Weight::encode(&wave(96, 128), Storage::Grid(*grid), None).unwrap();
-            let entries = match format.entries("a.b", &weight, false) {
+            let entries = match format.entries("a.b", &weight, false, None) {
                 Ok(entries) => entries,
                 Err(reason) => {
                     assert!(!reason.is_empty());
@@ -150,7 +150,7 @@ fn tensors_that_do_not_fit_each_other_are_errors() {
     for format in Format::ALL {
         let weight =
             Weight::encode(&wave(64, 64), Storage::Grid(Grid::int(4, 32, Zero::Point).unwrap()), None).unwrap();
-        let entries = format.entries("a", &weight, false).unwrap();
+        let entries = format.entries("a", &weight, false, None).unwrap();
         for broken in 0..entries.len() {
             // Missing, of another shape, of another type, of other bytes: an error or another matrix, never a panic.
             for fault in 0..4 {
@@ -191,6 +191,6 @@ fn a_model_says_what_a_format_cannot_hold() {
     let embed = model.linear(model::Site::EMBED).unwrap().weight.to_tensor();
     let weight = Weight::encode(&embed, Storage::Grid(Grid::Q4_0), None).unwrap();
     model.replace(model::Site::EMBED, tensor::Linear::new(weight)).unwrap();
-    let e = save::quantized(&model, out.path(), Format::Gptq, false).unwrap_err().to_string();
+    let e = save::quantized(&model, out.path(), Format::Gptq).unwrap_err().to_string();
     assert!(e.contains("embed") && e.contains("floats"), "{e}");
 }

@@ -38,12 +38,7 @@ pub enum Target {
     /// A GGUF file.
     Gguf,
     /// A Hugging Face directory as another quantizer's readers want it.
-    Quantized {
-        /// Whose.
-        format: Format,
-        /// Do readers round the inputs of products to eight bits?
-        activations: bool,
-    },
+    Quantized(Format),
 }
 
 /// A result that was put together but is not yet in its place.
@@ -66,24 +61,8 @@ impl Target {
     /// If the recipe names no format that there is, or asks for what the format does not have.
     pub fn of_recipe(recipe: &Recipe, out: &Path) -> Result<Target> {
         let quantizer = recipe.quantizer()?;
-        let activations = match recipe.activations.as_deref() {
-            None => false,
-            Some("int8" | "fp8") if quantizer == Some(Format::CompressedTensors) => true,
-            Some("int8" | "fp8") => {
-                return Err(Error::Asked(
-                    "only compressed-tensors tells its readers to round activations: give --format compressed-tensors. \
-                     Planish itself and llama.cpp round them as they run, whatever the file says"
-                        .into(),
-                ));
-            }
-            Some(other) => {
-                return Err(Error::Asked(format!(
-                    "--activations takes int8 (or fp8 beside fp8 weights), not {other:?}"
-                )));
-            }
-        };
         Ok(match (quantizer, recipe.format.as_deref()) {
-            (Some(format), _) => Target::Quantized { format, activations },
+            (Some(format), _) => Target::Quantized(format),
             (None, Some("gguf")) => Target::Gguf,
             (None, Some(_)) => Target::Directory,
             (None, None) => Target::of(out),
@@ -97,7 +76,7 @@ impl Target {
     pub fn like(gpt: &Gpt, out: &Path) -> Result<Target> {
         let named = Target::of(out);
         let target = match gpt.format {
-            Some(format) => Target::Quantized { format, activations: false },
+            Some(format) => Target::Quantized(format),
             None if gpt.path.is_dir() => Target::Directory,
             None => Target::Gguf,
         };
@@ -132,7 +111,7 @@ impl Target {
         match self {
             Target::Directory => Vec::new(),
             Target::Gguf => save::shared(model, true),
-            Target::Quantized { .. } => save::shared(model, false),
+            Target::Quantized(_) => save::shared(model, false),
         }
     }
 
@@ -147,7 +126,7 @@ impl Target {
             return Err(Error::Asked(reason));
         }
         let codes = |b: &Built| b.choice.values().any(|s| matches!(s, Storage::Grid(_)));
-        if let Target::Quantized { format, .. } = self
+        if let Target::Quantized(format) = self
             && !built.is_empty()
             && !built.iter().any(codes)
         {
@@ -177,7 +156,7 @@ impl Target {
             (Target::Gguf, _) if GgmlType::of(storage).is_none() => {
                 Some(format!("{storage} is not a GGUF type; take --storage q4_k, q6_k, q4_0 ... or write a directory"))
             }
-            (Target::Quantized { format, .. }, Storage::Grid(_)) => {
+            (Target::Quantized(format), Storage::Grid(_)) => {
                 let [rows, cols] = model.spec.shape(site)?;
                 let remedy = format!("--skip {site} leaves it as it is");
                 format.refuses(storage, rows, cols).map(|reason| format!("{storage}: {reason}; {remedy}"))
@@ -197,8 +176,8 @@ impl Target {
                 take_over(gpt, staging)?;
                 Ok(Staged { path: staging.into(), fallbacks: Vec::new() })
             }
-            Target::Quantized { format, activations } => {
-                save::quantized(model, staging, format, activations)?;
+            Target::Quantized(format) => {
+                save::quantized(model, staging, format)?;
                 take_over(gpt, staging)?;
                 Ok(Staged { path: staging.into(), fallbacks: Vec::new() })
             }

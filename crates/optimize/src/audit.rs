@@ -247,7 +247,7 @@ pub fn repaired(model: &Model, base: &Model, found: &Audit) -> Result<Model> {
         let (own, original) = (model.linear(site)?, base.linear(site)?);
         let weight = Weight::encode(&original.weight.to_tensor(), own.weight.storage(), None)
             .map_err(|e| Error::Site { site, reason: e.to_string() })?;
-        out.replace(site, Linear { weight, bias: own.bias.clone() })?;
+        out.replace(site, Linear { weight, ..own.clone() })?;
     }
     if !found.others.is_empty() {
         out.norms.clone_from(&base.norms);

@@ -82,7 +82,7 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
             Target::Directory.place(gpt, &expected, &settings.out, settings.overwrite)?;
         }
         Format::Quantized(format) => {
-            let target = Target::Quantized { format, activations: false };
+            let target = Target::Quantized(format);
             target.place(gpt, &expected, &settings.out, settings.overwrite)?;
             notes.extend(widened(gpt, &expected, format.name()));
         }
@@ -196,7 +196,7 @@ fn restored(model: &Model, storage: &dyn Fn(Site) -> Storage) -> Result<(Model, 
         if got != linear.weight.storage() {
             let weight = Weight::encode(&linear.weight.to_tensor(), got, None)
                 .map_err(|e| Error::Site { site, reason: e.to_string() })?;
-            out.replace(site, Linear { weight, bias: linear.bias.clone() })?;
+            out.replace(site, Linear { weight, ..linear.clone() })?;
         }
     }
     Ok((out, fallbacks))

@@ -134,7 +134,7 @@ impl Journal {
                 model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
             let weight = Weight::new(storage, rows, cols, view.bytes.clone()).map_err(|e| bad(e.to_string()))?;
             let bias = model.linear(site)?.bias.clone();
-            model.replace(site, Linear { weight, bias })?;
+            model.replace(site, Linear::with_bias(weight, bias))?;
         }
         let floats = |name: &str| {
             archive

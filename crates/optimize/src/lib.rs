@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod export;
 pub mod gate;
 mod heal;
+mod inputs;
 pub mod journal;
 pub mod lesson;
 pub mod manifest;

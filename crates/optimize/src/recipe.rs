@@ -1,6 +1,7 @@
 //! Recipes: what is done to a model, as data. The command line writes them, the solver varies them, the
 //! manifest keeps them, `planish run` replays them.
 
+use crate::inputs::Inputs;
 use crate::{Error, Plan, Result, methods, mixes};
 use formats::quantized::Format;
 use model::{Model, Role, Site, Spec, save};
@@ -141,6 +142,15 @@ impl Recipe {
         let fused = save::shared(model, true).iter().flatten().any(|s| s.role == Role::V);
         let limits = Limits { floats: &floats, fused };
         self.steps.iter().map(|s| s.build(&model.spec, &limits)).collect()
+    }
+
+    /// How inputs of products are to be rounded.
+    ///
+    /// # Errors
+    /// As [`Inputs::parse`].
+    pub fn inputs(&self) -> Result<Option<Inputs>> {
+        let format = self.quantizer()?;
+        self.activations.as_deref().map(|name| Inputs::parse(name, format)).transpose()
     }
 
     /// The other quantizer whose format is asked for.

@@ -138,6 +138,7 @@ pub fn run(
     let built = recipe.build(&gpt.model)?;
     let target = Target::of_recipe(recipe, &settings.out)?;
     target.check(&gpt.model, &built)?;
+    let inputs = recipe.inputs()?;
     let key = key(gpt, recipe, data, settings)?;
     if let Some(proof) = artefact::finished(&settings.out, &key)? {
         Journal::forget(&settings.out, &key)?;
@@ -148,7 +149,10 @@ pub fn run(
     formats::atomic::check_room(&settings.out, plan::disk(&gpt.model, &built))?;
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
 
-    let model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
+    let mut model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
+    if let Some(inputs) = inputs {
+        inputs.apply(&mut model, &calibration(recipe, data))?;
+    }
     let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
     let staged = target.write(gpt, &model, &staging)?;
     let warnings = warnings(&built, &staged.fallbacks, data, settings)?;
@@ -228,7 +232,7 @@ pub fn transform(
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<Model> {
-    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
+    let calibration = calibration(recipe, data);
     let mut model = gpt.model.clone();
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
@@ -243,6 +247,11 @@ pub fn transform(
         }
     }
     Ok(model)
+}
+
+/// What methods see of the text.
+fn calibration(recipe: &Recipe, data: &Data) -> Vec<Vec<u32>> {
+    data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed)
 }
 
 fn refuse_requantizing(model: &Model, settings: &Settings) -> Result<()> {

@@ -55,7 +55,7 @@ pub struct Point {
 pub fn storages(cols: usize, target: Target) -> Vec<Storage> {
     let gguf = target == Target::Gguf;
     let names: &[&str] = match (cols.is_multiple_of(256), gguf) {
-        _ if let Target::Quantized { format, .. } = target => match format {
+        _ if let Target::Quantized(format) = target => match format {
             Format::CompressedTensors => &["int3g64", "int4g64", "int4g32", "int5g64", "int6g64", "int8", "bf16"],
             Format::Gptq => &["int3g64", "int4g64", "int4g32", "int8g64", "bf16"],
             // One width and one group for all: there is nothing to choose.
@@ -97,7 +97,7 @@ pub fn sensitivities(
     let method = plan.each_matrix()?;
     let stats = walk::statistics(model, method.needs(), calibration)?;
     let floats = |site: &Site| match target {
-        Target::Quantized { format, .. } => model::save::quantized_refusal(model, *site, format).is_some(),
+        Target::Quantized(format) => model::save::quantized_refusal(model, *site, format).is_some(),
         _ => false,
     };
     let sites: Vec<Site> = model.spec.matrices().into_iter().filter(|s| !floats(s)).collect();
@@ -287,7 +287,7 @@ impl<'a> Measure<'a> {
     fn divergence(&self, site: Site, weight: &Weight) -> Result<f64> {
         let mut changed = self.model.clone();
         let bias = self.model.linear(site)?.bias.clone();
-        changed.replace(site, Linear { weight: weight.clone(), bias })?;
+        changed.replace(site, Linear::with_bias(weight.clone(), bias))?;
         let table = matches!(site.role, Role::Embed | Role::Position);
         let mut flows = if table { self.start(&changed)? } else { self.flows.clone() };
         let (mut sum, mut tokens) = (0.0, 0);

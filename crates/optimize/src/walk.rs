@@ -209,7 +209,7 @@ impl Walker<'_> {
                 row.iter_mut().zip(&by).for_each(|(w, s)| *w *= s);
             }
             let bias = model.linear(site)?.bias.clone();
-            model.replace(site, Linear { weight: Weight::from_tensor(matrix), bias })?;
+            model.replace(site, Linear::with_bias(Weight::from_tensor(matrix), bias))?;
         }
         if let Some(norm) = model.norms.get_mut(&norm) {
             norm.scale.iter_mut().zip(&by).for_each(|(v, s)| *v /= s);
@@ -244,7 +244,7 @@ impl Walker<'_> {
         }
         let weight = rewrite_matrix(self.method, site, &dense, storage, stats)?;
         let bias = old.bias.clone();
-        model.replace(site, Linear { weight, bias })?;
+        model.replace(site, Linear::with_bias(weight, bias))?;
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ pub mod threads;
 mod weight;
 
 pub use bytes::{Bytes, Pages};
-pub use linear::Linear;
+pub use linear::{Eight, Linear, Rounding};
 pub use storage::Storage;
 pub use stored::Stored;
 pub use tensor::Tensor;

@@ -109,7 +109,7 @@ impl Codes {
             let weight = coded.grid.encode_levels(matrix, &now);
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
             let bias = values.biases.get(site).cloned();
-            model.linears.insert(*site, Linear { weight, bias });
+            model.linears.insert(*site, Linear::with_bias(weight, bias));
         }
         Ok(())
     }

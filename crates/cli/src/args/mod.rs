@@ -252,11 +252,12 @@ pub struct Quantize {
     /// Give each group a code of its own for zero, as GPTQ, AWQ and compressed-tensors do
     #[arg(long)]
     pub zero_point: bool,
-    /// A storage by name in place of --bits and --group: q4_k, iq4_xs, mxfp4, int3g64, int8, nf4, fp8_e4m3 ..., or one of
-    /// llama.cpp's mixtures: q4_k_m, q3_k_l ...
+    /// A storage by name in place of --bits and --group: q4_k, iq4_xs, iq2_xxs, mxfp4, int3g64, int8, nf4, fp8_e4m3 ..., or
+    /// one of llama.cpp's mixtures: q4_k_m, q3_k_l ...
     #[arg(long, value_name = "NAME")]
     pub storage: Option<String>,
-    /// Round the inputs of products to int8 (or fp8) as well, where the format tells its readers
+    /// Round the inputs of products as well, where the format tells its readers: int8 or fp8 (a scale per token), int8-static
+    /// or fp8-static (one scale, from the calibration data)
     #[arg(long, value_name = "NAME")]
     pub activations: Option<String>,
     /// Another storage for some sites: 'head=q6_k', 'down=q8_0', 'layers 0,1: 6 bits'; may be repeated

@@ -3,7 +3,7 @@
 //!
 //! Layout: AutoAWQ's `WQLinear_GEMM`.
 
-use super::{Found, Parts, groups::Groups, halves, int32, words};
+use super::{Found, Parts, Written, groups::Groups, halves, int32, words};
 use crate::{Dtype, Result, safetensors::Entry};
 use serde_json::{Value, json};
 use tensor::Weight;
@@ -84,14 +84,14 @@ pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
 }
 
 /// The configuration: one group for all.
-pub fn config(written: &[(String, Weight)], floats: &[String]) -> Result<Value, String> {
+pub fn config(written: &[Written], floats: &[String]) -> Result<Value, String> {
     let groups: Vec<i64> = written
         .iter()
-        .map(|(_, w)| Groups::of(w).map(|g| if g.group >= g.cols { -1 } else { g.group as i64 }))
+        .map(|w| Groups::of(&w.weight).map(|g| if g.group >= g.cols { -1 } else { g.group as i64 }))
         .collect::<Result<_, _>>()?;
     let group = *groups.first().ok_or("no matrix was quantized")?;
     if let Some(at) = groups.iter().position(|g| *g != group) {
-        let (name, other) = (&written[at].0, groups[at]);
+        let (name, other) = (&written[at].name, groups[at]);
         return Err(format!("AWQ's files have one group for all: {name} has {other}, others {group}"));
     }
     let kept: Vec<&String> = floats.iter().filter(|n| *n != "lm_head").collect();

@@ -4,23 +4,31 @@
 //! Layout: the compressors of <https://github.com/vllm-project/compressed-tensors>.
 
 use super::{
-    Found, Parts,
+    Found, Parts, Written,
     groups::{Groups, code_at, put_code},
     halves, int32, words,
 };
-use crate::{Dtype, Result, safetensors::Entry};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use crate::{Dtype, Error, Result, safetensors::Entry};
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, path::Path};
 use tensor::{
-    Bytes, Storage, Tensor, Weight,
+    Bytes, Eight, Rounding, Storage, Tensor, Weight,
     grid::{Grid, Table},
 };
 
-const PARTS: [&str; 6] =
-    ["weight_packed", "weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"];
+const PARTS: [&str; 8] = [
+    "weight_packed",
+    "weight",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "input_scale",
+    "input_zero_point",
+];
 
 /// Reads a matrix.
-pub fn matrix(parts: &Parts<'_>) -> Result<Option<Found>> {
+pub fn matrix(parts: &Parts<'_>, inputs: &[Inputs]) -> Result<Option<Found>> {
     let plain = parts.get("weight").map(|w| w.dtype);
     let read = match (parts.get("weight_packed").map(|w| w.dtype), plain) {
         (Some(Dtype::I32), _) => packed(parts)?,
@@ -34,7 +42,70 @@ pub fn matrix(parts: &Parts<'_>) -> Result<Option<Found>> {
         (None, Some(Dtype::F8E5M2)) => floats(parts, Table::E5m2)?,
         _ => return Ok(None),
     };
-    Ok(Some(parts.found(read, &PARTS)))
+    let eight = match plain {
+        Some(Dtype::I8) => Some(Eight::Int),
+        Some(Dtype::F8E4M3) => Some(Eight::Float),
+        _ => None,
+    };
+    let named = |group: &&Inputs| group.targets.iter().any(|t| t == parts.prefix);
+    // Targets may be classes of modules or patterns: what a matrix is tells then.
+    let group = inputs.iter().find(named).or_else(|| inputs.iter().find(|g| Some(g.to) == eight));
+    let scale = match group {
+        Some(group) if !group.dynamic => Some(one_scale(parts, "input_scale")?),
+        _ => None,
+    };
+    let rounding = group.map(|group| Rounding { to: group.to, scale });
+    Ok(Some(Found { rounding, ..parts.found(read, &PARTS) }))
+}
+
+/// How inputs of some matrices are rounded.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Names of matrices, classes of modules or patterns.
+    targets: Vec<String>,
+    to: Eight,
+    /// Has every token a scale of its own?
+    dynamic: bool,
+}
+
+/// Reads how inputs are rounded from `quantization_config`.
+///
+/// # Errors
+/// If they are rounded in a way that planish does not know.
+pub fn inputs(path: &Path, config: &Map<String, Value>) -> Result<Vec<Inputs>> {
+    let mut out = Vec::new();
+    let groups = config.get("config_groups").and_then(Value::as_object);
+    for (name, group) in groups.into_iter().flatten() {
+        let Some(about) = group.get("input_activations").and_then(Value::as_object) else { continue };
+        let text = |key: &str| about.get(key).and_then(Value::as_str).unwrap_or("none");
+        let symmetric = about.get("symmetric").and_then(Value::as_bool).unwrap_or(true);
+        let dynamic = about.get("dynamic").and_then(Value::as_bool).unwrap_or(false);
+        let to = match (text("type"), about.get("num_bits").and_then(Value::as_u64)) {
+            ("int", Some(8)) => Some(Eight::Int),
+            ("float", Some(8)) => Some(Eight::Float),
+            _ => None,
+        };
+        let known = if dynamic { "token" } else { "tensor" };
+        let Some(to) = to.filter(|_| symmetric && text("strategy") == known) else {
+            let reason = format!(
+                "{name}: input_activations are {}; planish rounds inputs to 8 bits, symmetric, per token or by one scale",
+                Value::Object(about.clone())
+            );
+            return Err(Error::unsupported(path, "quantization_config", reason, "give the unquantized model"));
+        };
+        let targets = group.get("targets").and_then(Value::as_array).into_iter().flatten();
+        let targets = targets.filter_map(Value::as_str).map(String::from).collect();
+        out.push(Inputs { targets, to, dynamic });
+    }
+    Ok(out)
+}
+
+/// A tensor that holds one scale.
+fn one_scale(parts: &Parts<'_>, name: &str) -> Result<f32> {
+    match parts.floats(name)?.0[..] {
+        [scale] if scale > 0.0 => Ok(scale),
+        _ => Err(parts.error(name, "must hold one scale above 0")),
+    }
 }
 
 /// The shape that a packed matrix had.
@@ -222,8 +293,17 @@ fn mxfp4(parts: &Parts<'_>) -> Result<(Weight, Option<String>)> {
     Ok((weight.map_err(|e| parts.error("weight_packed", e.to_string()))?, None))
 }
 
-/// Writes a matrix.
-pub fn entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
+/// Writes a matrix, and the one scale of its inputs where there is one.
+pub fn entries(prefix: &str, weight: &Weight, rounding: Option<Rounding>) -> Result<Vec<Entry>, String> {
+    let mut entries = matrix_entries(prefix, weight)?;
+    if let Some(scale) = rounding.and_then(|r| r.scale) {
+        let bytes = Bytes::from_vec(scale.to_le_bytes().to_vec());
+        entries.push(Entry { name: format!("{prefix}.input_scale"), dtype: Dtype::F32, shape: vec![1], bytes });
+    }
+    Ok(entries)
+}
+
+fn matrix_entries(prefix: &str, weight: &Weight) -> Result<Vec<Entry>, String> {
     let name = |part: &str| format!("{prefix}.{part}");
     let (rows, cols) = (weight.rows(), weight.cols());
     let Some(stored) = weight.stored() else { return Err("packed weights cannot be written".into()) };
@@ -318,31 +398,33 @@ struct Kind {
     symmetric: bool,
     group: Option<usize>,
     format: &'static str,
+    /// Are inputs rounded as the weights are, and by one scale?
+    inputs: Option<bool>,
 }
 
-fn kind(weight: &Weight) -> Result<Kind, String> {
+fn kind(weight: &Weight, rounding: Option<Rounding>) -> Result<Kind, String> {
+    let inputs = rounding.map(|r| r.scale.is_some());
     match weight.grid() {
         Some(Grid::Levels { .. }) => {
-            Ok(Kind { bits: 8, float: true, symmetric: true, group: None, format: "float-quantized" })
+            Ok(Kind { bits: 8, float: true, symmetric: true, group: None, format: "float-quantized", inputs })
         }
         Some(Grid::Mxfp4) => {
-            Ok(Kind { bits: 4, float: true, symmetric: true, group: Some(32), format: "mxfp4-pack-quantized" })
+            Ok(Kind { bits: 4, float: true, symmetric: true, group: Some(32), format: "mxfp4-pack-quantized", inputs })
         }
         _ => {
             let g = Groups::of(weight)?;
             let format = if is_bytes(&g) { "int-quantized" } else { "pack-quantized" };
             let group = (g.group < g.cols).then_some(g.group);
-            Ok(Kind { bits: g.bits, float: false, symmetric: g.is_symmetric(), group, format })
+            Ok(Kind { bits: g.bits, float: false, symmetric: g.is_symmetric(), group, format, inputs })
         }
     }
 }
 
-/// The configuration: a group of matrices for each way to store them. `activations` asks the reader to round inputs to
-/// eight bits, a scale per token, beside weights of eight.
-pub fn config(written: &[(String, Weight)], floats: &[String], activations: bool) -> Result<Value, String> {
+/// The configuration: a group of matrices for each way to store them.
+pub fn config(written: &[Written], floats: &[String]) -> Result<Value, String> {
     let mut kinds: BTreeMap<Kind, Vec<&String>> = BTreeMap::new();
-    for (name, weight) in written {
-        kinds.entry(kind(weight)?).or_default().push(name);
+    for Written { name, weight, rounding } in written {
+        kinds.entry(kind(weight, *rounding)?).or_default().push(name);
     }
     let alone = kinds.len() == 1;
     let formats: std::collections::BTreeSet<&str> = kinds.keys().map(|k| k.format).collect();
@@ -361,10 +443,13 @@ pub fn config(written: &[(String, Weight)], floats: &[String], activations: bool
         if kind.format == "mxfp4-pack-quantized" {
             weights["scale_dtype"] = "torch.uint8".into();
         }
-        let inputs = json!({
-            "num_bits": 8, "type": number, "symmetric": true, "strategy": "token", "group_size": null, "dynamic": true,
+        let inputs = kind.inputs.map(|fixed| {
+            let strategy = if fixed { "tensor" } else { "token" };
+            json!({
+                "num_bits": 8, "type": number, "symmetric": true, "strategy": strategy, "group_size": null,
+                "dynamic": !fixed,
+            })
         });
-        let inputs = if activations && kind.bits == 8 { inputs } else { Value::Null };
         let targets = if alone { json!(["Linear"]) } else { json!(names) };
         let about = json!({
             "targets": targets, "weights": weights, "input_activations": inputs, "output_activations": null,
@@ -372,7 +457,7 @@ pub fn config(written: &[(String, Weight)], floats: &[String], activations: bool
         });
         (format!("group_{i}"), about)
     };
-    let groups: serde_json::Map<String, Value> = kinds.iter().enumerate().map(group).collect();
+    let groups: Map<String, Value> = kinds.iter().enumerate().map(group).collect();
     Ok(json!({
         "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
         "config_groups": groups, "ignore": floats, "kv_cache_scheme": null, "global_compression_ratio": null,

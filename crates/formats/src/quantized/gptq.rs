@@ -4,7 +4,7 @@
 //! Layout: AutoGPTQ's `qlinear` modules and GPTQModel, which both read. Version 1 keeps codes of zero less one.
 
 use super::{
-    Found, Parts,
+    Found, Parts, Written,
     groups::{Groups, code_at, put_code},
     halves, int32, words,
 };
@@ -117,11 +117,11 @@ pub fn entries(prefix: &str, weight: &Weight, plain_zeros: bool) -> Result<Vec<E
 }
 
 /// The configuration: one width and group for all, others by name.
-pub fn config(written: &[(String, Weight)], floats: &[String], plain_zeros: bool) -> Result<Value, String> {
-    let kinds: Vec<(u8, i64, bool)> = written.iter().map(|(_, w)| kind(w)).collect::<Result<_, _>>()?;
+pub fn config(written: &[Written], floats: &[String], plain_zeros: bool) -> Result<Value, String> {
+    let kinds: Vec<(u8, i64, bool)> = written.iter().map(|w| kind(&w.weight)).collect::<Result<_, _>>()?;
     let usual = super::compressed::most_common(&kinds).ok_or("no matrix was quantized")?;
     let mut dynamic = Map::new();
-    for ((name, _), kind) in written.iter().zip(&kinds).filter(|(_, kind)| **kind != usual) {
+    for (Written { name, .. }, kind) in written.iter().zip(&kinds).filter(|(_, kind)| **kind != usual) {
         let other = json!({"bits": kind.0, "group_size": kind.1, "sym": kind.2});
         dynamic.insert(format!("+:^{}$", name.replace('.', r"\.")), other);
     }
@@ -131,7 +131,7 @@ pub fn config(written: &[(String, Weight)], floats: &[String], plain_zeros: bool
     let mut config = json!({
         "quant_method": "gptq", "checkpoint_format": if plain_zeros { "gptq_v2" } else { "gptq" }, "bits": usual.0, "group_size": usual.1, "sym": usual.2,
         "desc_act": false, "static_groups": false, "true_sequential": true, "damp_percent": 0.01,
-        "lm_head": written.iter().any(|(name, _)| name == "lm_head"),
+        "lm_head": written.iter().any(|w| w.name == "lm_head"),
         "meta": {"quantizer": [concat!("planish:", env!("CARGO_PKG_VERSION"))]},
     });
     if !dynamic.is_empty() {

@@ -17,7 +17,7 @@ use crate::{
 use serde_json::{Map, Value};
 use std::path::Path;
 use tensor::{
-    Bytes, Storage, Tensor, Weight,
+    Bytes, Rounding, Storage, Tensor, Weight,
     grid::{Grid, Zero},
 };
 
@@ -55,11 +55,20 @@ impl Format {
     ///
     /// # Errors
     /// If the format has no such storage.
-    pub fn entries(self, prefix: &str, weight: &Weight, plain_zeros: bool) -> Result<Vec<Entry>, String> {
+    pub fn entries(
+        self,
+        prefix: &str,
+        weight: &Weight,
+        plain_zeros: bool,
+        rounding: Option<Rounding>,
+    ) -> Result<Vec<Entry>, String> {
+        if rounding.is_some() && self != Format::CompressedTensors {
+            return Err(format!("{} does not tell its readers to round inputs; compressed-tensors does", self.name()));
+        }
         match self {
             Format::Gptq => gptq::entries(prefix, weight, plain_zeros),
             Format::Awq => awq::entries(prefix, weight),
-            Format::CompressedTensors => compressed::entries(prefix, weight),
+            Format::CompressedTensors => compressed::entries(prefix, weight, rounding),
         }
     }
 
@@ -74,23 +83,34 @@ impl Format {
         // A few rows tell as much as all: what counts is how many words they fill.
         let rows = if rows > 64 { 32 + rows % 32 } else { rows };
         match Weight::encode(&Tensor::zeros(rows, cols), storage, None) {
-            Ok(weight) => self.entries("a", &weight, false).err(),
+            Ok(weight) => self.entries("a", &weight, false, None).err(),
             Err(e) => Some(e.to_string()),
         }
     }
 
-    /// `quantization_config` for matrices that were written: their names without `.weight`, and those of matrices that
-    /// stayed floats. `Err` says what the format cannot hold.
+    /// `quantization_config` for matrices that were written: their names without `.weight` and how their inputs are rounded,
+    /// and the names of matrices that stayed floats. `Err` says what the format cannot hold.
     ///
     /// # Errors
     /// If the format cannot tell of such a mixture.
-    pub fn config(self, written: &[(String, Weight)], floats: &[String], activations: bool) -> Result<Value, String> {
+    pub fn config(self, written: &[Written], floats: &[String]) -> Result<Value, String> {
         match self {
-            Format::Gptq => gptq::config(written, floats, self.plain_zeros(written.iter().map(|(_, w)| w.storage()))),
+            Format::Gptq => gptq::config(written, floats, self.plain_zeros(written.iter().map(|w| w.weight.storage()))),
             Format::Awq => awq::config(written, floats),
-            Format::CompressedTensors => compressed::config(written, floats, activations),
+            Format::CompressedTensors => compressed::config(written, floats),
         }
     }
+}
+
+/// A matrix that was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Its name without `.weight`.
+    pub name: String,
+    /// It.
+    pub weight: Weight,
+    /// How its inputs are rounded.
+    pub rounding: Option<Rounding>,
 }
 
 /// What a model's configuration says of its storage.
@@ -99,6 +119,8 @@ pub struct Scheme {
     format: Format,
     /// GPTQ: are zero points stored less one?
     less_one: bool,
+    /// compressed-tensors: how inputs are rounded, by the matrices that it concerns.
+    inputs: Vec<compressed::Inputs>,
 }
 
 /// A matrix as it was read.
@@ -110,6 +132,8 @@ pub struct Found {
     pub names: Vec<String>,
     /// Why it is no longer codes, where it is not.
     pub decoded: Option<String>,
+    /// How its inputs are to be rounded.
+    pub rounding: Option<Rounding>,
 }
 
 impl Scheme {
@@ -131,7 +155,11 @@ impl Scheme {
         }
         // Version 1 of the files keeps zero points less one, whatever wrote them.
         let less_one = text("checkpoint_format") != Some("gptq_v2");
-        Ok(Scheme { format, less_one })
+        let inputs = match format {
+            Format::CompressedTensors => compressed::inputs(path, config)?,
+            _ => Vec::new(),
+        };
+        Ok(Scheme { format, less_one, inputs })
     }
 
     /// The format.
@@ -148,7 +176,7 @@ impl Scheme {
         match self.format {
             Format::Gptq => gptq::matrix(&parts, self.less_one),
             Format::Awq => awq::matrix(&parts),
-            Format::CompressedTensors => compressed::matrix(&parts),
+            Format::CompressedTensors => compressed::matrix(&parts, &self.inputs),
         }
     }
 }
@@ -217,7 +245,7 @@ impl Parts<'_> {
     /// What was read, and what it was made of.
     fn found(&self, matrix: (Weight, Option<String>), parts: &[&str]) -> Found {
         let names = parts.iter().filter(|p| self.get(p).is_some()).map(|p| self.name(p)).collect();
-        Found { weight: matrix.0, names, decoded: matrix.1 }
+        Found { weight: matrix.0, names, decoded: matrix.1, rounding: None }
     }
 }
 

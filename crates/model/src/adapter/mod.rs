@@ -252,7 +252,7 @@ impl Model {
             };
             let weight = Weight::encode(&values, storage, None);
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
-            model.linears.insert(*site, Linear { weight, bias: linear.bias.clone() });
+            model.linears.insert(*site, Linear::with_bias(weight, linear.bias.clone()));
         }
         let shared = save::shared(self, true).into_iter().filter(|g| g.iter().any(|s| self.adapters.contains_key(s)));
         for site in shared.flatten() {

@@ -211,19 +211,27 @@ impl Codebook {
                     return free;
                 }
                 // One sign has to turn: that of the column where it costs least as things are.
-                let mut best: Option<(f32, [bool; SPAN])> = None;
-                for turn in 0..SPAN {
-                    let mut signs = signs;
+                let turn = |turn: usize| {
+                    let (mut signs, mut trial) = (signs, span);
                     signs[turn] = !signs[turn];
-                    let mut trial = span;
                     for col in 0..SPAN {
                         self.put(&mut trial, col, self.of_code(free.codes[col]).0, signs[col], cost);
                     }
-                    if best.is_none_or(|b| trial.chosen.cost < b.0) {
-                        best = Some((trial.chosen.cost, signs));
+                    (trial.chosen, signs)
+                };
+                let mut best = turn(0);
+                for col in 1..SPAN {
+                    let trial = turn(col);
+                    if trial.0.cost < best.0.cost {
+                        best = trial;
                     }
                 }
-                self.fill(span, cost, best.map(|b| b.1), breadth)
+                if breadth < THOROUGH {
+                    return best.0;
+                }
+                // With that sign other entries may be better.
+                let again = self.fill(span, cost, Some(best.1), breadth);
+                if again.cost < best.0.cost { again } else { best.0 }
             }
         }
     }

@@ -123,11 +123,12 @@ impl Steps {
 
     /// Those that the largest scale may become.
     #[inline(always)]
-    fn ends(self) -> [f32; 2] {
-        match self {
-            Steps::Whole(least, most) => [least, most],
-            Steps::Odd(most) => [most, most - 4.0],
-        }
+    fn ends(self) -> impl Iterator<Item = f32> {
+        let (first, second) = match self {
+            Steps::Whole(least, most) => (least, Some(most)),
+            Steps::Odd(most) => (most, None),
+        };
+        std::iter::once(first).chain(second)
     }
 }
 
@@ -190,9 +191,9 @@ impl Levels {
         }
         let mut best = (0f32, extreme / book.reach());
         // Fewer levels leave more values beyond the largest one.
-        let (first, width) = if book.is_shifted() { (0.8, 0.11) } else { (0.7, 0.05) };
+        let (first, width) = if book.is_shifted() { (0.8, 0.13) } else { (0.7, 0.06) };
         for shift in self.shifts() {
-            for i in 0..12 {
+            for i in 0..10 {
                 let mut inverse = (first + width * i as f32) * book.reach() / extreme;
                 for _ in 0..2 {
                     let (xq, qq) = self.moments(v, inverse, *shift);
@@ -229,11 +230,13 @@ pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps)
     // What is stored is that many times a step.
     let stored = |d: f32| bits(d / halved(1.0, grid.halvings()));
     let step = |bits: u16| halved(value(bits), grid.halvings());
+    // Rounding to a codebook costs many times what rounding to levels does.
+    let rounds = if matches!(levels, Levels::Book(..)) { 2 } else { 3 };
     let mut best = (f32::INFINITY, *block);
     for end in steps.ends() {
         for shrink in [1.0, 0.97] {
             let mut d = step(stored(extreme / end * shrink));
-            for _ in 0..3 {
+            for _ in 0..rounds {
                 if d == 0.0 {
                     break;
                 }

@@ -8,7 +8,7 @@ use super::{
     passes::{MANY, passes},
 };
 use crate::{
-    Linear, Tensor, Weight,
+    Linear, Rounding, Tensor, Weight,
     kernels::{Tile, kernels},
     packed::{Form, InputKind, Inputs, Span, form::LANES},
     threads::{self, Shared},
@@ -19,8 +19,28 @@ use std::{cell::RefCell, ops::Range};
 #[derive(Clone, Debug, Default)]
 pub struct Operand {
     x: Tensor,
-    packed: Vec<Inputs>,
+    packed: Vec<Made>,
     fresh: usize,
+}
+
+/// What kernels of a kind read of inputs that were rounded first.
+#[derive(Clone, Debug, Default)]
+struct Made {
+    rounding: Option<Rounding>,
+    inputs: Inputs,
+}
+
+/// What a product reads.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Wanted {
+    kind: InputKind,
+    rounding: Option<Rounding>,
+}
+
+impl Made {
+    fn is(&self, wanted: Wanted) -> bool {
+        self.inputs.kind() == Some(wanted.kind) && self.rounding == wanted.rounding
+    }
 }
 
 impl Operand {
@@ -40,29 +60,38 @@ impl Operand {
         &mut self.x
     }
 
-    /// Makes what kernels of that kind read, unless it is there.
-    fn prepare(&mut self, kind: InputKind) {
-        if self.packed[..self.fresh].iter().any(|p| p.kind() == Some(kind)) {
+    /// Makes what a product reads, unless it is there.
+    fn prepare(&mut self, wanted: Wanted) {
+        if self.packed[..self.fresh].iter().any(|made| made.is(wanted)) {
             return;
         }
         // Memory that held this kind before fits best.
-        let at = self.packed[self.fresh..].iter().position(|p| p.kind() == Some(kind)).map(|i| i + self.fresh);
+        let at = self.packed[self.fresh..].iter().position(|made| made.is(wanted)).map(|i| i + self.fresh);
         let at = at.unwrap_or(self.fresh);
         if at == self.packed.len() {
-            self.packed.push(Inputs::default());
+            self.packed.push(Made::default());
         }
         self.packed.swap(at, self.fresh);
-        self.packed[self.fresh].pack(&self.x, kind, kernels());
+        let made = &mut self.packed[self.fresh];
+        made.rounding = wanted.rounding;
+        match wanted.rounding {
+            None => made.inputs.pack(&self.x, wanted.kind, kernels()),
+            Some(rounding) => {
+                let mut rounded = self.x.clone();
+                rounding.apply(&mut rounded);
+                made.inputs.pack(&rounded, wanted.kind, kernels());
+            }
+        }
         self.fresh += 1;
     }
 
-    fn inputs(&self, kind: InputKind) -> Option<&Inputs> {
-        self.packed[..self.fresh].iter().find(|p| p.kind() == Some(kind))
+    fn inputs(&self, wanted: Wanted) -> Option<&Inputs> {
+        self.packed[..self.fresh].iter().find(|made| made.is(wanted)).map(|made| &made.inputs)
     }
 
-    /// Tiles of tokens that kernels of that kind take one after the other.
-    fn passes(&self, kind: InputKind) -> usize {
-        self.inputs(kind).map_or(0, |inputs| inputs.spans().len())
+    /// Tiles of tokens that a product's kernels take one after the other.
+    fn passes(&self, wanted: Wanted) -> usize {
+        self.inputs(wanted).map_or(0, |inputs| inputs.spans().len())
     }
 }
 
@@ -101,16 +130,16 @@ pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
 fn run_products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N], before: Before) {
     let tokens = x.x.rows();
     let jobs = targets.map(|target| {
-        let (linear, source) = (target.linear, Source::of(&target.linear.weight));
+        let (linear, source) = (target.linear, Source::of(target.linear));
         assert_eq!(x.x.cols(), linear.weight.cols(), "inner sizes of a product");
         target.out.reset(tokens, source.rows());
-        x.prepare(source.kind());
+        x.prepare(source.wanted());
         (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()))
     });
     let x = &*x;
     let run = |job: usize, first: usize, panels: usize, spans: &dyn Fn(&Inputs) -> Range<usize>| {
         let (source, bias, out) = &jobs[job];
-        let Some(inputs) = x.inputs(source.kind()) else { return };
+        let Some(inputs) = x.inputs(source.wanted()) else { return };
         let spans = &inputs.spans()[spans(inputs)];
         SCRATCH.with_borrow_mut(|s| {
             source.decode(first, panels, &mut s.decode);
@@ -155,7 +184,7 @@ fn run_products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N], befor
             run(job, first, panels, &|inputs| inputs.spans_of(tokens.clone()));
         });
     }
-    let most = jobs.iter().map(|j| x.passes(j.0.kind())).max().unwrap_or(0);
+    let most = jobs.iter().map(|j| x.passes(j.0.wanted())).max().unwrap_or(0);
     Cut::new(tokens, most, sources)
         .each(&|job, first, panels| run(job, first, panels, &|inputs| 0..inputs.spans().len()));
 }
@@ -204,13 +233,13 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
     assert_eq!(gate.weight.rows(), up.weight.rows(), "outputs of gate and up");
     let rows = gate.weight.rows();
     out.reset(x.x.rows(), rows);
-    let sources = [Source::of(&gate.weight), Source::of(&up.weight)];
-    assert_eq!(sources[0].kind(), sources[1].kind(), "kinds of the inputs of gate and up");
-    sources.iter().for_each(|s| x.prepare(s.kind()));
+    let sources = [Source::of(gate), Source::of(up)];
+    assert_eq!(sources[0].wanted(), sources[1].wanted(), "kinds of the inputs of gate and up");
+    sources.iter().for_each(|s| x.prepare(s.wanted()));
     let shared = Shared::new(out.as_mut_slice());
     let x = &*x;
-    Cut::new(x.x.rows(), x.passes(sources[0].kind()), [&sources[0]]).each(&|_, first, panels| {
-        let inputs = sources.each_ref().map(|s| x.inputs(s.kind()));
+    Cut::new(x.x.rows(), x.passes(sources[0].wanted()), [&sources[0]]).each(&|_, first, panels| {
+        let inputs = sources.each_ref().map(|s| x.inputs(s.wanted()));
         let [Some(left), Some(right)] = inputs else { return };
         SCRATCH.with_borrow_mut(|s| {
             let Scratch { decode, decode_second, first: a, second: b } = s;
@@ -258,47 +287,57 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
 }
 
 /// The rows of a weight as panels.
-enum Source<'a> {
+struct Source<'a> {
+    rows: Rows<'a>,
+    rounding: Option<Rounding>,
+}
+
+/// How they lie.
+enum Rows<'a> {
     Packed(&'a crate::packed::Packed),
     Stored(&'a Weight),
 }
 
 impl<'a> Source<'a> {
-    fn of(weight: &'a Weight) -> Source<'a> {
-        match weight {
-            Weight::Packed(packed) => Source::Packed(packed),
-            other => Source::Stored(other),
+    fn of(linear: &'a Linear) -> Source<'a> {
+        match &linear.weight {
+            // Kernels of codes round inputs themselves, and more finely.
+            Weight::Packed(packed) if matches!(packed.form(), Form::Codes(_)) => {
+                Source { rows: Rows::Packed(packed), rounding: None }
+            }
+            Weight::Packed(packed) => Source { rows: Rows::Packed(packed), rounding: linear.rounding },
+            other => Source { rows: Rows::Stored(other), rounding: linear.rounding },
         }
     }
 
     fn form(&self) -> Form {
-        match self {
-            Source::Packed(p) => p.form(),
-            Source::Stored(_) => Form::F32,
+        match &self.rows {
+            Rows::Packed(p) => p.form(),
+            Rows::Stored(_) => Form::F32,
         }
     }
 
-    fn kind(&self) -> InputKind {
-        InputKind::of(self.form(), kernels())
+    fn wanted(&self) -> Wanted {
+        Wanted { kind: InputKind::of(self.form(), kernels()), rounding: self.rounding }
     }
 
     fn rows(&self) -> usize {
-        match self {
-            Source::Packed(p) => p.rows(),
-            Source::Stored(w) => w.rows(),
+        match &self.rows {
+            Rows::Packed(p) => p.rows(),
+            Rows::Stored(w) => w.rows(),
         }
     }
 
     fn panel_bytes(&self) -> usize {
-        match self {
-            Source::Packed(p) => p.panel_bytes(),
-            Source::Stored(w) => 4 * LANES * w.cols(),
+        match &self.rows {
+            Rows::Packed(p) => p.panel_bytes(),
+            Rows::Stored(w) => 4 * LANES * w.cols(),
         }
     }
 
     /// Decodes the panels of a weight that is not packed.
     fn decode(&self, first: usize, panels: usize, scratch: &mut Decode) {
-        let Source::Stored(w) = self else { return };
+        let Rows::Stored(w) = &self.rows else { return };
         let cols = w.cols();
         scratch.rows.resize(LANES * cols, 0.0);
         scratch.panels.resize(panels * LANES * cols, 0.0);
@@ -315,22 +354,22 @@ impl<'a> Source<'a> {
     }
 
     fn is_packed_floats(&self) -> bool {
-        matches!(self, Source::Packed(p) if !matches!(p.form(), Form::Codes(_)))
+        matches!(&self.rows, Rows::Packed(p) if !matches!(p.form(), Form::Codes(_)))
     }
 
     /// Chunks of a panel; for floats, steps.
     fn length(&self) -> usize {
-        match self {
-            Source::Packed(p) => p.form().length(p.cols()),
-            Source::Stored(w) => w.cols(),
+        match &self.rows {
+            Rows::Packed(p) => p.form().length(p.cols()),
+            Rows::Stored(w) => w.cols(),
         }
     }
 
     /// A tile of the panels from `first` on, as yet without inputs; `decoded` are those of a weight that is not packed.
     fn tile(&self, first: usize, decoded: &[f32]) -> Tile {
-        let weights = match self {
-            Source::Packed(p) => p.panel(first),
-            Source::Stored(_) => decoded.as_ptr().cast(),
+        let weights = match &self.rows {
+            Rows::Packed(p) => p.panel(first),
+            Rows::Stored(_) => decoded.as_ptr().cast(),
         };
         Tile::new(self.form(), weights, self.panel_bytes(), self.length())
     }
@@ -401,8 +440,8 @@ impl<const N: usize> Cut<N> {
     fn new(tokens: usize, passes: usize, sources: [&Source<'_>; N]) -> Cut<N> {
         let jobs = sources.map(|s| {
             let (panels, panel_bytes) = (s.rows().div_ceil(LANES), s.panel_bytes().max(1));
-            let group = match s {
-                Source::Packed(_) if passes == 1 => panels,
+            let group = match s.rows {
+                Rows::Packed(_) if passes == 1 => panels,
                 _ => (if tokens < MANY { READ_AHEAD } else { RESIDENT } / panel_bytes).clamp(1, 16),
             };
             Job { panels, panel_bytes, group: group.max(1) }
