@@ -108,13 +108,15 @@ class LlamaCpp:
             printed = run([self.bin / "llama-tokenize", "-m", gguf, "-f", file.name, "--ids", "--log-disable"])
         return json.loads(printed)
 
-    def quantize(self, base, storage, out, imatrix=None):
-        """Every matrix of `base`, embedding and head included, in one type, by llama-quantize."""
+    def quantize(self, base, storage, out, imatrix=None, table=None):
+        """Every matrix of `base`, embedding and head included, in one type, by llama-quantize; the table of the embedding
+        in another one where `table` names it."""
         recipe, ggml = TYPES[storage]
+        looked_up = TYPES[table or storage][1]
         command = [self.bin / "llama-quantize", "--pure"]
         if imatrix:
             command += ["--imatrix", imatrix]
-        command += ["--token-embedding-type", ggml, "--output-tensor-type", ggml]
+        command += ["--token-embedding-type", looked_up, "--output-tensor-type", looked_up]
         run([*command, base, out, recipe, self.threads])
 
     def imatrix(self, base, text, context, out):
@@ -159,9 +161,10 @@ class Planish:
         """Round-to-nearest GGUF of one type."""
         return self.call("export", model, "--to", "gguf", "--type", storage, "--out", out, "--overwrite")
 
-    def quantize(self, model, storage, text, out, method="gptq"):
+    def quantize(self, model, storage, text, out, method="gptq", table=None):
         """Every matrix on one GGUF grid, calibrated on `text`."""
-        return self.call("quantize", model, "--method", method, "--storage", storage,
+        other = ["--override", f"embed={table}", ] if table else []
+        return self.call("quantize", model, "--method", method, *other, "--storage", storage,
                          "--data", text, "--out", out, "--overwrite")
 
     def evaluate(self, model, text, *more):

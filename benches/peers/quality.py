@@ -29,6 +29,15 @@ from engines import (DATA, PROJECT, SEPARATOR, EngineError, LlamaCpp, Planish, d
                      positions_that_predict, table)
 
 
+# Types that llama-quantize gives no table of an embedding, for which its importance matrix has no entry: both sides store
+# that one in Q4_K.
+NOT_FOR_TABLES = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s")
+
+
+def table_of(storage):
+    return "q4_k" if storage in NOT_FOR_TABLES else None
+
+
 @dataclass
 class Case:
     """A model, the types that the bar names for it, and its texts."""
@@ -158,12 +167,13 @@ class Bench:
 
     def peer(self, storage):
         file = self.work / f"{storage}.llamacpp.gguf"
-        self.native.quantize(self.base, storage, file, self.importance)
+        self.native.quantize(self.base, storage, file, self.importance, table_of(storage))
         return file, self.measure(file)
 
     def ours(self, storage):
         file = self.work / f"{storage}.planish.gguf"
-        self.planish.quantize(self.case.model, storage, self.calibration, file, self.options.method)
+        self.planish.quantize(self.case.model, storage, self.calibration, file, self.options.method,
+                              table_of(storage))
         return file, self.measure(file)
 
 

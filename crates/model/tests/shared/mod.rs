@@ -49,9 +49,19 @@ fn floats(text: &str) -> Vec<f32> {
 
 /// The largest difference of a logit.
 pub fn largest_error(model: &Model, sequences: &[Sequence]) -> f32 {
+    errors(model, sequences).into_iter().fold(0.0, |m, e| m.max(e.abs()))
+}
+
+/// The root of the mean squared difference of logits.
+pub fn mean_error(model: &Model, sequences: &[Sequence]) -> f32 {
+    let errors = errors(model, sequences);
+    (errors.iter().map(|e| e * e).sum::<f32>() / errors.len() as f32).sqrt()
+}
+
+fn errors(model: &Model, sequences: &[Sequence]) -> Vec<f32> {
     let tokens: Vec<&[u32]> = sequences.iter().map(|s| &s.tokens[..]).collect();
     let got = model.forward(&tokens, &mut ()).unwrap();
     let want: Vec<f32> = sequences.iter().flat_map(|s| s.logits.iter().copied()).collect();
     assert_eq!(got.as_slice().len(), want.len());
-    got.as_slice().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    got.as_slice().iter().zip(&want).map(|(a, b)| a - b).collect()
 }

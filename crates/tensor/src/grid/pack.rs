@@ -71,11 +71,15 @@ impl Block {
     }
 }
 
-/// Half of a scale of NVFP4, an E4M3 without sign; what is no number counts as 0.
+/// Half of a scale of NVFP4, an E4M3 whose sign does not count; what is no number counts as 0 or, with a sign, as the
+/// number that its bits would be, as in ggml.
 #[inline(always)]
 pub fn half_e4m3(bits: u8) -> f32 {
-    let bits = bits & 0x7f;
-    if bits == 0x7f { 0.0 } else { 0.5 * Table::E4m3.levels()[usize::from(bits)] }
+    match bits {
+        0x7f => 0.0,
+        0xff => 240.0,
+        _ => 0.5 * Table::E4m3.levels()[usize::from(bits & 0x7f)],
+    }
 }
 
 /// Half of the power of two that an exponent of eight bits stands for (E8M0), 0 being 2^-127.
