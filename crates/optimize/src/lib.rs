@@ -26,11 +26,12 @@ pub mod report;
 pub mod run;
 pub mod solve;
 pub mod speed;
+pub mod stats;
 pub mod teach;
 pub mod walk;
 pub mod written;
 
-pub use calibrate::{Gather, Needs, Stats};
+pub use calibrate::{Gather, Needs, Stats, reader};
 pub use error::{Error, Result};
 pub use methods::{METHODS, Method, Plan, Rewrite};
 pub use recipe::Recipe;

@@ -20,12 +20,19 @@ pub struct Recipe {
     /// Text for calibration, solver and gate; without it the model writes its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+    /// Statistics of the inputs of matrices, in place of a pass over calibration text; gathered and written there where the
+    /// file is not there yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<PathBuf>,
     /// What separates documents in the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// Tokens that methods see.
     #[serde(default = "default_calibration")]
     pub calibration_tokens: usize,
+    /// Are documents joined and cut into full sequences for calibration, in place of one sequence each?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
     /// Start of all random numbers.
     #[serde(default)]
     pub seed: u64,
@@ -95,8 +102,10 @@ impl Recipe {
             planish: 1,
             model: None,
             data: None,
+            stats: None,
             separator: None,
             calibration_tokens: default_calibration(),
+            packed: false,
             seed,
             format: None,
             activations: None,
