@@ -24,7 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engines import DATA, PROJECT, EngineError, LlamaCpp, Planish, np, run, table
+from engines import DATA, PROJECT, EngineError, LlamaCpp, Planish, np, table
 
 VALUES_BAR = 1e-4
 KL_BAR = 0.01
@@ -108,10 +108,10 @@ class Comparison:
 
     def gather(self):
         context = self.options.context
-        self.peer.imatrix(self.base, self.text, context, self.theirs)
-        run([self.peer.bin / "llama-imatrix", "-m", self.base, "-f", self.text, "-o", self.older,
-             "--output-format", "dat", "-c", context, "-b", context, "-t", self.options.threads,
-             "--process-output", "--no-ppl", "-ngl", 0], self.options.threads)
+        # Keys and values as they are: by default they are rounded to 16 bits, which the sums behind them show.
+        plain = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+        self.peer.imatrix(self.base, self.text, context, self.theirs, *plain)
+        self.peer.imatrix(self.base, self.text, context, self.older, "--output-format", "dat", *plain)
         ids = np.array(self.peer.token_ids(self.base, self.text.read_text(encoding="utf-8")))
         bos = ids[0]
         chunks = ids[:len(ids) // context * context].reshape(-1, context).copy()
