@@ -79,7 +79,10 @@ impl Kind {
 
     /// Refuses a method that needs what the file cannot hold.
     fn check(self, path: &Path, method: &str, needs: Needs) -> Result<()> {
-        let lacks = if needs.shift {
+        let lacks = if needs.shift && self == Kind::Imatrix {
+            "needs how the inputs of the changed model differ from the original's, which no file can hold: give --method imatrix, \
+             or --method gptq with statistics in a file that ends in .safetensors"
+        } else if needs.shift {
             "needs how the inputs of the changed model differ from the original's, which no file can hold: give --method gptq"
         } else if self == Kind::Imatrix && needs.gram {
             "needs full second moments, and an importance matrix holds their diagonal alone: give --method imatrix, or \

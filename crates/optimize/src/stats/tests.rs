@@ -86,7 +86,7 @@ fn methods_are_told_what_a_file_cannot_hold() {
     let gpt = sample(dir.path());
     let (imatrix, moments) = (Path::new("i.gguf"), Path::new("m.safetensors"));
     for (path, method, words) in [
-        (imatrix, "gptaq", &["i.gguf", "--method gptq"][..]),
+        (imatrix, "gptaq", &["i.gguf", "--method imatrix", "--method gptq"][..]),
         (moments, "gptaq", &["no file can hold", "--method gptq"]),
         (imatrix, "gptq", &["diagonal alone", "--method imatrix", ".safetensors"]),
         (imatrix, "awq", &["method awq", "--method imatrix"]),
