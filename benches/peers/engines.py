@@ -119,12 +119,12 @@ class LlamaCpp:
         command += ["--token-embedding-type", looked_up, "--output-tensor-type", looked_up]
         run([*command, base, out, recipe, self.threads])
 
-    def imatrix(self, base, text, context, out):
+    def imatrix(self, base, text, context, out, *more):
         """The importance matrix of `base` on `text`; special tokens in the text are parsed, so the
         documents can be separated by the model's own end and start."""
         run([self.bin / "llama-imatrix", "-m", base, "-f", text, "-o", out, "-c", context,
              "-b", context, "-t", self.threads, "--parse-special", "--process-output", "--no-ppl",
-             "-ngl", 0], self.threads)
+             "-ngl", 0, *more], self.threads)
 
     def perplexity_base(self, base, text, context, out):
         """Stores the base model's probabilities on `text` for `kl_divergence`."""

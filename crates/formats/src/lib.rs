@@ -1,4 +1,4 @@
-//! Files: safetensors, GGUF, JSON, tokenizer, chat template. Hostile bytes in, typed errors out.
+//! Files: safetensors, GGUF, importance matrices, JSON, tokenizer, chat template. Hostile bytes in, typed errors out.
 //!
 //! No file causes a panic, an abort or an allocation that its size does not justify. This crate knows no model.
 #![forbid(unsafe_code)]
@@ -8,6 +8,7 @@ pub mod chat_template;
 mod dtype;
 mod error;
 pub mod gguf;
+pub mod imatrix;
 pub mod json;
 pub mod parquet;
 pub mod quantized;

@@ -347,6 +347,20 @@ pub fn shared(model: &Model, gguf: bool) -> Vec<Vec<Site>> {
     groups
 }
 
+/// The matrices of a model by their names in a GGUF file, those that share a tensor together; none where no GGUF file has
+/// its family.
+pub fn gguf_matrices(model: &Model) -> Result<Vec<(String, Vec<Site>)>> {
+    let table = model.family.gguf.as_ref().map_or(&[][..], |g| g.stored);
+    let mut names = Vec::new();
+    each_tensor(model, table, |stored, layer, sites| {
+        if sites[0].1 == Part::Weight && !sites[0].0.role.is_norm() {
+            names.push((stored.name_in(layer), sites.iter().map(|(site, _)| *site).collect()));
+        }
+        Ok(())
+    })?;
+    Ok(names)
+}
+
 /// Why a model has no GGUF form, if it has none.
 pub fn gguf_refusal(model: &Model) -> Option<String> {
     // What refuses a model are its switches and its rotary scaling, and both are met before any tensor.

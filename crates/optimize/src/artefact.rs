@@ -248,6 +248,7 @@ pub fn finish(
     atomic::write_bytes(&at("report.html"), report.html(gpt, after, recipe, proof, differences).as_bytes())?;
     let mut inputs = manifest::sums(&gpt.files)?;
     let hash = data.hash.clone();
+    inputs.extend(manifest::sums(recipe.stats.as_slice())?);
     inputs.insert("data (tokens)".into(), manifest::Sum { bytes: 0, blake3: hash });
     let mut outputs = BTreeMap::new();
     let directory = if staged.path.is_dir() { &staged.path } else { staged.path.parent().unwrap_or(&staged.path) };

@@ -1,10 +1,10 @@
 //! What methods may know of a matrix's inputs, gathered by one tap and only as far as they ask.
 
-use model::{Point, Site, Tap};
+use model::{Point, Role, Site, Tap};
 use std::collections::BTreeMap;
 use tensor::{
     Tensor,
-    ops::{self, Cross, Gram},
+    ops::{self, Cross, Gram, Squares},
 };
 
 /// What a method must know of the inputs of a matrix.
@@ -12,6 +12,8 @@ use tensor::{
 pub struct Needs {
     /// The mean of `x x^T`.
     pub gram: bool,
+    /// The mean of the square of each input alone; the diagonal of the former serves as well.
+    pub squares: bool,
     /// How the inputs differ from the original's: the original then runs beside the model.
     pub shift: bool,
     /// The largest magnitude of each input.
@@ -21,7 +23,7 @@ pub struct Needs {
 impl Needs {
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram || self.peak
+        self.gram || self.squares || self.peak
     }
 }
 
@@ -30,6 +32,8 @@ impl Needs {
 pub struct Stats {
     /// `sum x x^T`, where it was asked for.
     pub gram: Option<Gram>,
+    /// `sum x^2`, where it was asked for without the former.
+    pub squares: Option<Squares>,
     /// `sum (o - x) x^T`, where `o` are the original's inputs and it was asked for.
     pub shift: Option<Cross>,
     /// The largest magnitude of each input, where it was asked for.
@@ -41,6 +45,8 @@ impl Stats {
     pub fn add(&mut self, needs: Needs, x: &Tensor) {
         if needs.gram {
             self.gram.get_or_insert_with(|| Gram::new(x.cols())).add(x);
+        } else if needs.squares {
+            self.squares.get_or_insert_with(|| Squares::new(x.cols())).add(x);
         }
         if needs.peak {
             let peak = self.peak.get_or_insert_with(|| vec![0.0; x.cols()]);
@@ -53,6 +59,9 @@ impl Stats {
         if let Some(gram) = &mut self.gram {
             gram.divide(by);
         }
+        if let Some(squares) = &mut self.squares {
+            squares.divide(by);
+        }
         if let Some(shift) = &mut self.shift {
             shift.divide(by);
         }
@@ -61,12 +70,34 @@ impl Stats {
         }
     }
 
+    /// Is nothing known?
+    pub fn is_empty(&self) -> bool {
+        self.gram.is_none() && self.squares.is_none() && self.peak.is_none()
+    }
+
+    /// The mean of the square of each of so many inputs, `[cols]`, where some were seen.
+    pub fn mean_squares(&self, cols: usize) -> Option<Vec<f32>> {
+        let gram = self.gram.as_ref().filter(|g| g.cols() == cols && g.rows() > 0);
+        let squares = self.squares.as_ref().filter(|s| s.cols() == cols && s.rows() > 0);
+        gram.map(Gram::mean_squares).or_else(|| squares.map(Squares::mean))
+    }
+
     /// Adds how a batch of inputs differs from the original's.
     pub fn add_shift(&mut self, x: &Tensor, original: &Tensor) {
         let mut off = original.clone();
         off.as_mut_slice().iter_mut().zip(x.as_slice()).for_each(|(o, x)| *o -= x);
         self.shift.get_or_insert_with(|| Cross::new(x.cols())).add(&off, x);
     }
+}
+
+/// The site that stands for all matrices which read its inputs: statistics are kept once for all of them.
+pub fn reader(site: Site) -> Site {
+    let role = match site.role {
+        Role::K | Role::V => Role::Q,
+        Role::Gate => Role::Up,
+        other => other,
+    };
+    Site { role, ..site }
 }
 
 /// A tap that keeps statistics of the inputs of chosen sites.

@@ -1,10 +1,13 @@
 //! Documents of tokens, split by their own hash into calibration, solver and gate.
 
-use crate::{Error, Result};
+use crate::{Error, Recipe, Result};
 use model::Gpt;
 use std::path::Path;
 
-pub use train::data::{Cutting, Document, SEPARATOR, documents, joined, read_text, read_tokens};
+pub use train::{
+    data::{Cutting, Document, SEPARATOR, documents, joined, read_text, read_tokens},
+    lines::Purpose,
+};
 
 /// The data of a job, each document in one part by its own hash, so that a longer file keeps the split.
 #[derive(Clone, Debug, Default)]
@@ -42,15 +45,15 @@ pub fn is_text(path: &Path) -> bool {
 ///
 /// # Errors
 /// If it cannot be read, or is of no use.
-pub fn whole(gpt: &Gpt, path: &Path, separator: &str, context: usize) -> Result<Vec<Document>> {
+pub fn whole(gpt: &Gpt, path: &Path, separator: &str, context: usize, purpose: Purpose) -> Result<Vec<Document>> {
     if path.extension().is_some_and(|e| e == "u16") {
         return Ok(read_tokens(path, &gpt.tokenizer)?);
     }
     if path.extension().is_some_and(|e| e == "jsonl") {
-        return Ok(train::lines::documents(path, gpt)?);
+        return Ok(train::lines::documents(path, gpt, purpose)?);
     }
     if path.extension().is_some_and(|e| e == "parquet") {
-        return Ok(train::lines::table(path, gpt)?);
+        return Ok(train::lines::table(path, gpt, purpose)?);
     }
     let text = read_text(path)?;
     let separated = text.contains(separator);
@@ -86,6 +89,39 @@ pub fn take_tokens(documents: &[Document], tokens: usize, seed: u64) -> Vec<Vec<
     out
 }
 
+/// Tokens of the sequences that packed documents are cut into, where the model's context holds as many.
+const PACKED: usize = 2048;
+
+/// What methods see of some documents: each by itself, or joined and cut into full sequences, as the recipe says.
+///
+/// # Errors
+/// If joined documents do not fill one sequence.
+pub fn calibration(documents: &[Document], recipe: &Recipe, gpt: &Gpt) -> Result<Vec<Vec<u32>>> {
+    if !recipe.packed {
+        return Ok(take_tokens(documents, recipe.calibration_tokens, recipe.seed));
+    }
+    let size = PACKED.min(gpt.model.spec.context).min(recipe.calibration_tokens).max(2);
+    // Where documents begin with no mark, the one that ends them keeps them apart.
+    let end = gpt.tokenizer.eos().filter(|_| !gpt.tokenizer.adds_bos());
+    let ended = |d: &Document| {
+        let mut d = Document { learned: None, ..d.clone() };
+        d.ids.extend(end.filter(|end| d.ids.last() != Some(end)));
+        d
+    };
+    let stream = joined(&documents.iter().map(ended).collect::<Vec<_>>(), recipe.seed).ids;
+    let most = (recipe.calibration_tokens / size).max(1);
+    let sequences: Vec<Vec<u32>> = stream.chunks_exact(size).take(most).map(<[u32]>::to_vec).collect();
+    if sequences.is_empty() {
+        let path = recipe.data.clone().unwrap_or_else(|| "--packed".into());
+        let reason = format!(
+            "leaves {} tokens for calibration, and a packed sequence takes {size}; give more text, or leave out --packed",
+            stream.len()
+        );
+        return Err(Error::Data { path, reason });
+    }
+    Ok(sequences)
+}
+
 /// Sequences in batches of about `tokens` tokens.
 pub fn batches<T: AsRef<[u32]>>(sequences: &[T], tokens: usize) -> Vec<std::ops::Range<usize>> {
     let mut out = Vec::new();
@@ -118,6 +154,28 @@ mod tests {
         let ranges = batches(&docs, 10);
         assert_eq!(ranges, [0..1, 1..3, 3..4, 4..6]);
         assert!(batches::<Document>(&[], 10).is_empty());
+    }
+
+    #[test]
+    fn packed_documents_fill_their_sequences() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in sample::files() {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let gpt = Gpt::open(dir.path()).unwrap();
+        let context = gpt.model.spec.context.min(PACKED);
+        let docs: Vec<Document> = (0..60).map(|n| Document { ids: vec![n + 5; 40], ..Document::default() }).collect();
+        let mut recipe = Recipe::one("gptq", tensor::Storage::F32, 3);
+        assert_eq!(calibration(&docs, &recipe, &gpt).unwrap().len(), 60);
+        recipe.packed = true;
+        let packed = calibration(&docs, &recipe, &gpt).unwrap();
+        assert!(packed.iter().all(|s| s.len() == context) && packed.len() >= 60 * 40 / context);
+        assert_eq!(packed, calibration(&docs, &recipe, &gpt).unwrap());
+        assert!(docs.iter().filter(|d| packed.iter().any(|s| s.contains(&d.ids[0]))).count() > 40);
+        recipe.calibration_tokens = 3 * context + 1;
+        assert_eq!(calibration(&docs, &recipe, &gpt).unwrap().len(), 3);
+        let e = calibration(&docs[..1], &recipe, &gpt).unwrap_err().to_string();
+        assert!(e.contains("a packed sequence takes"), "{e}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Makes a GPT smaller and proves that its quality held: recipe, walker, methods, evaluation, solver, proof.
 #![forbid(unsafe_code)]
 
+mod activations;
 pub mod artefact;
 pub mod audit;
 pub mod builtin;
@@ -13,7 +14,6 @@ pub mod evaluate;
 pub mod export;
 pub mod gate;
 mod heal;
-mod inputs;
 pub mod journal;
 pub mod lesson;
 pub mod manifest;
@@ -27,11 +27,12 @@ pub mod report;
 pub mod run;
 pub mod solve;
 pub mod speed;
+pub mod stats;
 pub mod teach;
 pub mod walk;
 pub mod written;
 
-pub use calibrate::{Gather, Needs, Stats};
+pub use calibrate::{Gather, Needs, Stats, reader};
 pub use error::{Error, Result};
 pub use methods::{METHODS, Method, Plan, Rewrite};
 pub use recipe::Recipe;

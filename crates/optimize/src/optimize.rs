@@ -12,9 +12,10 @@ use crate::{
     report::Report,
     run::{self, Data, Outcome, Settings},
     solve::{self, Point, Sensitivity},
+    stats, walk,
 };
 use model::{Gpt, Model, Site};
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 use tensor::Storage;
 
 /// Documents and tokens below which the solver would only measure noise.
@@ -50,12 +51,17 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// The recipe without its choice of storages.
-    pub fn recipe(&self, seed: u64) -> Recipe {
-        let mut recipe = Recipe::one("gptaq", Storage::F32, seed);
+    /// The recipe without its choice of storages: the best method, or the best for what a file of statistics holds.
+    ///
+    /// # Errors
+    /// If the file is none of statistics by its name.
+    pub fn recipe(&self, seed: u64, stats: Option<&Path>) -> Result<Recipe> {
+        let method = stats.map_or(Ok("gptaq"), |path| stats::Kind::of(path).map(stats::Kind::method))?;
+        let mut recipe = Recipe::one(method, Storage::F32, seed);
         recipe.steps[0].storage = "keep".into();
+        recipe.stats = stats.map(Into::into);
         recipe.floor = self.floor.clone();
-        recipe
+        Ok(recipe)
     }
 
     /// Bytes of the whole model.
@@ -93,8 +99,14 @@ pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, target: Target, progress
         });
     }
     let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
-    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
-    let sensitivities = solve::sensitivities(&gpt.model, &plan, &calibration, &documents, target, progress)?;
+    let stats = match stats::of_recipe(gpt, recipe, &recipe.build(&gpt.model)?, data, progress)? {
+        Some(known) => known.all()?,
+        None => {
+            let calibration = data::calibration(&data.split.calibration, recipe, gpt)?;
+            walk::statistics(&gpt.model, plan.each_matrix()?.needs(), &calibration, progress)?
+        }
+    };
+    let sensitivities = solve::sensitivities(&gpt.model, &plan, &stats, &documents, target, progress)?;
     let front = solve::front(&sensitivities, 40);
     let treated: usize = sensitivities
         .iter()

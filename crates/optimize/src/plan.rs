@@ -1,14 +1,15 @@
 //! The plan of a job: its recipe, and what it will take, before it is done.
 
 use crate::{
-    Result,
+    Needs, Result,
     artefact::Target,
+    calibrate::reader,
     data, methods,
     optimize::{self, Goal},
-    progress::Progress,
+    progress::{Progress, Silent},
     recipe::{Built, Recipe},
     run::Data,
-    walk,
+    stats, walk,
 };
 use model::{Gpt, Model, Site};
 use serde::Serialize;
@@ -114,6 +115,7 @@ pub struct Becomes {
 /// As [`Recipe::build`].
 pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
     let built = recipe.build(&gpt.model)?;
+    recipe.stats.as_ref().map_or(Ok(()), |path| stats::check(path, &built))?;
     let chosen = |site: &Site| built.iter().rev().find_map(|b| b.choice.get(site)).copied();
     let one = |(site, l): (&Site, &tensor::Linear)| {
         let (now, [rows, cols]) = (l.weight.storage(), [l.weight.rows(), l.weight.cols()]);
@@ -180,6 +182,8 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let shapes: Vec<[usize; 2]> = spec.matrices().iter().filter_map(|s| spec.shape(*s)).collect();
     let largest = shapes.iter().map(|[r, c]| 4 * r * c).max().unwrap_or(0);
     let needs = built.iter().any(|b| b.plan.needs().gram);
+    let missing = recipe.stats.as_ref().filter(|path| !path.exists()).and_then(|path| stats::Kind::of(path).ok());
+    let gathered = missing.map_or(0, |kind| stats::memory(spec, kind));
     // The original's flows, moments and what is solved with them stand beside the model's own.
     let shifted = built.iter().any(|b| b.plan.needs().shift);
     let taught =
@@ -187,34 +191,40 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let taught = taught.max().unwrap_or(0);
     let square = if shifted { 34 + 48 } else { 34 };
     let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };
-    let tokens = if needs { held.min(recipe.calibration_tokens) } else { 1024 };
+    let read = built.iter().any(|b| b.plan.needs().data()) && recipe.stats.is_none();
+    let tokens = if read { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest) * if shifted { 2 } else { 1 };
     let logits = 4 * 512 * 3 * spec.vocab;
-    let own = result + (taught + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
+    let own = result + (taught.max(gathered) + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
     Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
 }
 
 /// Times a part of the work on this machine and scales it up.
 fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Storage>) -> Result<f64> {
-    let calibration = data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed);
+    let known = stats::of_recipe(gpt, recipe, &recipe.build(&gpt.model)?, data, &Silent)?;
+    let calibration = data::calibration(&data.split.calibration, recipe, gpt)?;
     let total: usize = calibration.iter().map(Vec::len).sum();
     let part = data::take_tokens(&data.split.calibration, (total / 4).max(512), recipe.seed);
     let timed: usize = part.iter().map(Vec::len).sum();
     let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
     let method = plan.each_matrix()?;
+    // A pass is timed where nothing is gathered, too: scoring takes as long.
+    let needs = if known.is_some() { Needs::default() } else { method.needs() };
     let begin = Instant::now();
-    let stats = walk::statistics(&gpt.model, method.needs(), &part)?;
+    let passed = walk::statistics(&gpt.model, needs, &part, &Silent)?;
     // A tied head's statistics take one pass more than the walk itself, and the original beside the model another.
     let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 } + if method.needs().shift { 1.0 } else { 0.0 };
-    let gather = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64 * passes;
+    let pass = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64;
+    let gather = if known.is_some() { 0.0 } else { pass * passes };
+    let stats = known.map_or(Ok(passed), |known| known.all())?;
     let begin = Instant::now();
     for (site, storage) in choice {
-        let stats = stats.get(site).cloned().unwrap_or_default();
+        let stats = stats.get(&reader(*site)).cloned().unwrap_or_default();
         walk::rewrite_matrix(method, *site, &gpt.model.linear(*site)?.weight.to_tensor(), *storage, &stats)?;
     }
     let rewrite = begin.elapsed().as_secs_f64();
     let gate: usize = data.split.gate.iter().map(|d| d.ids.len()).sum();
-    let score = gather / passes * 1.5 * gate as f64 / total.max(1) as f64;
+    let score = pass * 1.5 * gate as f64 / total.max(1) as f64;
     Ok(gather + rewrite + score + 1.0)
 }

@@ -1,7 +1,7 @@
 //! Recipes: what is done to a model, as data. The command line writes them, the solver varies them, the
 //! manifest keeps them, `planish run` replays them.
 
-use crate::inputs::Inputs;
+use crate::activations::Activations;
 use crate::{Error, Plan, Result, methods, mixes};
 use formats::quantized::Format;
 use model::{Model, Role, Site, Spec, save};
@@ -21,12 +21,19 @@ pub struct Recipe {
     /// Text for calibration, solver and gate; without it the model writes its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+    /// Statistics of the inputs of matrices, in place of a pass over calibration text; gathered and written there where the
+    /// file is not there yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<PathBuf>,
     /// What separates documents in the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
     /// Tokens that methods see.
     #[serde(default = "default_calibration")]
     pub calibration_tokens: usize,
+    /// Are documents joined and cut into full sequences for calibration, in place of one sequence each?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
     /// Start of all random numbers.
     #[serde(default)]
     pub seed: u64,
@@ -96,8 +103,10 @@ impl Recipe {
             planish: 1,
             model: None,
             data: None,
+            stats: None,
             separator: None,
             calibration_tokens: default_calibration(),
+            packed: false,
             seed,
             format: None,
             activations: None,
@@ -147,10 +156,10 @@ impl Recipe {
     /// How inputs of products are to be rounded.
     ///
     /// # Errors
-    /// As [`Inputs::parse`].
-    pub fn inputs(&self) -> Result<Option<Inputs>> {
+    /// As [`Activations::parse`].
+    pub fn activations(&self) -> Result<Option<Activations>> {
         let format = self.quantizer()?;
-        self.activations.as_deref().map(|name| Inputs::parse(name, format)).transpose()
+        self.activations.as_deref().map(|name| Activations::parse(name, format)).transpose()
     }
 
     /// The other quantizer whose format is asked for.

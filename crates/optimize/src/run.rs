@@ -14,7 +14,10 @@ use crate::{
     progress::Progress,
     recipe::{Built, Recipe},
     report::{Difference, Report},
-    speed, walk, written,
+    speed,
+    stats::{self, Known},
+    walk::{self, Inputs},
+    written,
 };
 use model::{Gpt, Model};
 use std::path::{Path, PathBuf};
@@ -79,7 +82,8 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
         Some(path) => {
             let documents = match data::is_text(path) {
                 true => data::documents(&data::read_text(path)?, &gpt.tokenizer, &cutting)?,
-                false => data::whole(gpt, path, &cutting.separator, cutting.context)?
+                // Methods read whole conversations, and nothing of them is learned.
+                false => data::whole(gpt, path, &cutting.separator, cutting.context, data::Purpose::Reading)?
                     .into_iter()
                     .map(|document| document.cut(cutting.context, &gpt.tokenizer))
                     .collect::<train::Result<_>>()?,
@@ -110,10 +114,12 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
 /// Tokens that the model writes where there is no text: enough to calibrate on, or only to prove with where no step looks
 /// at any.
 fn own_tokens(recipe: &Recipe) -> Result<usize> {
+    // Statistics that are there already ask for no text.
+    let known = recipe.stats.as_ref().is_some_and(|path| path.exists());
     let mut calibrated = false;
     for step in &recipe.steps {
         calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
-            Plan::EachMatrix(method) => method.needs().data(),
+            Plan::EachMatrix(method) => method.needs().data() && !known,
             Plan::Learned(_) => true,
         };
     }
@@ -138,7 +144,11 @@ pub fn run(
     let built = recipe.build(&gpt.model)?;
     let target = Target::of_recipe(recipe, &settings.out)?;
     target.check(&gpt.model, &built)?;
-    let inputs = recipe.inputs()?;
+    let activations = recipe.activations()?;
+    if recipe.stats.as_ref().is_some_and(|path| !path.exists()) {
+        check_memory(gpt, recipe, data, settings, &built)?;
+    }
+    let known = stats::of_recipe(gpt, recipe, &built, data, progress)?;
     let key = key(gpt, recipe, data, settings)?;
     if let Some(proof) = artefact::finished(&settings.out, &key)? {
         Journal::forget(&settings.out, &key)?;
@@ -150,12 +160,12 @@ pub fn run(
     let mut journal = Journal::open(&settings.out, &key, settings.restart)?;
 
     let mut model = transform(gpt, recipe, &built, data, &mut journal, progress)?;
-    if let Some(inputs) = inputs {
-        inputs.apply(&mut model, &calibration(recipe, data))?;
+    if let Some(activations) = activations {
+        activations.round(&mut model, &data::calibration(&data.split.calibration, recipe, gpt)?, progress)?;
     }
     let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
     let staged = target.write(gpt, &model, &staging)?;
-    let warnings = warnings(&built, &staged.fallbacks, data, settings)?;
+    let warnings = warnings(gpt, &built, known.as_ref(), &staged.fallbacks, data, settings)?;
 
     let after = Gpt::open(&staged.path)?;
     let (proof, differences) = prove(gpt, &after, recipe, data, warnings, progress)?;
@@ -232,13 +242,18 @@ pub fn transform(
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<Model> {
-    let calibration = calibration(recipe, data);
+    let known = stats::of_recipe(gpt, recipe, built, data, progress)?;
     let mut model = gpt.model.clone();
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
         match &step.plan {
             Plan::EachMatrix(method) => {
-                walk::walk(&mut model, step, method.as_ref(), &calibration, journal, progress)?;
+                let texts = match known.is_none() && method.needs().data() {
+                    true => data::calibration(&data.split.calibration, recipe, gpt)?,
+                    false => Vec::new(),
+                };
+                let inputs = known.as_ref().map_or(Inputs::Texts(&texts), Inputs::Known);
+                walk::walk(&mut model, step, method.as_ref(), inputs, journal, progress)?;
             }
             Plan::Learned(healing) => {
                 let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
@@ -247,11 +262,6 @@ pub fn transform(
         }
     }
     Ok(model)
-}
-
-/// What methods see of the text.
-fn calibration(recipe: &Recipe, data: &Data) -> Vec<Vec<u32>> {
-    data::take_tokens(&data.split.calibration, recipe.calibration_tokens, recipe.seed)
 }
 
 fn refuse_requantizing(model: &Model, settings: &Settings) -> Result<()> {
@@ -269,10 +279,10 @@ fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<S
     hasher.update(tensor::kernels::kernels().isa.as_bytes());
     // Where the inputs lie does not matter, what they hold does.
     let mut bare = recipe.clone();
-    (bare.model, bare.data) = (None, None);
+    (bare.model, bare.data, bare.stats) = (None, None, None);
     hasher.update(bare.to_text()?.as_bytes());
     hasher.update(data.hash.as_bytes());
-    for sum in manifest::sums(&gpt.files)?.values() {
+    for sum in manifest::sums(&gpt.files)?.values().chain(manifest::sums(recipe.stats.as_slice())?.values()) {
         hasher.update(sum.blake3.as_bytes());
     }
     hasher.update(&[u8::from(Target::of_recipe(recipe, &settings.out)? == Target::Gguf)]);
@@ -280,7 +290,9 @@ fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<S
 }
 
 fn warnings(
+    gpt: &Gpt,
     built: &[Built],
+    known: Option<&Known>,
     fallbacks: &[model::save::Fallback],
     data: &Data,
     settings: &Settings,
@@ -296,6 +308,7 @@ fn warnings(
             }
         }
     }
+    warnings.extend(known.map_or(Ok(Vec::new()), |known| known.notes(gpt, built))?);
     if settings.strict && !warnings.is_empty() {
         return Err(Error::Gate(format!("--strict: {}", warnings.join("; "))));
     }

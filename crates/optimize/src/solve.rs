@@ -7,6 +7,7 @@
 use crate::{
     Error, Plan, Result, Rewrite, Stats,
     artefact::Target,
+    calibrate::reader,
     data::{Document, batches},
     progress::{self, Progress},
     walk,
@@ -82,20 +83,19 @@ pub fn storages(cols: usize, target: Target) -> Vec<Storage> {
 /// site's own outputs.
 const ANCHORS: [f64; 3] = [2.0, 3.5, 5.0];
 
-/// Measures every site: the divergence at a few storages, the error of the site's outputs at all.
+/// Measures every site, `stats` being those of [`walk::statistics`]: the divergence at a few storages, the error of the site's outputs at all.
 ///
 /// # Errors
 /// If a site cannot be rewritten, or the job was interrupted.
 pub fn sensitivities(
     model: &Model,
     plan: &Plan,
-    calibration: &[Vec<u32>],
+    stats: &BTreeMap<Site, Stats>,
     documents: &[Document],
     target: Target,
     progress: &dyn Progress,
 ) -> Result<Vec<Sensitivity>> {
     let method = plan.each_matrix()?;
-    let stats = walk::statistics(model, method.needs(), calibration)?;
     let floats = |site: &Site| match target {
         Target::Quantized(format) => model::save::quantized_refusal(model, *site, format).is_some(),
         _ => false,
@@ -107,7 +107,7 @@ pub fn sensitivities(
     for site in sites {
         measure.reach(site)?;
         let none = Stats::default();
-        let trials = trials(model, site, method, stats.get(&site).unwrap_or(&none), target)?;
+        let trials = trials(model, site, method, stats.get(&reader(site)).unwrap_or(&none), target)?;
         let mut measured = Vec::new();
         for at in anchors(&trials) {
             progress::check()?;
@@ -170,18 +170,32 @@ fn trials(model: &Model, site: Site, method: &dyn Rewrite, stats: &Stats, target
         let mean: Vec<f32> = g.mean().iter().map(|v| *v as f32).collect();
         Weight::from_tensor(Tensor::from_vec(g.cols(), g.cols(), mean))
     });
+    let squares = stats.squares.as_ref().map(|s| s.mean());
     let trial = |storage: Storage| -> Result<Trial> {
         progress::check()?;
         let weight = walk::rewrite_matrix(method, site, &dense, storage, stats)?;
         let mut off = weight.to_tensor();
         off.as_mut_slice().iter_mut().zip(dense.as_slice()).for_each(|(q, w)| *q -= w);
         // With H the mean of x x^T, the error of the outputs is the sum of e^T H e over rows.
-        let moved = moments.as_ref().map_or_else(|| off.clone(), |h| ops::matmul(&off, h));
+        let moved = match (&moments, &squares) {
+            (Some(h), _) => ops::matmul(&off, h),
+            (None, Some(h)) => times_columns(&off, h),
+            (None, None) => off.clone(),
+        };
         let product = |(a, b): (&f32, &f32)| f64::from(*a) * f64::from(*b);
         let error: f64 = off.as_slice().iter().zip(moved.as_slice()).map(product).sum();
         Ok(Trial { weight, error: error.max(0.0) })
     };
     storages(dense.cols(), target).into_iter().map(trial).collect()
+}
+
+/// Rows times a number for each column.
+fn times_columns(x: &Tensor, by: &[f32]) -> Tensor {
+    let mut out = x.clone();
+    for row in 0..out.rows() {
+        out.row_mut(row).iter_mut().zip(by).for_each(|(v, b)| *v *= b);
+    }
+    out
 }
 
 /// The trials nearest to the anchors' bits.

@@ -74,9 +74,9 @@ struct Kept {
 /// checkpoints stay beside it, and the same call goes on from them.
 pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar: &dyn Progress) -> Result<Taught> {
     refuse(gpt, teacher, lesson, place)?;
-    let documents = data::whole(gpt, &lesson.data, &lesson.separator, lesson.context)?;
+    let documents = data::whole(gpt, &lesson.data, &lesson.separator, lesson.context, data::Purpose::Learning)?;
     let (taught, measured) = match &lesson.validation {
-        Some(path) => (documents, data::whole(gpt, path, &lesson.separator, lesson.context)?),
+        Some(path) => (documents, data::whole(gpt, path, &lesson.separator, lesson.context, data::Purpose::Learning)?),
         None => course::hold_back(documents),
     };
     let taught = if lesson.join_documents { vec![data::joined(&taught, lesson.seed)] } else { taught };

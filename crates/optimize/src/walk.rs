@@ -4,19 +4,30 @@
 
 use crate::{
     Error, Gather, Needs, Result, Rewrite, Stats,
+    calibrate::reader,
     data::batches,
     journal::Journal,
     progress::{self, Progress},
     recipe::Built,
+    stats::Known,
 };
-use model::{Flow, Model, Point, Role, Site, Stage, Tap};
-use std::collections::BTreeMap;
+use model::{Flow, Model, Point, Site, Stage, Tap};
+use std::collections::{BTreeMap, BTreeSet};
 use tensor::{Linear, Storage, Tensor, Weight};
 
 /// Tokens of a batch of calibration data.
-const BATCH: usize = 2048;
+pub const BATCH: usize = 2048;
 
-/// Runs one step of a method over the model. `calibration` may be empty where the method needs no data.
+/// Where a step knows the inputs of matrices from.
+#[derive(Clone, Copy)]
+pub enum Inputs<'a> {
+    /// From texts that run through the model as it changes; they may be empty where the method needs no data.
+    Texts(&'a [Vec<u32>]),
+    /// From what was gathered before.
+    Known(&'a Known),
+}
+
+/// Runs one step of a method over the model.
 ///
 /// # Errors
 /// If a weight cannot be treated as asked, or the job was interrupted.
@@ -24,19 +35,24 @@ pub fn walk(
     model: &mut Model,
     step: &Built,
     method: &dyn Rewrite,
-    calibration: &[Vec<u32>],
+    inputs: Inputs<'_>,
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let (calibration, known) = match inputs {
+        Inputs::Texts(texts) => (texts, None),
+        Inputs::Known(known) => (&[][..], Some(known)),
+    };
     let mut walker = Walker {
         base: model.clone(),
         method,
         choice: &step.choice,
         calibration: if method.needs().data() { calibration } else { &[] },
+        known,
         journal,
         progress,
     };
-    if method.needs().data() && calibration.is_empty() {
+    if method.needs().data() && calibration.is_empty() && known.is_none() {
         return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
     }
     walker.run(model)
@@ -48,6 +64,7 @@ struct Walker<'a> {
     method: &'a dyn Rewrite,
     choice: &'a BTreeMap<Site, Storage>,
     calibration: &'a [Vec<u32>],
+    known: Option<&'a Known>,
     journal: &'a mut Journal,
     progress: &'a dyn Progress,
 }
@@ -97,6 +114,9 @@ impl Walker<'_> {
     }
 
     fn tied_stats(&self) -> Result<Stats> {
+        if let Some(known) = self.known {
+            return known.of(Site::EMBED);
+        }
         let mut flows = self.start(&self.base)?;
         for flow in &mut flows {
             progress::check()?;
@@ -109,6 +129,9 @@ impl Walker<'_> {
     }
 
     fn head_stats(&self, model: &Model, flows: &[Flow]) -> Result<Stats> {
+        if let Some(known) = self.known.filter(|_| self.method.needs().data()) {
+            return known.of(Site::HEAD);
+        }
         let mut stats = Stats::default();
         if self.method.needs().data() {
             for flow in flows {
@@ -162,15 +185,10 @@ impl Walker<'_> {
         if sites.is_empty() {
             return Ok(None);
         }
-        // All products of a stage read the same input, so one gathering serves them.
-        let mut gather = Gather::new(self.method.needs(), vec![sites[0]]);
-        for flow in flows.iter() {
-            gather.at(Point::Input(sites[0]), flow.input());
-        }
-        let mut stats = gather.stats.remove(&sites[0]).unwrap_or_default();
-        for (flow, original) in flows.iter().zip(originals) {
-            stats.add_shift(flow.input(), original.input());
-        }
+        let mut stats = match self.known.filter(|_| self.method.needs().data()) {
+            Some(known) => known.of(sites[0])?,
+            None => self.gather(sites[0], flows, originals),
+        };
         let norm = self.balance(model, layer, stage, &sites, &mut stats)?;
         if norm.is_some() {
             for flow in flows.iter_mut() {
@@ -182,6 +200,19 @@ impl Walker<'_> {
             self.rewrite(model, site, &stats)?;
         }
         Ok(norm)
+    }
+
+    /// What the inputs of a stage are in the flows: all its products read the same, so one gathering serves them.
+    fn gather(&self, site: Site, flows: &[Flow], originals: &[Flow]) -> Stats {
+        let mut gather = Gather::new(self.method.needs(), vec![site]);
+        for flow in flows {
+            gather.at(Point::Input(site), flow.input());
+        }
+        let mut stats = gather.stats.remove(&site).unwrap_or_default();
+        for (flow, original) in flows.iter().zip(originals) {
+            stats.add_shift(flow.input(), original.input());
+        }
+        stats
     }
 
     /// Lets a norm take over a part of the scale of its outputs, where the method asks for it and all matrices that read them
@@ -257,7 +288,8 @@ fn advance(model: &Model, layer: u16, stage: Stage, flow: &mut Flow) -> Result<(
     Ok(())
 }
 
-/// Rewrites one matrix; a looked-up table without statistics is rounded to nearest.
+/// Rewrites one matrix; one outside the blocks of which nothing is known, such as a table that is looked up, is rounded to
+/// nearest.
 pub fn rewrite_matrix(
     method: &dyn Rewrite,
     site: Site,
@@ -265,24 +297,26 @@ pub fn rewrite_matrix(
     storage: Storage,
     stats: &Stats,
 ) -> Result<Weight> {
-    let looked_up = matches!(site.role, Role::Embed | Role::Position) && stats.gram.is_none();
-    if looked_up || !matches!(storage, Storage::Grid(_)) {
+    let unknown = site.layer.is_none() && stats.is_empty();
+    if unknown || !matches!(storage, Storage::Grid(_)) {
         return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });
     }
     method.matrix(site, dense, storage, stats)
 }
 
-/// Statistics of every site of a model in one pass, as the solver needs them.
+/// Statistics of the inputs of every matrix of a model in one pass, one entry for all that read the same ([`reader`]).
 ///
 /// # Errors
 /// If the job was interrupted.
-pub fn statistics(model: &Model, needs: Needs, calibration: &[Vec<u32>]) -> Result<BTreeMap<Site, Stats>> {
-    // Of the products that read one input, the first of each stage stands for all.
-    let mut sites: Vec<Site> = (0..model.spec.layers())
-        .flat_map(|l| [Role::Q, Role::O, Role::Up, Role::Down].map(|r| Site::of(l, r)))
-        .collect();
-    sites.push(Site::HEAD);
-    let mut gather = Gather::new(needs, sites);
+pub fn statistics(
+    model: &Model,
+    needs: Needs,
+    calibration: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<BTreeMap<Site, Stats>> {
+    let sites: BTreeSet<Site> = model.spec.matrices().into_iter().chain([Site::HEAD]).map(reader).collect();
+    let mut gather = Gather::new(needs, sites.into_iter().collect());
+    progress.begin("gathering statistics", calibration.iter().map(|s| s.len() as u64).sum());
     for range in batches(calibration, BATCH) {
         progress::check()?;
         let sequences: Vec<&[u32]> = calibration[range].iter().map(|s| &s[..]).collect();
@@ -292,15 +326,9 @@ pub fn statistics(model: &Model, needs: Needs, calibration: &[Vec<u32>]) -> Resu
         }
         let rows: Vec<usize> = (0..flow.tokens()).collect();
         gather.at(Point::Input(Site::HEAD), &model.final_rows(&flow, &rows)?);
+        progress.advance(flow.tokens() as u64);
     }
     let mut stats = gather.stats;
-    for layer in 0..model.spec.layers() {
-        for (from, to) in [(Role::Q, Role::K), (Role::Q, Role::V), (Role::Up, Role::Gate)] {
-            if let Some(s) = stats.get(&Site::of(layer, from)).cloned() {
-                stats.insert(Site::of(layer, to), s);
-            }
-        }
-    }
     if model.spec.tied
         && let Some(s) = stats.remove(&Site::HEAD)
     {

@@ -24,41 +24,51 @@ struct Line {
 /// The fields of a line.
 const FIELDS: [&str; 4] = ["text", "prompt", "completion", "messages"];
 
+/// What documents are read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be learned: what a conversation's answers are must be clear.
+    Learning,
+    /// To be read as the model would, whole.
+    Reading,
+}
+
 /// Reads the documents of a JSONL file.
 ///
 /// # Errors
 /// If it cannot be read, or a line is not what it should be; the error names the line.
-pub fn documents(path: &Path, gpt: &Gpt) -> Result<Vec<Document>> {
+pub fn documents(path: &Path, gpt: &Gpt, purpose: Purpose) -> Result<Vec<Document>> {
     let text = read_text(path)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let parsed = lines.map(|(number, line)| (format!("line {}", number + 1), serde_json::from_str(line), line.into()));
-    collect(path, gpt, parsed)
+    collect(path, gpt, purpose, parsed)
 }
 
 /// Reads the documents of a Parquet file, which has the fields of a line as columns.
 ///
 /// # Errors
 /// As [`documents`]; the error names the row.
-pub fn table(path: &Path, gpt: &Gpt) -> Result<Vec<Document>> {
+pub fn table(path: &Path, gpt: &Gpt, purpose: Purpose) -> Result<Vec<Document>> {
     let rows = formats::parquet::rows(path, &FIELDS)?;
     let parsed = rows.into_iter().enumerate().map(|(number, row)| {
         let text = row.to_string();
         (format!("row {}", number + 1), serde_json::from_value(row), text)
     });
-    collect(path, gpt, parsed)
+    collect(path, gpt, purpose, parsed)
 }
 
 /// The documents of lines: where each stands, what it says, and its text.
 fn collect(
     path: &Path,
     gpt: &Gpt,
+    purpose: Purpose,
     lines: impl Iterator<Item = (String, serde_json::Result<Line>, String)>,
 ) -> Result<Vec<Document>> {
     let mut all = Vec::new();
     for (place, line, text) in lines {
         let bad = |reason: String| Error::Data { path: path.into(), reason: format!("{place} {reason}") };
         let line = line.map_err(|e| bad(format!("is not what was expected: {e}")))?;
-        let (ids, learned) = document(gpt, line).map_err(|e| match e {
+        let (ids, learned) = document(gpt, purpose, line).map_err(|e| match e {
             Error::Asked(reason) => bad(reason),
             other => other,
         })?;
@@ -69,8 +79,11 @@ fn collect(
     Ok(all)
 }
 
-fn document(gpt: &Gpt, line: Line) -> Result<Marked> {
+fn document(gpt: &Gpt, purpose: Purpose, line: Line) -> Result<Marked> {
     match line {
+        Line { messages: Some(messages), .. } if purpose == Purpose::Reading => {
+            Ok((gpt.tokenizer.encode(&gpt.conversation(&messages, false)?, false)?, None))
+        }
         Line { messages: Some(messages), .. } => conversation(gpt, &messages),
         Line { prompt: Some(prompt), completion: Some(completion), .. } => completed(gpt, &prompt, &completion),
         Line { text: Some(text), .. } => Ok((ended(gpt, gpt.tokenizer.encode(&text, true)?), None)),

@@ -57,6 +57,11 @@ pub enum Command {
         after_help = "Examples:\n  planish quantize ./model --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
+    /// Gather statistics of the inputs of matrices, for any number of jobs with --stats
+    #[command(
+        after_help = "Examples:\n  planish calibrate ./model --data text.txt --out imatrix.gguf      # llama.cpp's importance matrix\n  planish calibrate ./model --data chats.jsonl --packed --out stats.safetensors\n  planish quantize ./model --method imatrix --storage q3_k_m --stats imatrix.gguf --out small.gguf\n  planish quantize ./model --method gptq --bits 3 --stats stats.safetensors --out small\n\nOf the text the part for calibration is read, so that the rest can prove the result; --whole reads all of it."
+    )]
+    Calibrate(Calibrate),
     /// Teach a model a text
     #[command(
         after_help = "Examples:\n  planish finetune ./model --data text.txt --steps 500 --lr 1e-4 --out taught\n  planish finetune ./model --data text.txt --precision f32 --batch 8 --context 256 --patience 3 --out taught\n  planish finetune small.gguf --data text.txt --lora rank=16,sites=q+v --lr 3e-4 --out adapter\n  mpirun -n 4 planish finetune ./model --data text.txt --batch 32 --part 2 --out taught   # built with the feature mpi\n\nThe same command goes on where an interrupted one stopped, and ends in the same bytes."
@@ -133,12 +138,29 @@ pub struct Artefact {
 /// Where text comes from.
 #[derive(Args, Clone)]
 pub struct Data {
-    /// Text for calibration, solver and gate; without it the model writes its own
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: Texts,
     /// `self`: the model writes its own text, which is what happens without --data
     #[arg(long, value_name = "WHAT", conflicts_with = "data", value_parser = ["self"])]
     pub calibrate: Option<String>,
+    /// Statistics of the inputs of matrices in place of a pass over calibration text: .gguf (or .dat), llama.cpp's
+    /// importance matrix, for --method imatrix; .safetensors, full second moments, for gptq, awq and smoothquant too. Where
+    /// the file is not there yet they are gathered and written
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+}
+
+/// Text, and how methods see it.
+#[derive(Args, Clone)]
+pub struct Texts {
+    /// Text for calibration, solver and gate; without it the model writes its own. Plain text, tokens (.u16), or .jsonl and
+    /// .parquet, whose "messages" are put into the model's chat template
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Join documents and cut them into full sequences of the context (at most 2048 tokens) for calibration, as most tools
+    /// do; otherwise each document is a sequence of its own
+    #[arg(long)]
+    pub packed: bool,
     /// What separates documents in the text
     #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
     pub separator: String,
@@ -228,6 +250,9 @@ pub struct Run {
     /// The text, in place of the recipe's
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Statistics of the inputs of matrices, in place of the recipe's
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
     #[command(flatten)]
     pub writing: Writing,
 }
@@ -236,7 +261,7 @@ pub struct Run {
 pub struct Quantize {
     #[command(flatten)]
     pub model: Model,
-    /// rtn, hqq, gptq, gptaq or qat; `planish methods` tells more
+    /// rtn, hqq, imatrix, awq, gptq, gptaq or qat; `planish methods` tells more
     #[arg(long, default_value = "gptaq")]
     pub method: String,
     /// Bits of a code, 2 to 8; a fraction such as 4.25 is the average of the whole model, scales, embedding and head
@@ -288,6 +313,25 @@ pub struct Quantize {
     pub data: Data,
     #[command(flatten)]
     pub writing: Writing,
+}
+
+#[derive(Args)]
+pub struct Calibrate {
+    #[command(flatten)]
+    pub model: Model,
+    #[command(flatten)]
+    pub text: Texts,
+    /// Read all of the text, not only the 60 % of documents that jobs with the same --data calibrate on: where the same text
+    /// will not prove the result
+    #[arg(long)]
+    pub whole: bool,
+    /// Where the statistics go: a file that ends in .gguf (llama.cpp's importance matrix) or .safetensors (full second
+    /// moments)
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Replace what lies there
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 #[derive(Args)]

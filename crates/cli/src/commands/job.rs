@@ -2,7 +2,7 @@
 
 use super::{bytes, open, print_json};
 use crate::{
-    args::{Common, Data, Model, Run, Writing},
+    args::{Common, Data, Model, Run, Texts, Writing},
     show::{self, Bar},
 };
 use anyhow::{Context, Result, bail};
@@ -33,11 +33,18 @@ pub fn run(model: &Model, data: &Data, mut recipe: Recipe, writing: &Writing, co
 /// Puts model and data into a recipe.
 pub fn fill(recipe: &mut Recipe, gpt: &Gpt, data: &Data) {
     recipe.model = Some(gpt.path.clone());
-    recipe.data = data.data.clone();
-    if data.separator != optimize::data::SEPARATOR {
-        recipe.separator = Some(data.separator.clone());
+    recipe.stats = data.stats.clone();
+    fill_text(recipe, &data.text);
+}
+
+/// Puts the text and how methods see it into a recipe.
+pub fn fill_text(recipe: &mut Recipe, text: &Texts) {
+    recipe.data = text.data.clone();
+    if text.separator != optimize::data::SEPARATOR {
+        recipe.separator = Some(text.separator.clone());
     }
-    recipe.calibration_tokens = data.calibration_tokens;
+    recipe.calibration_tokens = text.calibration_tokens;
+    recipe.packed = text.packed;
 }
 
 /// The text of a job: the user's, the sample's own stories, or what the model writes.
@@ -78,6 +85,7 @@ pub fn replay(args: &Run, common: &Common) -> Result<u8> {
     let gpt = open(&model)?;
     recipe.model = Some(gpt.path.clone());
     recipe.data = args.data.clone().or(recipe.data);
+    recipe.stats = args.stats.clone().or(recipe.stats);
     recipe.format = args.writing.format.clone().or(recipe.format);
     let bar = Bar::new();
     let loaded = load_data(&gpt, &model, &recipe, &bar)?;

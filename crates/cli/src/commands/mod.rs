@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod calibrate;
 mod chat;
 mod distill;
 mod doctor;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Run(a) => job::replay(a, common),
         Command::Inspect(a) => inspect::run(a, common),
         Command::Quantize(a) => quantize::run(a, common),
+        Command::Calibrate(a) => calibrate::run(a, common),
         Command::Evaluate(a) => evaluate::run(a, common),
         Command::Export(a) => export::run(a, common),
         Command::Generate(a) => generate::run(a, common),

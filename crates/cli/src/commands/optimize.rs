@@ -22,7 +22,7 @@ const DEFAULT_LOSS: &str = "2%";
 pub fn optimize(args: &Optimize, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
     let goal = goal(&args.target)?;
-    let mut recipe = goal.recipe(common.seed);
+    let mut recipe = goal.recipe(common.seed, args.data.stats.as_deref())?;
     job::fill(&mut recipe, &gpt, &args.data);
     recipe.format = args.writing.format.clone();
     let bar = Bar::new();
@@ -37,7 +37,7 @@ pub fn optimize(args: &Optimize, common: &Common) -> Result<u8> {
 pub fn plan(args: &PlanArgs, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
     let goal = goal(&args.target)?;
-    let mut recipe = goal.recipe(common.seed);
+    let mut recipe = goal.recipe(common.seed, args.data.stats.as_deref())?;
     job::fill(&mut recipe, &gpt, &args.data);
     recipe.format = args.writing.format.clone();
     let bar = Bar::new();

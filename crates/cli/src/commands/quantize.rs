@@ -39,6 +39,7 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     }
     if args.dry_run {
         recipe.format = args.writing.format.clone();
+        recipe.stats = args.data.stats.clone();
         let gpt = open(&args.model)?;
         let target = target(args, &recipe)?;
         let built = recipe.build(&gpt.model)?;

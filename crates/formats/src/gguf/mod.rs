@@ -4,7 +4,7 @@
 //! bytes that are left before anything is allocated for it. Accepted beyond what ggml writes: gaps between tensors,
 //! tensors in any order of offsets, bytes behind the last one.
 
-mod cursor;
+pub(crate) mod cursor;
 mod kind;
 mod read;
 mod split;

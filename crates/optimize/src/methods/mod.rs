@@ -8,6 +8,7 @@ mod distill;
 mod gptaq;
 mod gptq;
 mod hqq;
+mod imatrix;
 mod qat;
 mod rtn;
 mod smoothquant;
@@ -89,6 +90,7 @@ pub trait Rewrite: Send + Sync {
 pub static METHODS: &[&Method] = &[
     &rtn::RTN,
     &hqq::HQQ,
+    &imatrix::IMATRIX,
     &awq::AWQ,
     &smoothquant::SMOOTHQUANT,
     &gptq::GPTQ,
@@ -149,7 +151,7 @@ mod tests {
         let (w, x) = (wave(24, 256, 1), inputs(400, 256));
         let mut gram = Gram::new(256);
         gram.add(&x);
-        let stats = Stats { gram: Some(gram), peak: Some(ops::absolute_maxima(&x)), shift: None };
+        let stats = Stats { gram: Some(gram), peak: Some(ops::absolute_maxima(&x)), ..Stats::default() };
         let site = Site::of(0, model::Role::Up);
         let mut storages: Vec<Storage> = Grid::GGUF.iter().map(|g| Storage::Grid(*g)).collect();
         storages.extend(
@@ -169,7 +171,7 @@ mod tests {
                     // It weighs errors in another norm.
                     "hqq" => 1.5,
                     // It weighs single columns, which are not all that counts.
-                    "awq" => 1.05,
+                    "awq" | "imatrix" => 1.05,
                     // It changes what is rounded, which the walker does before it asks for this.
                     "smoothquant" => 1.0001,
                     _ => {
@@ -192,6 +194,6 @@ mod tests {
                 (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
             assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
         }
-        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, hqq, awq"));
+        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, hqq, imatrix"));
     }
 }

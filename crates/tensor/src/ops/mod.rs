@@ -37,7 +37,7 @@ pub use product::{Operand, Target, add_product, gated, matmul, matmul_naive, pro
 pub use product_gradient::{Columns, weight_gradient};
 pub use relation::{Relating, relation_gradient};
 pub use rope::{Rotation, rope};
-pub use stats::{Cross, Gram, absolute_maxima};
+pub use stats::{Cross, Gram, Squares, absolute_maxima};
 pub use update::{AdamW, Lion, adamw, add_slices, clear, copy_slices, lion, squared_norm};
 
 use crate::{

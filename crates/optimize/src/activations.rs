@@ -1,7 +1,7 @@
 //! Inputs of products that the engine of a result rounds to eight bits beside weights of eight (W8A8): what a recipe asks
 //! becomes a part of the model, is written with it, and is measured in its proof.
 
-use crate::{Error, Needs, Result, walk};
+use crate::{Error, Needs, Result, progress::Progress, walk};
 use formats::quantized::Format;
 use model::{Model, Site};
 use tensor::{
@@ -11,18 +11,18 @@ use tensor::{
 
 /// How inputs are to be rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inputs {
+pub struct Activations {
     to: Eight,
     /// By one scale for all tokens, which the calibration data tells; otherwise each token has its own.
     fixed: bool,
 }
 
-impl Inputs {
+impl Activations {
     /// Reads `--activations`.
     ///
     /// # Errors
     /// If there is no such rounding, or the format does not tell its readers.
-    pub fn parse(name: &str, format: Option<Format>) -> Result<Inputs> {
+    pub fn parse(name: &str, format: Option<Format>) -> Result<Activations> {
         let (to, fixed) = match name {
             "int8" => (Eight::Int, false),
             "int8-static" => (Eight::Int, true),
@@ -40,14 +40,14 @@ impl Inputs {
                           Planish itself and llama.cpp round them as they run, whatever the file says";
             return Err(Error::Asked(reason.into()));
         }
-        Ok(Inputs { to, fixed })
+        Ok(Activations { to, fixed })
     }
 
     /// Has the model round the inputs of its matrices of eight bits.
     ///
     /// # Errors
     /// If no matrix is of that kind, or one scale is asked for and there is no data to take it from.
-    pub fn apply(self, model: &mut Model, calibration: &[Vec<u32>]) -> Result<()> {
+    pub fn round(self, model: &mut Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<()> {
         let eight = |storage: Storage| match (storage, self.to) {
             (Storage::Grid(Grid::Int { bits: 8, .. }), Eight::Int) => true,
             (Storage::Grid(Grid::Levels { table: Table::E4m3, .. }), Eight::Float) => true,
@@ -63,7 +63,7 @@ impl Inputs {
         }
         let peaks = match self.fixed {
             false => Default::default(),
-            true => walk::statistics(model, Needs { peak: true, ..Needs::default() }, calibration)?,
+            true => walk::statistics(model, Needs { peak: true, ..Needs::default() }, calibration, progress)?,
         };
         for site in sites {
             let scale = match self.fixed {
