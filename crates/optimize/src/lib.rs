@@ -3,6 +3,7 @@
 
 pub mod artefact;
 pub mod audit;
+mod blocks;
 pub mod builtin;
 mod calibrate;
 mod course;
@@ -30,6 +31,7 @@ pub mod teach;
 pub mod walk;
 pub mod written;
 
+pub use blocks::{Batch, Block, BlockRewrite, Texts};
 pub use calibrate::{Gather, Needs, Stats};
 pub use error::{Error, Result};
 pub use methods::{METHODS, Method, Plan, Rewrite};

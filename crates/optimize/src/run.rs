@@ -113,8 +113,8 @@ fn own_tokens(recipe: &Recipe) -> Result<usize> {
     let mut calibrated = false;
     for step in &recipe.steps {
         calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
-            Plan::EachMatrix(method) => method.needs().data(),
             Plan::Learned(_) => true,
+            plan => plan.needs().data(),
         };
     }
     // The solver, if it is asked, looks at the data too.
@@ -233,13 +233,11 @@ pub fn transform(
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
         match &step.plan {
-            Plan::EachMatrix(method) => {
-                walk::walk(&mut model, step, method.as_ref(), &calibration, journal, progress)?;
-            }
             Plan::Learned(healing) => {
                 let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
                 heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
             }
+            _ => walk::walk(&mut model, step, &calibration, recipe.seed, journal, progress)?,
         }
     }
     Ok(model)

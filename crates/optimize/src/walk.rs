@@ -3,7 +3,7 @@
 //! changed model really computes.
 
 use crate::{
-    Error, Gather, Needs, Result, Rewrite, Stats,
+    Block, BlockRewrite, Error, Gather, Needs, Result, Rewrite, Stats, Texts,
     data::batches,
     journal::Journal,
     progress::{self, Progress},
@@ -23,22 +23,26 @@ const BATCH: usize = 2048;
 pub fn walk(
     model: &mut Model,
     step: &Built,
-    method: &dyn Rewrite,
     calibration: &[Vec<u32>],
+    seed: u64,
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let needs = step.plan.needs();
+    if needs.data() && calibration.is_empty() {
+        return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
+    }
     let mut walker = Walker {
         base: model.clone(),
-        method,
+        method: step.plan.each_matrix()?,
+        blocks: step.plan.each_block(),
+        needs,
         choice: &step.choice,
-        calibration: if method.needs().data() { calibration } else { &[] },
+        calibration: if needs.data() { calibration } else { &[] },
+        seed,
         journal,
         progress,
     };
-    if method.needs().data() && calibration.is_empty() {
-        return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
-    }
     walker.run(model)
 }
 
@@ -46,8 +50,12 @@ struct Walker<'a> {
     /// The model as it was before this step.
     base: Model,
     method: &'a dyn Rewrite,
+    /// What rewrites blocks, where that is another.
+    blocks: Option<&'a dyn BlockRewrite>,
+    needs: Needs,
     choice: &'a BTreeMap<Site, Storage>,
     calibration: &'a [Vec<u32>],
+    seed: u64,
     journal: &'a mut Journal,
     progress: &'a dyn Progress,
 }
@@ -59,7 +67,7 @@ impl Walker<'_> {
         self.edge(model, "embed", &[Site::EMBED, Site::POSITION])?;
         self.progress.advance(1);
         let mut flows = self.start(model)?;
-        let mut originals = if self.method.needs().shift { self.start(&self.base)? } else { Vec::new() };
+        let mut originals = if self.needs.original() { self.start(&self.base)? } else { Vec::new() };
         for layer in 0..layers {
             progress::check()?;
             self.block(model, layer, &mut flows, &mut originals)?;
@@ -67,7 +75,8 @@ impl Walker<'_> {
         }
         if !model.spec.tied {
             let mut stats = self.head_stats(model, &flows)?;
-            for (flow, original) in flows.iter().zip(&originals) {
+            let shifted = originals.iter().filter(|_| self.method.needs().shift);
+            for (flow, original) in flows.iter().zip(shifted) {
                 let rows: Vec<usize> = (0..flow.tokens()).collect();
                 stats.add_shift(&model.final_rows(flow, &rows)?, &self.base.final_rows(original, &rows)?);
             }
@@ -123,6 +132,8 @@ impl Walker<'_> {
     fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow], originals: &mut [Flow]) -> Result<()> {
         let name = format!("block-{layer}");
         let done = self.journal.read(&name, model)?;
+        let matrices = if done { Vec::new() } else { self.together(model, layer)? };
+        let texts = (!matrices.is_empty()).then(|| Texts::before(flows));
         for flow in flows.iter_mut() {
             model.enter(layer, flow)?;
         }
@@ -141,9 +152,45 @@ impl Walker<'_> {
                 advance(model, layer, stage, flow)?;
             }
         }
+        if let Some(texts) = texts {
+            self.rewrite_block(model, layer, &matrices, texts.after(originals), flows)?;
+        }
         if !done {
             let sites: Vec<Site> = self.choice.keys().filter(|s| s.layer == Some(layer)).copied().collect();
             self.journal.write(&name, model, &sites, &balanced)?;
+        }
+        Ok(())
+    }
+
+    /// The matrices of a block that are rewritten together, as they are.
+    fn together(&self, model: &Model, layer: u16) -> Result<Vec<(Site, Tensor, Storage)>> {
+        let own = self.choice.iter().filter(|(site, _)| self.blocks.is_some() && site.layer == Some(layer));
+        own.map(|(site, storage)| Ok((*site, model.linear(*site)?.weight.to_tensor(), *storage))).collect()
+    }
+
+    /// Rewrites matrices of a block together and runs it once more with the result.
+    fn rewrite_block(
+        &self,
+        model: &mut Model,
+        layer: u16,
+        matrices: &[(Site, Tensor, Storage)],
+        texts: Texts<'_>,
+        flows: &mut [Flow],
+    ) -> Result<()> {
+        let Some(method) = self.blocks else { return Ok(()) };
+        let block = Block { layer, model, matrices, texts, seed: self.seed };
+        let weights = method.block(&block)?;
+        let inputs = block.texts.inputs();
+        for (site, weight) in weights {
+            let bias = model.linear(site)?.bias.clone();
+            model.replace(site, Linear { weight, bias })?;
+        }
+        for (flow, inputs) in flows.iter_mut().zip(inputs) {
+            flow.stand_at(&inputs);
+            model.enter(layer, flow)?;
+            for stage in Stage::ALL {
+                advance(model, layer, stage, flow)?;
+            }
         }
         Ok(())
     }
@@ -162,16 +209,17 @@ impl Walker<'_> {
         if sites.is_empty() {
             return Ok(None);
         }
+        let method = self.blocks.map_or(self.method, |blocks| blocks.first());
         // All products of a stage read the same input, so one gathering serves them.
-        let mut gather = Gather::new(self.method.needs(), vec![sites[0]]);
+        let mut gather = Gather::new(method.needs(), vec![sites[0]]);
         for flow in flows.iter() {
             gather.at(Point::Input(sites[0]), flow.input());
         }
         let mut stats = gather.stats.remove(&sites[0]).unwrap_or_default();
-        for (flow, original) in flows.iter().zip(originals) {
+        for (flow, original) in flows.iter().zip(originals.iter().filter(|_| method.needs().shift)) {
             stats.add_shift(flow.input(), original.input());
         }
-        let norm = self.balance(model, layer, stage, &sites, &mut stats)?;
+        let norm = self.balance(method, model, layer, stage, &sites, &mut stats)?;
         if norm.is_some() {
             for flow in flows.iter_mut() {
                 model.norm_again(layer, stage, flow)?;
@@ -179,7 +227,7 @@ impl Walker<'_> {
         }
         for site in sites {
             progress::check()?;
-            self.rewrite(model, site, &stats)?;
+            self.rewrite(method, model, site, &stats)?;
         }
         Ok(norm)
     }
@@ -188,6 +236,7 @@ impl Walker<'_> {
     /// are treated.
     fn balance(
         &self,
+        method: &dyn Rewrite,
         model: &mut Model,
         layer: u16,
         stage: Stage,
@@ -202,7 +251,7 @@ impl Walker<'_> {
             .iter()
             .map(|s| Ok((*s, model.linear(*s)?.weight.to_tensor(), self.choice[s])))
             .collect::<Result<_>>()?;
-        let Some(by) = self.method.balance(stats, &matrices)? else { return Ok(None) };
+        let Some(by) = method.balance(stats, &matrices)? else { return Ok(None) };
         for (site, mut matrix, _) in matrices {
             let cols = matrix.cols().max(1);
             for row in matrix.as_mut_slice().chunks_exact_mut(cols) {
@@ -226,13 +275,13 @@ impl Walker<'_> {
             return Ok(());
         }
         for (site, stats) in &units {
-            self.rewrite(model, *site, stats)?;
+            self.rewrite(self.method, model, *site, stats)?;
         }
         let sites: Vec<Site> = units.iter().map(|(s, _)| *s).collect();
         self.journal.write(name, model, &sites, &[])
     }
 
-    fn rewrite(&self, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {
+    fn rewrite(&self, method: &dyn Rewrite, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {
         let storage = self.choice[&site];
         let old = model.linear(site)?;
         let dense = old.weight.to_tensor();
@@ -242,7 +291,7 @@ impl Walker<'_> {
                 reason: "holds values that are infinite or not numbers; the model is damaged".into(),
             });
         }
-        let weight = rewrite_matrix(self.method, site, &dense, storage, stats)?;
+        let weight = rewrite_matrix(method, site, &dense, storage, stats)?;
         let bias = old.bias.clone();
         model.replace(site, Linear { weight, bias })?;
         Ok(())

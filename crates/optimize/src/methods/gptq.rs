@@ -46,7 +46,7 @@ impl Default for Gptq {
 
 impl Rewrite for Gptq {
     fn needs(&self) -> Needs {
-        Needs { gram: true, shift: self.asymmetry > 0.0, peak: false }
+        Needs { gram: true, shift: self.asymmetry > 0.0, ..Needs::default() }
     }
 
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {

@@ -14,7 +14,7 @@ mod pack;
 mod table;
 
 pub use block::Block;
-pub use learned::Scales;
+pub use learned::{Moved, Scales};
 pub use name::GridError;
 pub(crate) use pack::{half_power, scales, unpack, unpack_bits, widen};
 pub use table::Table;
