@@ -123,8 +123,21 @@ impl Flow {
         self.input = Operand::new(std::mem::take(self.input.values_mut()));
     }
 
+    /// Forgets what it held for sequences of so many tokens that continue so many earlier positions.
+    fn lay_out(&mut self, sequences: impl Iterator<Item = (usize, usize)>) {
+        self.held = false;
+        self.rows.clear();
+        self.positions.clear();
+        self.lengths.clear();
+        for (rows, past) in sequences {
+            self.rows.push(rows);
+            self.positions.extend(past..past + rows);
+            self.lengths.extend(past + 1..=past + rows);
+        }
+    }
+
     /// Stands before a block again whose input was kept.
-    pub(crate) fn stand_at(&mut self, residual: &Tensor) {
+    pub fn stand_at(&mut self, residual: &Tensor) {
         self.x.copy_from(residual);
     }
 
@@ -192,21 +205,13 @@ impl Model {
             profile.begin();
         }
         let embed = &self.linear(Site::EMBED)?.weight;
-        flow.held = false;
-        flow.rows.clear();
-        flow.rows.extend(sequences.clone().map(<[u32]>::len));
-        flow.positions.clear();
-        flow.lengths.clear();
-        flow.x.reset(flow.rows.iter().sum(), spec.dim);
-        for (sequence, past) in sequences.zip(past) {
-            for (i, &token) in sequence.iter().enumerate() {
-                if token as usize >= spec.vocab {
-                    return Err(Error::Asked(format!("token {token} is not in the vocabulary of {}", spec.vocab)));
-                }
-                embed.decode_row(token as usize, flow.x.row_mut(flow.positions.len()));
-                flow.positions.push(past + i);
-                flow.lengths.push(past + sequence.len());
+        flow.lay_out(sequences.clone().map(<[u32]>::len).zip(past.iter().copied()));
+        flow.x.reset(flow.positions.len(), spec.dim);
+        for (row, &token) in sequences.flatten().enumerate() {
+            if token as usize >= spec.vocab {
+                return Err(Error::Asked(format!("token {token} is not in the vocabulary of {}", spec.vocab)));
             }
+            embed.decode_row(token as usize, flow.x.row_mut(row));
         }
         if let Some(scale) = spec.embed_scale {
             ops::scale(&mut flow.x, scale);
@@ -223,12 +228,25 @@ impl Model {
                 flow.x.row_mut(t).iter_mut().zip(row.row(0)).for_each(|(x, p)| *x += p);
             }
         }
-        flow.rotations.resize_with(spec.ropes.len(), Rotation::default);
-        for (rope, rotation) in spec.ropes.iter().zip(&mut flow.rotations) {
-            rope.rotate(&flow.positions, &flow.lengths, rotation);
-        }
+        self.turn(flow);
         flow.lap(Operation::Embed);
         Ok(())
+    }
+
+    /// A flow before a block, in the memory of one that is done: sequences of so many tokens each, each from position 0, and
+    /// what the residual stream holds there, `[tokens, dim]`.
+    pub(crate) fn restart_before_block(&self, flow: &mut Flow, rows: &[usize], residual: &Tensor) {
+        flow.lay_out(rows.iter().map(|rows| (*rows, 0)));
+        flow.x.copy_from(residual);
+        self.turn(flow);
+    }
+
+    /// Makes the rotations of a flow's positions.
+    fn turn(&self, flow: &mut Flow) {
+        flow.rotations.resize_with(self.spec.ropes.len(), Rotation::default);
+        for (rope, rotation) in self.spec.ropes.iter().zip(&mut flow.rotations) {
+            rope.rotate(&flow.positions, &flow.lengths, rotation);
+        }
     }
 
     /// Prepares the input of a block's first stage.

@@ -33,7 +33,7 @@ mod tap;
 
 pub use adapter::{Adapter, Adapters, Branch, Change};
 pub use aim::{Aim, Heads, Likelihood, Tokens};
-pub use backward::{Asked, Backward, Tell};
+pub use backward::{Asked, Backward, BlockBackward, Tell};
 pub use cache::Cache;
 pub use config::Config;
 pub use decoder::{Flow, Kept, Stage};

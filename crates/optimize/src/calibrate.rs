@@ -18,12 +18,19 @@ pub struct Needs {
     pub shift: bool,
     /// The largest magnitude of each input.
     pub peak: bool,
+    /// What each block of the original returns: it then runs beside the model.
+    pub outputs: bool,
 }
 
 impl Needs {
+    /// Does the original run beside the model?
+    pub fn original(self) -> bool {
+        self.shift || self.outputs
+    }
+
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram || self.squares || self.peak
+        self.gram || self.squares || self.peak || self.outputs
     }
 }
 

@@ -4,6 +4,7 @@
 mod activations;
 pub mod artefact;
 pub mod audit;
+mod blocks;
 pub mod builtin;
 mod calibrate;
 mod course;
@@ -32,6 +33,7 @@ pub mod teach;
 pub mod walk;
 pub mod written;
 
+pub use blocks::{Batch, Block, BlockRewrite, Texts};
 pub use calibrate::{Gather, Needs, Stats, reader};
 pub use error::{Error, Result};
 pub use methods::{METHODS, Method, Plan, Rewrite};

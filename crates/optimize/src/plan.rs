@@ -186,17 +186,22 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let gathered = missing.map_or(0, |kind| stats::memory(spec, kind));
     // The original's flows, moments and what is solved with them stand beside the model's own.
     let shifted = built.iter().any(|b| b.plan.needs().shift);
+    let beside = built.iter().any(|b| b.plan.needs().original());
+    let longest = held.min(spec.context);
+    let block = built.iter().filter_map(|b| b.plan.each_block()).map(|b| b.memory(spec, longest)).max();
+    // With what goes into a block, beside the flows.
+    let block = block.map_or(0, |own| own + 4 * held.min(recipe.calibration_tokens) * spec.dim);
     let taught =
         built.iter().map(|b| if let crate::Plan::Learned(healing) = &b.plan { healing.memory(&gpt.model) } else { 0 });
     let taught = taught.max().unwrap_or(0);
     let square = if shifted { 34 + 48 } else { 34 };
     let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };
-    let read = built.iter().any(|b| b.plan.needs().data()) && recipe.stats.is_none();
+    let read = (needs || beside) && recipe.stats.is_none();
     let tokens = if read { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
-    let flows = 4 * tokens * (2 * spec.dim + widest) * if shifted { 2 } else { 1 };
+    let flows = 4 * tokens * (2 * spec.dim + widest) * if beside { 2 } else { 1 };
     let logits = 4 * 512 * 3 * spec.vocab;
-    let own = result + (taught.max(gathered) + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
+    let own = result + (taught.max(gathered) + block + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
     Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
 }
 
@@ -210,12 +215,15 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
     let method = plan.each_matrix()?;
     // A pass is timed where nothing is gathered, too: scoring takes as long.
-    let needs = if known.is_some() { Needs::default() } else { method.needs() };
+    let needs = if known.is_some() { Needs::default() } else { plan.needs() };
     let begin = Instant::now();
     let passed = walk::statistics(&gpt.model, needs, &part, &Silent)?;
     // A tied head's statistics take one pass more than the walk itself, and the original beside the model another.
-    let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 } + if method.needs().shift { 1.0 } else { 0.0 };
-    let pass = begin.elapsed().as_secs_f64() * total as f64 / timed.max(1) as f64;
+    let passes = if gpt.model.spec.tied { 2.0 } else { 1.0 } + if needs.original() { 1.0 } else { 0.0 };
+    let once = begin.elapsed().as_secs_f64() / timed.max(1) as f64;
+    let pass = once * total as f64;
+    let mean = total as f64 / calibration.len().max(1) as f64;
+    let together = plan.each_block().map_or(0.0, |block| block.passes(mean, total) * once);
     let gather = if known.is_some() { 0.0 } else { pass * passes };
     let stats = known.map_or(Ok(passed), |known| known.all())?;
     let begin = Instant::now();
@@ -226,5 +234,5 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let rewrite = begin.elapsed().as_secs_f64();
     let gate: usize = data.split.gate.iter().map(|d| d.ids.len()).sum();
     let score = pass * 1.5 * gate as f64 / total.max(1) as f64;
-    Ok(gather + rewrite + score + 1.0)
+    Ok(gather + rewrite + together + score + 1.0)
 }

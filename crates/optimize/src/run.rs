@@ -119,8 +119,8 @@ fn own_tokens(recipe: &Recipe) -> Result<usize> {
     let mut calibrated = false;
     for step in &recipe.steps {
         calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
-            Plan::EachMatrix(method) => method.needs().data() && !known,
             Plan::Learned(_) => true,
+            plan => plan.needs().data() && !known,
         };
     }
     // The solver, if it is asked, looks at the data too.
@@ -247,17 +247,17 @@ pub fn transform(
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
         match &step.plan {
-            Plan::EachMatrix(method) => {
-                let texts = match known.is_none() && method.needs().data() {
+            Plan::Learned(healing) => {
+                let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
+                heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
+            }
+            plan => {
+                let texts = match known.is_none() && plan.needs().data() {
                     true => data::calibration(&data.split.calibration, recipe, gpt)?,
                     false => Vec::new(),
                 };
                 let inputs = known.as_ref().map_or(Inputs::Texts(&texts), Inputs::Known);
-                walk::walk(&mut model, step, method.as_ref(), inputs, journal, progress)?;
-            }
-            Plan::Learned(healing) => {
-                let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
-                heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
+                walk::walk(&mut model, step, inputs, recipe.seed, journal, progress)?;
             }
         }
     }

@@ -3,7 +3,7 @@
 //! changed model really computes.
 
 use crate::{
-    Error, Gather, Needs, Result, Rewrite, Stats,
+    Block, BlockRewrite, Error, Gather, Needs, Result, Rewrite, Stats, Texts,
     calibrate::reader,
     data::batches,
     journal::Journal,
@@ -34,27 +34,31 @@ pub enum Inputs<'a> {
 pub fn walk(
     model: &mut Model,
     step: &Built,
-    method: &dyn Rewrite,
     inputs: Inputs<'_>,
+    seed: u64,
     journal: &mut Journal,
     progress: &dyn Progress,
 ) -> Result<()> {
+    let needs = step.plan.needs();
     let (calibration, known) = match inputs {
         Inputs::Texts(texts) => (texts, None),
         Inputs::Known(known) => (&[][..], Some(known)),
     };
+    if needs.data() && calibration.is_empty() && known.is_none() {
+        return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
+    }
     let mut walker = Walker {
         base: model.clone(),
-        method,
+        method: step.plan.each_matrix()?,
+        blocks: step.plan.each_block(),
+        needs,
         choice: &step.choice,
-        calibration: if method.needs().data() { calibration } else { &[] },
+        calibration: if needs.data() { calibration } else { &[] },
         known,
+        seed,
         journal,
         progress,
     };
-    if method.needs().data() && calibration.is_empty() && known.is_none() {
-        return Err(Error::Asked(format!("method {} needs calibration data: give --data FILE", step.method)));
-    }
     walker.run(model)
 }
 
@@ -62,9 +66,13 @@ struct Walker<'a> {
     /// The model as it was before this step.
     base: Model,
     method: &'a dyn Rewrite,
+    /// What rewrites blocks, where that is another.
+    blocks: Option<&'a dyn BlockRewrite>,
+    needs: Needs,
     choice: &'a BTreeMap<Site, Storage>,
     calibration: &'a [Vec<u32>],
     known: Option<&'a Known>,
+    seed: u64,
     journal: &'a mut Journal,
     progress: &'a dyn Progress,
 }
@@ -76,7 +84,7 @@ impl Walker<'_> {
         self.edge(model, "embed", &[Site::EMBED, Site::POSITION])?;
         self.progress.advance(1);
         let mut flows = self.start(model)?;
-        let mut originals = if self.method.needs().shift { self.start(&self.base)? } else { Vec::new() };
+        let mut originals = if self.needs.original() { self.start(&self.base)? } else { Vec::new() };
         for layer in 0..layers {
             progress::check()?;
             self.block(model, layer, &mut flows, &mut originals)?;
@@ -84,7 +92,8 @@ impl Walker<'_> {
         }
         if !model.spec.tied {
             let mut stats = self.head_stats(model, &flows)?;
-            for (flow, original) in flows.iter().zip(&originals) {
+            let shifted = originals.iter().filter(|_| self.method.needs().shift);
+            for (flow, original) in flows.iter().zip(shifted) {
                 let rows: Vec<usize> = (0..flow.tokens()).collect();
                 stats.add_shift(&model.final_rows(flow, &rows)?, &self.base.final_rows(original, &rows)?);
             }
@@ -146,6 +155,8 @@ impl Walker<'_> {
     fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow], originals: &mut [Flow]) -> Result<()> {
         let name = format!("block-{layer}");
         let done = self.journal.read(&name, model)?;
+        let matrices = if done { Vec::new() } else { self.together(model, layer)? };
+        let texts = (!matrices.is_empty()).then(|| Texts::before(flows));
         for flow in flows.iter_mut() {
             model.enter(layer, flow)?;
         }
@@ -164,9 +175,45 @@ impl Walker<'_> {
                 advance(model, layer, stage, flow)?;
             }
         }
+        if let Some(texts) = texts {
+            self.rewrite_block(model, layer, &matrices, texts.after(originals), flows)?;
+        }
         if !done {
             let sites: Vec<Site> = self.choice.keys().filter(|s| s.layer == Some(layer)).copied().collect();
             self.journal.write(&name, model, &sites, &balanced)?;
+        }
+        Ok(())
+    }
+
+    /// The matrices of a block that are rewritten together, as they are.
+    fn together(&self, model: &Model, layer: u16) -> Result<Vec<(Site, Tensor, Storage)>> {
+        let own = self.choice.iter().filter(|(site, _)| self.blocks.is_some() && site.layer == Some(layer));
+        own.map(|(site, storage)| Ok((*site, model.linear(*site)?.weight.to_tensor(), *storage))).collect()
+    }
+
+    /// Rewrites matrices of a block together and runs it once more with the result.
+    fn rewrite_block(
+        &self,
+        model: &mut Model,
+        layer: u16,
+        matrices: &[(Site, Tensor, Storage)],
+        texts: Texts<'_>,
+        flows: &mut [Flow],
+    ) -> Result<()> {
+        let Some(method) = self.blocks else { return Ok(()) };
+        let block = Block { layer, model, matrices, texts, seed: self.seed };
+        let weights = method.block(&block)?;
+        let inputs = block.texts.inputs();
+        for (site, weight) in weights {
+            let bias = model.linear(site)?.bias.clone();
+            model.replace(site, Linear::with_bias(weight, bias))?;
+        }
+        for (flow, inputs) in flows.iter_mut().zip(inputs) {
+            flow.stand_at(&inputs);
+            model.enter(layer, flow)?;
+            for stage in Stage::ALL {
+                advance(model, layer, stage, flow)?;
+            }
         }
         Ok(())
     }
@@ -185,11 +232,12 @@ impl Walker<'_> {
         if sites.is_empty() {
             return Ok(None);
         }
-        let mut stats = match self.known.filter(|_| self.method.needs().data()) {
+        let method = self.blocks.map_or(self.method, |blocks| blocks.first());
+        let mut stats = match self.known.filter(|_| method.needs().data()) {
             Some(known) => known.of(sites[0])?,
-            None => self.gather(sites[0], flows, originals),
+            None => self.gather(method.needs(), sites[0], flows, originals),
         };
-        let norm = self.balance(model, layer, stage, &sites, &mut stats)?;
+        let norm = self.balance(method, model, layer, stage, &sites, &mut stats)?;
         if norm.is_some() {
             for flow in flows.iter_mut() {
                 model.norm_again(layer, stage, flow)?;
@@ -197,19 +245,19 @@ impl Walker<'_> {
         }
         for site in sites {
             progress::check()?;
-            self.rewrite(model, site, &stats)?;
+            self.rewrite(method, model, site, &stats)?;
         }
         Ok(norm)
     }
 
     /// What the inputs of a stage are in the flows: all its products read the same, so one gathering serves them.
-    fn gather(&self, site: Site, flows: &[Flow], originals: &[Flow]) -> Stats {
-        let mut gather = Gather::new(self.method.needs(), vec![site]);
+    fn gather(&self, needs: Needs, site: Site, flows: &[Flow], originals: &[Flow]) -> Stats {
+        let mut gather = Gather::new(needs, vec![site]);
         for flow in flows {
             gather.at(Point::Input(site), flow.input());
         }
         let mut stats = gather.stats.remove(&site).unwrap_or_default();
-        for (flow, original) in flows.iter().zip(originals) {
+        for (flow, original) in flows.iter().zip(originals.iter().filter(|_| needs.shift)) {
             stats.add_shift(flow.input(), original.input());
         }
         stats
@@ -219,6 +267,7 @@ impl Walker<'_> {
     /// are treated.
     fn balance(
         &self,
+        method: &dyn Rewrite,
         model: &mut Model,
         layer: u16,
         stage: Stage,
@@ -233,7 +282,7 @@ impl Walker<'_> {
             .iter()
             .map(|s| Ok((*s, model.linear(*s)?.weight.to_tensor(), self.choice[s])))
             .collect::<Result<_>>()?;
-        let Some(by) = self.method.balance(stats, &matrices)? else { return Ok(None) };
+        let Some(by) = method.balance(stats, &matrices)? else { return Ok(None) };
         for (site, mut matrix, _) in matrices {
             let cols = matrix.cols().max(1);
             for row in matrix.as_mut_slice().chunks_exact_mut(cols) {
@@ -257,13 +306,13 @@ impl Walker<'_> {
             return Ok(());
         }
         for (site, stats) in &units {
-            self.rewrite(model, *site, stats)?;
+            self.rewrite(self.method, model, *site, stats)?;
         }
         let sites: Vec<Site> = units.iter().map(|(s, _)| *s).collect();
         self.journal.write(name, model, &sites, &[])
     }
 
-    fn rewrite(&self, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {
+    fn rewrite(&self, method: &dyn Rewrite, model: &mut Model, site: Site, stats: &Stats) -> Result<()> {
         let storage = self.choice[&site];
         let old = model.linear(site)?;
         let dense = old.weight.to_tensor();
@@ -273,7 +322,7 @@ impl Walker<'_> {
                 reason: "holds values that are infinite or not numbers; the model is damaged".into(),
             });
         }
-        let weight = rewrite_matrix(self.method, site, &dense, storage, stats)?;
+        let weight = rewrite_matrix(method, site, &dense, storage, stats)?;
         let bias = old.bias.clone();
         model.replace(site, Linear::with_bias(weight, bias))?;
         Ok(())

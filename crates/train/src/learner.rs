@@ -37,12 +37,18 @@ impl Precision {
     pub const ALL: [(&str, Precision); 3] =
         [("f32", Precision::F32), ("bf16", Precision::Bf16), ("fp16", Precision::Fp16)];
 
-    fn form(self) -> Form {
+    /// How inputs of products are laid out.
+    pub fn form(self) -> Form {
         match self {
             Precision::F32 => Form::F32,
             Precision::Bf16 => Form::Bf16,
             Precision::Fp16 => Form::Half,
         }
+    }
+
+    /// How keys and values are kept.
+    pub fn key_value(self) -> KeyValue {
+        if self == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 }
     }
 
     /// Whose peak its products can reach.
@@ -163,7 +169,7 @@ impl Learner {
         let optimizer = Optimizer::new(rule, &values);
         let scaling = Scaling::new(precision);
         let mut working = model.clone();
-        working.key_value = if precision == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 };
+        working.key_value = precision.key_value();
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
         let mut learner =

@@ -261,7 +261,7 @@ pub struct Run {
 pub struct Quantize {
     #[command(flatten)]
     pub model: Model,
-    /// rtn, hqq, imatrix, awq, gptq, gptaq or qat; `planish methods` tells more
+    /// rtn, hqq, imatrix, awq, gptq, gptaq, autoround or qat; `planish methods` tells more
     #[arg(long, default_value = "gptaq")]
     pub method: String,
     /// Bits of a code, 2 to 8; a fraction such as 4.25 is the average of the whole model, scales, embedding and head

@@ -10,6 +10,7 @@ mod healing;
 mod learning;
 #[cfg(feature = "mpi")]
 mod ranks;
+mod rounding;
 
 use serde_json::Value;
 use std::{

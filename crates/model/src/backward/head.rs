@@ -21,16 +21,16 @@ impl Backward {
         self.listed.clear();
         self.listed.extend(rows.clone());
         model.final_into(flow, &self.listed, self.head.values_mut())?;
-        model.head_into(&mut self.head, self.logits.values_mut(), &mut ())?;
+        model.head_into(&mut self.head, self.way.logits.values_mut(), &mut ())?;
         self.losses.clear();
         self.losses.resize(rows.len(), 0.0);
         if model.spec.logit_cap.is_some() {
-            self.part.copy_from(self.logits.values());
+            self.way.part.copy_from(self.way.logits.values());
         }
         let own = &targets[rows.clone()];
-        asked.aim.rows(rows, self.logits.values_mut(), own, asked.factor, &mut self.losses)?;
+        asked.aim.rows(rows, self.way.logits.values_mut(), own, asked.factor, &mut self.losses)?;
         if let Some(cap) = model.spec.logit_cap {
-            ops::soft_cap_gradient(self.logits.values_mut(), &self.part, cap);
+            ops::soft_cap_gradient(self.way.logits.values_mut(), &self.way.part, cap);
         }
         Ok(self.losses.iter().map(|l| f64::from(*l)).sum())
     }
@@ -46,33 +46,38 @@ impl Backward {
     ) -> Result<f64> {
         let site = model.spec.resolve(Site::HEAD);
         let norm = model.norm(Site::FINAL_NORM)?;
-        let widest = model.spec.blocks.iter().map(|b| b.head_dim).max().unwrap_or(0);
-        self.unlearned.resize(widest.max(model.spec.dim), 0.0);
         let mut loss = 0.0;
-        self.dx.values_mut().reset(flow.tokens(), model.spec.dim);
+        self.way.dx.values_mut().reset(flow.tokens(), model.spec.dim);
         for first in (0..flow.tokens()).step_by(ROWS) {
             let rows = first..flow.tokens().min(first + ROWS);
             loss += self.logits(model, flow, rows.clone(), targets, &mut asked)?;
-            self.columns.pack(self.head.values(), self.form);
-            self.weight(site, Out::Logits, into)?;
-            match self.across.get(&site) {
-                Some(linear) => ops::products(&mut self.logits, [Target { linear, out: &mut self.sum }]),
+            self.way.columns.pack(self.head.values(), self.way.form);
+            self.way.weight(site, Out::Logits, into)?;
+            match self.way.across.get(&site) {
+                Some(linear) => ops::products(&mut self.way.logits, [Target { linear, out: &mut self.way.sum }]),
                 None => {
                     let weight = &model.linear(site)?.weight;
-                    self.frozen.product(self.form, self.logits.values(), None, weight, &mut self.sum, false)?;
+                    self.way.frozen.product(
+                        self.way.form,
+                        self.way.logits.values(),
+                        None,
+                        weight,
+                        &mut self.way.sum,
+                        false,
+                    )?;
                 }
             }
             self.some.reset(rows.len(), model.spec.dim);
-            self.part.reset(rows.len(), model.spec.dim);
-            ops::clear(self.part.as_mut_slice());
+            self.way.part.reset(rows.len(), model.spec.dim);
+            ops::clear(self.way.part.as_mut_slice());
             for (i, row) in rows.clone().enumerate() {
                 self.some.row_mut(i).copy_from_slice(flow.residual().row(row));
             }
             let normed = Normed { kind: model.spec.norm, x: &self.some, weight: &norm.scale, eps: model.spec.norm_eps };
-            let (scale, shift) = into.norm(Site::FINAL_NORM).unwrap_or((&mut self.unlearned[..], None));
-            ops::norm_gradient(normed, &self.sum, &mut self.part, scale, shift, &mut self.scratch);
+            let (scale, shift) = into.norm(Site::FINAL_NORM).unwrap_or((&mut self.way.unlearned[..], None));
+            ops::norm_gradient(normed, &self.way.sum, &mut self.way.part, scale, shift, &mut self.way.scratch);
             for (i, row) in rows.enumerate() {
-                self.dx.values_mut().row_mut(row).copy_from_slice(self.part.row(i));
+                self.way.dx.values_mut().row_mut(row).copy_from_slice(self.way.part.row(i));
             }
         }
         Ok(loss)

@@ -14,7 +14,7 @@ pub static GPTAQ: Method = Method {
     build: |o| Ok(Plan::EachMatrix(Box::new(read(o)?))),
 };
 
-fn read(mut options: toml::Table) -> Result<Gptq> {
+pub(super) fn read(mut options: toml::Table) -> Result<Gptq> {
     let asymmetry = match options.remove("asymmetry") {
         None => 1.0,
         Some(value) => {

@@ -1,8 +1,9 @@
 //! Methods: one file each, one line in [`METHODS`].
 //!
-//! No method loops over layers: the walker ([`crate::walk`]) calls one matrix by matrix, or the model is taught whole
-//! ([`crate::heal`]).
+//! No method loops over layers: the walker ([`crate::walk`]) calls one matrix by matrix or block by block, or the model is
+//! taught whole ([`crate::heal`]).
 
+mod autoround;
 mod awq;
 mod distill;
 mod gptaq;
@@ -13,7 +14,7 @@ mod qat;
 mod rtn;
 mod smoothquant;
 
-use crate::{Error, Needs, Result, Stats, heal::Healing};
+use crate::{Error, Needs, Result, Stats, blocks::BlockRewrite, heal::Healing};
 use model::Site;
 use serde::de::DeserializeOwned;
 use tensor::{Storage, Tensor, Weight};
@@ -36,18 +37,21 @@ pub struct Method {
 pub enum Plan {
     /// It rewrites each matrix by itself.
     EachMatrix(Box<dyn Rewrite>),
+    /// It rewrites the matrices of a block together.
+    EachBlock(Box<dyn BlockRewrite>),
     /// It teaches the model.
     Learned(Box<Healing>),
 }
 
 impl Plan {
-    /// The method, where it rewrites each matrix by itself.
+    /// The method, where it rewrites each matrix by itself, or what it does to those outside of blocks.
     ///
     /// # Errors
     /// If it teaches the model instead: what a site alone costs cannot be asked of it.
     pub fn each_matrix(&self) -> Result<&dyn Rewrite> {
         match self {
             Plan::EachMatrix(method) => Ok(method.as_ref()),
+            Plan::EachBlock(method) => Ok(method.outside()),
             Plan::Learned(_) => Err(Error::Asked(
                 "storages are chosen with a method that treats each matrix by itself; choose them with --method gptq, and \
                  put the step that teaches before it, or in its place, in the recipe for `planish run`"
@@ -60,7 +64,24 @@ impl Plan {
     pub fn needs(&self) -> Needs {
         match self {
             Plan::EachMatrix(method) => method.needs(),
+            Plan::EachBlock(method) => {
+                let (outside, first) = (method.outside().needs(), method.first().needs());
+                Needs {
+                    gram: outside.gram || first.gram,
+                    shift: outside.shift || first.shift,
+                    peak: outside.peak || first.peak,
+                    outputs: true,
+                }
+            }
             Plan::Learned(_) => Needs::default(),
+        }
+    }
+
+    /// The method, where it rewrites the matrices of a block together.
+    pub fn each_block(&self) -> Option<&dyn BlockRewrite> {
+        match self {
+            Plan::EachBlock(method) => Some(method.as_ref()),
+            _ => None,
         }
     }
 }
@@ -95,6 +116,7 @@ pub static METHODS: &[&Method] = &[
     &smoothquant::SMOOTHQUANT,
     &gptq::GPTQ,
     &gptaq::GPTAQ,
+    &autoround::AUTOROUND,
     &qat::QAT,
     &distill::DISTILL,
 ];
@@ -161,7 +183,9 @@ mod tests {
         for storage in storages {
             let nearest = error(&x, &w, &Weight::encode(&w, storage, None).unwrap());
             for method in METHODS {
-                let Plan::EachMatrix(m) = (method.build)(toml::Table::new()).unwrap() else { continue };
+                // What autoround does to a block is tested beside it; what it does outside of blocks, here.
+                let plan = (method.build)(toml::Table::new()).unwrap();
+                let Ok(m) = plan.each_matrix() else { continue };
                 let q = m.matrix(site, &w, storage, &stats).unwrap();
                 assert_eq!((q.rows(), q.cols(), q.storage()), (24, 256, storage), "{}", method.name);
                 assert_eq!(q.bytes()[..], m.matrix(site, &w, storage, &stats).unwrap().bytes()[..], "{}", method.name);

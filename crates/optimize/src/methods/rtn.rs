@@ -17,7 +17,7 @@ pub static RTN: Method = Method {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rtn {}
+pub(super) struct Rtn {}
 
 impl Rewrite for Rtn {
     fn needs(&self) -> Needs {

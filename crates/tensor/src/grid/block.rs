@@ -164,26 +164,37 @@ impl Block {
     }
 
     /// How `level`, which `x` is rounded to, changes with `x`, with the scale and with the offset, what is rounded taken as if it
-    /// were not (straight through): a value between the levels moves as it is, one beyond them with the outermost level.
+    /// were not (straight through): a value between the levels moves as it is, one that lies further beyond them than `slack`
+    /// with the outermost level.
     #[inline(always)]
-    pub(super) fn slopes(&self, col: usize, x: f32, level: f32) -> [f32; 3] {
+    pub(super) fn slopes(&self, col: usize, x: f32, level: f32, slack: f32) -> [f32; 3] {
         let sub = col / self.sub_len as usize;
         let (scale, offset) = (self.scale[sub], self.offset[sub]);
         if scale == 0.0 {
             return [0.0, 0.0, 1.0];
         }
-        let position = (x - offset) / scale;
+        let (position, slack) = ((x - offset) / scale, slack / scale.abs());
         let (low, high) = match self.table {
             Some(table) => table.ends(),
             None => (f32::from(self.base), f32::from(self.base) + f32::from(self.highest)),
         };
-        if position < low {
+        if position < low - slack {
             return [0.0, low, 1.0];
         }
-        if position > high {
+        if position > high + slack {
             return [0.0, high, 1.0];
         }
         [1.0, (level - offset) / scale - position, 0.0]
+    }
+
+    /// From the level below `x` to the one above it.
+    #[inline(always)]
+    pub(super) fn step(&self, col: usize, x: f32) -> f32 {
+        let scale = self.scale[col / self.sub_len as usize];
+        match self.table {
+            Some(table) if scale != 0.0 => scale.abs() * table.gap(x / scale),
+            _ => scale.abs(),
+        }
     }
 
     /// What a code at column `col` stands for.

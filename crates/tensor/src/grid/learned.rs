@@ -15,9 +15,25 @@ pub struct Scales {
     pub offset: Vec<f32>,
 }
 
+/// Values on their way to a grid, and what each is moved by before it is rounded.
+#[derive(Clone, Copy)]
+pub struct Moved<'a> {
+    /// The values.
+    pub x: &'a Tensor,
+    /// In steps between the levels at each value's place, `[rows, cols]`: half a step reaches the level on its other side.
+    pub by: Option<&'a Tensor>,
+}
+
+impl<'a> From<&'a Tensor> for Moved<'a> {
+    fn from(x: &'a Tensor) -> Moved<'a> {
+        Moved { x, by: None }
+    }
+}
+
 /// One row on its way to a grid.
 struct Row<'a> {
     x: &'a [f32],
+    by: Option<&'a [f32]>,
     scale: &'a [f32],
     offset: &'a [f32],
 }
@@ -60,15 +76,7 @@ impl Grid {
             let own = self.subs_of_block(x.cols());
             let places = scale.chunks_mut(own).zip(offset.chunks_mut(own));
             for (x, (scale, offset)) in x.row(r).chunks(self.block_len_in(x.cols())).zip(places) {
-                let block = self.fit(x, None);
-                scale.copy_from_slice(&block.scale[..own]);
-                offset.copy_from_slice(&block.offset[..own]);
-                match self {
-                    Grid::Int { zero: Zero::Point, .. } => offset[0] = block.scale[0] * f32::from(block.base),
-                    // Which way the levels of a sub-block are shifted stays as it was fitted.
-                    Grid::Iq1S => offset.iter_mut().zip(block.mins).for_each(|(o, m)| *o = -f32::from(m)),
-                    _ => {}
-                }
+                self.take_scales(&self.fit(x, None), scale, offset);
             }
         });
         scales
@@ -152,45 +160,58 @@ impl Grid {
     ///
     /// # Panics
     /// If there are not as many scales as [`Grid::fit_scales`] makes, which is the caller's fault.
-    pub fn levels(self, x: &Tensor, scales: &Scales, out: &mut Tensor) {
-        let cols = x.cols();
-        self.check(x, scales);
+    pub fn levels<'a>(self, values: impl Into<Moved<'a>>, scales: &Scales, out: &mut Tensor) {
+        let values = values.into();
+        let cols = values.x.cols();
+        self.check(values.x, scales);
         out.as_mut_slice().par_chunks_mut(cols.max(1)).enumerate().for_each(|(r, out)| {
-            let row = self.row(x, scales, r);
+            let row = self.row(values, scales, r);
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
-                let mut codes = vec![0; to - from];
-                block.round_all(&row.x[from..to], None, &mut codes);
+                let x: Vec<f32> = (0..to - from).map(|i| row.at(from, i, &block)).collect();
+                let mut codes = vec![0; x.len()];
+                block.round_all(&x, None, &mut codes);
                 block.values(&codes, &mut out[from..to]);
             });
         });
     }
 
-    /// From the gradient of [`Grid::levels`] (`dy`) that of the matrix, in its place, and that of the scales: what is
-    /// rounded passes as if it were not, and what lies beyond the levels does not move.
+    /// From the gradient of [`Grid::levels`] (`dy`) that of the matrix, or of what its values are moved by where they are, in
+    /// its place, and that of the scales: what is rounded passes as if it were not, and what lies beyond the levels does not
+    /// move. Of values that are moved, those that half a step brings back do not lie beyond.
     ///
     /// # Panics
     /// As [`Grid::levels`].
-    pub fn levels_gradient(self, x: &Tensor, scales: &Scales, dy: &mut Tensor, into: &mut Scales) {
-        let (cols, subs) = (x.cols(), self.subs(x.cols()));
-        self.check(x, scales);
-        self.check(x, into);
+    pub fn levels_gradient<'a>(
+        self,
+        values: impl Into<Moved<'a>>,
+        scales: &Scales,
+        dy: &mut Tensor,
+        into: &mut Scales,
+    ) {
+        let values = values.into();
+        let (cols, subs) = (values.x.cols(), self.subs(values.x.cols()));
+        self.check(values.x, scales);
+        self.check(values.x, into);
         let gradients = into.scale.par_chunks_mut(subs.max(1)).zip(into.offset.par_chunks_mut(subs.max(1)));
         let rows = dy.as_mut_slice().par_chunks_mut(cols.max(1)).zip(gradients);
         rows.enumerate().for_each(|(r, (dy, (dscale, doffset)))| {
-            let row = self.row(x, scales, r);
+            let row = self.row(values, scales, r);
             let (own, sub_len) = (self.subs_of_block(cols), self.sub_len_in(cols));
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
                 let mut sums = [[0f32; 2]; SUBS];
-                let mut codes = vec![0; to - from];
-                block.round_all(&row.x[from..to], None, &mut codes);
-                for (i, (dy, x)) in dy[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
-                    let sub = i / sub_len;
-                    let [own, of_scale, of_offset] = block.slopes(i, *x, block.value(i, codes[i]));
-                    sums[sub][0] += *dy * of_scale;
+                let x: Vec<f32> = (0..to - from).map(|i| row.at(from, i, &block)).collect();
+                let mut codes = vec![0; x.len()];
+                block.round_all(&x, None, &mut codes);
+                for (i, dy) in dy[from..to].iter_mut().enumerate() {
+                    let (sub, step) = (i / sub_len, row.step(from, i, &block));
+                    let [own, of_scale, of_offset] = block.slopes(i, x[i], block.value(i, codes[i]), 0.5 * step);
+                    // What a value is moved by grows with the scale.
+                    let of_step = if own == 0.0 { 0.0 } else { row.by(from, i) * step / block.scale[sub] };
+                    sums[sub][0] += *dy * (of_scale + of_step);
                     sums[sub][1] += *dy * of_offset;
-                    *dy *= own;
+                    *dy *= if row.by.is_some() { own * step } else { own };
                 }
                 let first = from / sub_len;
                 for (sub, [scale, offset]) in sums.iter().take(own).enumerate() {
@@ -208,21 +229,23 @@ impl Grid {
     ///
     /// # Panics
     /// As [`Grid::levels`].
-    pub fn encode_levels(self, x: &Tensor, scales: &Scales) -> Result<Weight, WeightError> {
-        let (rows, cols) = (x.rows(), x.cols());
+    pub fn encode_levels<'a>(self, values: impl Into<Moved<'a>>, scales: &Scales) -> Result<Weight, WeightError> {
+        let values = values.into();
+        let (rows, cols) = (values.x.rows(), values.x.cols());
         if !self.fits(cols) {
             return Err(WeightError::Row { cols, storage: Storage::Grid(self), block: self.block_len() });
         }
-        self.check(x, scales);
+        self.check(values.x, scales);
         let width = self.row_bytes(cols);
         let mut bytes = vec![0u8; rows * width];
         bytes.par_chunks_mut(width.max(1)).enumerate().for_each(|(r, out)| {
-            let row = self.row(x, scales, r);
+            let row = self.row(values, scales, r);
             let (len, size) = (self.block_len_in(cols), self.block_bytes_in(cols));
             let mut codes = vec![0u8; len];
             self.each_block(&row, |from, block| {
                 let to = cols.min(from + self.block_len_in(cols));
-                block.round_all(&row.x[from..to], None, &mut codes[..to - from]);
+                let x: Vec<f32> = (0..to - from).map(|i| row.at(from, i, &block)).collect();
+                block.round_all(&x, None, &mut codes[..to - from]);
                 let place = from / len * size;
                 self.encode(&block, &codes[..to - from], &mut out[place..place + size]);
             });
@@ -235,10 +258,114 @@ impl Grid {
         assert_eq!([scales.scale.len(), scales.offset.len()], [want; 2], "scales of a matrix");
     }
 
-    fn row<'a>(self, x: &'a Tensor, scales: &'a Scales, r: usize) -> Row<'a> {
-        let subs = self.subs(x.cols());
+    fn row<'a>(self, values: Moved<'a>, scales: &'a Scales, r: usize) -> Row<'a> {
+        let subs = self.subs(values.x.cols());
         let own = r * subs..(r + 1) * subs;
-        Row { x: x.row(r), scale: &scales.scale[own.clone()], offset: &scales.offset[own] }
+        let by = values.by.map(|by| by.row(r));
+        Row { x: values.x.row(r), by, scale: &scales.scale[own.clone()], offset: &scales.offset[own] }
+    }
+
+    /// The scales of a matrix that is stored on this grid, `[rows, cols]` in `bytes`.
+    ///
+    /// # Panics
+    /// If `bytes` are not those of such a matrix, which is the caller's fault.
+    pub fn scales_of(self, bytes: &[u8], rows: usize, cols: usize) -> Scales {
+        assert_eq!(bytes.len(), rows * self.row_bytes(cols), "bytes of a matrix");
+        let subs = rows * self.subs(cols);
+        let mut scales = Scales { scale: vec![0.0; subs], offset: vec![0.0; subs] };
+        let own = self.subs_of_block(cols).max(1);
+        let places = scales.scale.chunks_mut(own).zip(scales.offset.chunks_mut(own));
+        for (bytes, (scale, offset)) in bytes.chunks_exact(self.block_bytes_in(cols).max(1)).zip(places) {
+            self.take_scales(&super::pack::header(self, bytes), scale, offset);
+        }
+        scales
+    }
+
+    /// The scales and offsets of a block's sub-blocks.
+    fn take_scales(self, block: &Block, scale: &mut [f32], offset: &mut [f32]) {
+        scale.copy_from_slice(&block.scale[..scale.len()]);
+        offset.copy_from_slice(&block.offset[..offset.len()]);
+        match self {
+            Grid::Int { zero: Zero::Point, .. } => offset[0] = block.scale[0] * f32::from(block.base),
+            // Which way the levels of a sub-block are shifted stays as it was fitted.
+            Grid::Iq1S => offset.iter_mut().zip(block.mins).for_each(|(o, m)| *o = -f32::from(m)),
+            _ => {}
+        }
+    }
+
+    /// Scales whose outermost levels are the outermost values of each sub-block, and zero.
+    pub fn range_scales(self, x: &Tensor) -> Scales {
+        let (cols, empty) = (x.cols(), Block::empty(self));
+        let (subs, sub_len, mut scales) = (self.subs(cols), self.sub_len_in(cols), Scales::default());
+        let ends = match empty.table {
+            Some(table) => table.ends(),
+            None => (f32::from(empty.base), f32::from(empty.base) + f32::from(empty.highest)),
+        };
+        for r in 0..x.rows() {
+            for sub in 0..subs {
+                let own = (sub * sub_len).min(cols)..((sub + 1) * sub_len).min(cols);
+                let range = x.row(r)[own].iter().fold((0f32, 0f32), |(low, high), x| (low.min(*x), high.max(*x)));
+                let (scale, offset) = match self.has_offsets() {
+                    true => ((range.1 - range.0) / f32::from(empty.highest), range.0),
+                    // The lowest code reaches furthest, so it takes the largest value, whatever its sign.
+                    false if range.1 > -range.0 => (range.1 / ends.0, -0.0),
+                    false => (range.0 / ends.0, -0.0),
+                };
+                scales.scale.push(scale);
+                scales.offset.push(offset);
+            }
+        }
+        scales
+    }
+
+    /// The values nearest to a matrix that are rounded to what `codes`, decoded, stand for on a grid of these scales; those of
+    /// other codes only `reach` (0 to 1) of the way from their level to where the next one begins.
+    ///
+    /// # Panics
+    /// As [`Grid::levels`].
+    pub fn held_to(self, codes: &Tensor, x: &Tensor, scales: &Scales, reach: f32) -> Tensor {
+        let cols = x.cols();
+        self.check(x, scales);
+        let mut out = codes.clone();
+        out.as_mut_slice().par_chunks_mut(cols.max(1)).enumerate().for_each(|(r, out)| {
+            let row = self.row(x.into(), scales, r);
+            self.each_block(&row, |from, block| {
+                let to = cols.min(from + self.block_len_in(cols));
+                for (i, (out, x)) in out[from..to].iter_mut().zip(&row.x[from..to]).enumerate() {
+                    let (code, level) = block.round(i, *out);
+                    if block.round(i, *x).0 == code {
+                        *out = *x;
+                    } else {
+                        // As near as tells on which side.
+                        let sub = i / block.sub_len as usize;
+                        let aside = 1e-5 * level.abs() + 1e-7 * block.scale[sub].abs();
+                        let near = level + aside.copysign(x - level);
+                        *out = level + 0.5 * reach * block.step(i, near).copysign(x - level);
+                    }
+                }
+            });
+        });
+        out
+    }
+}
+
+impl Row<'_> {
+    /// What a value of a block that begins at `from` is moved by, in steps.
+    #[inline(always)]
+    fn by(&self, from: usize, i: usize) -> f32 {
+        self.by.map_or(0.0, |by| by[from + i])
+    }
+
+    /// A step at a value's place; 0 where none is moved.
+    #[inline(always)]
+    fn step(&self, from: usize, i: usize, block: &Block) -> f32 {
+        if self.by.is_some() { block.step(i, self.x[from + i]) } else { 0.0 }
+    }
+
+    /// The value that is rounded.
+    #[inline(always)]
+    fn at(&self, from: usize, i: usize, block: &Block) -> f32 {
+        self.x[from + i] + self.by(from, i) * self.step(from, i, block)
     }
 }
 
@@ -268,6 +395,58 @@ mod tests {
             let rounded = Weight::encode(&x, Storage::Grid(grid), None).unwrap().to_tensor();
             let ratio = error(&levels) / error(&rounded).max(1e-12);
             assert!(ratio < 1.15, "{}: {ratio} of rounding's error", grid.name());
+        }
+    }
+
+    #[test]
+    fn stored_scales_are_those_that_were_fitted_and_codes_are_held_to() {
+        for grid in all() {
+            let x = matrix(grid);
+            let codes = Weight::encode(&x, Storage::Grid(grid), None).unwrap();
+            let scales = grid.scales_of(codes.bytes(), x.rows(), x.cols());
+            assert_eq!(scales, grid.fit_scales(&x), "{}", grid.name());
+            // Levels that another matrix was rounded to, on the same scales.
+            let other = Tensor::from_vec(x.rows(), x.cols(), noise(x.as_slice().len(), 12));
+            let (mut levels, mut held) = (x.clone(), x.clone());
+            grid.levels(&other, &scales, &mut levels);
+            for reach in [0.0, 0.5, 0.99] {
+                grid.levels(&grid.held_to(&levels, &x, &scales, reach), &scales, &mut held);
+                assert_eq!(held.as_slice(), levels.as_slice(), "{} {reach}", grid.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_range_of_a_matrix_is_what_its_levels_reach() {
+        for grid in all() {
+            let x = matrix(grid);
+            let mut levels = x.clone();
+            grid.levels(&x, &grid.range_scales(&x), &mut levels);
+            let most = |x: &Tensor| x.as_slice().iter().fold(0f32, |m, x| m.max(x.abs()));
+            // Whole-number scales of sub-blocks, and powers of two, cannot say it exactly.
+            let part = if matches!(grid, Grid::Mxfp4 | Grid::Q2K) { 0.5 } else { 0.9 };
+            assert!(most(&levels) > part * most(&x), "{}", grid.name());
+        }
+    }
+
+    #[test]
+    fn half_a_step_reaches_the_level_on_the_other_side() {
+        for grid in all() {
+            let x = matrix(grid);
+            let scales = grid.fit_scales(&x);
+            let levels = |by: f32| {
+                let by = Tensor::from_vec(x.rows(), x.cols(), vec![by; x.as_slice().len()]);
+                let mut out = x.clone();
+                grid.levels(Moved { x: &x, by: Some(&by) }, &scales, &mut out);
+                out
+            };
+            let [low, near, high] = [-0.499, 0.0, 0.499].map(levels);
+            let mut nearest = x.clone();
+            grid.levels(&x, &scales, &mut nearest);
+            assert_eq!(near.as_slice(), nearest.as_slice());
+            assert!(low.as_slice().iter().zip(high.as_slice()).all(|(low, high)| low <= high), "{}", grid.name());
+            let moved = low.as_slice().iter().zip(high.as_slice()).filter(|(low, high)| low < high).count();
+            assert!(moved * 2 > x.as_slice().len(), "{}: {moved} of {}", grid.name(), x.as_slice().len());
         }
     }
 

@@ -20,7 +20,7 @@ mod table;
 
 pub use block::Block;
 pub use codebook::{Cost, SPAN};
-pub use learned::Scales;
+pub use learned::{Moved, Scales};
 pub use name::GridError;
 pub(crate) use pack::{half_e4m3, half_power, scales, unpack, unpack_bits, widen};
 pub use table::Table;

@@ -36,8 +36,8 @@ impl Block {
                     self.offset[s] = -(m * f32::from(self.mins[s]));
                 }
             }
-            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => self.step(d),
-            _ if self.book.is_some() => self.step(halved(d, grid.halvings())),
+            Grid::Q3K | Grid::Q6K | Grid::Iq4Xs => self.set_scales(d),
+            _ if self.book.is_some() => self.set_scales(halved(d, grid.halvings())),
             Grid::Nvfp4 => {
                 for s in 0..4 {
                     self.scale[s] = half_e4m3(self.steps[s] as u8);
@@ -64,7 +64,7 @@ impl Block {
 impl Block {
     /// Scales of sub-blocks that are whole multiples of one.
     #[inline(always)]
-    fn step(&mut self, d: f32) {
+    fn set_scales(&mut self, d: f32) {
         for s in 0..256 / self.sub_len as usize {
             self.scale[s] = d * f32::from(self.steps[s]);
         }

@@ -184,6 +184,15 @@ impl Table {
         }
     }
 
+    /// From the level below `x` to the one above it, in units of the scale; beyond the ends, between the outermost two.
+    #[inline(always)]
+    pub(super) fn gap(self, x: f32) -> f32 {
+        let rising = self.rising();
+        let sought = if matches!(self, Table::Iq4Nl | Table::Nf4) { x } else { x.abs() };
+        let above = rising.partition_point(|level| *level < sought).clamp(1, rising.len() - 1);
+        rising[above] - rising[above - 1]
+    }
+
     /// The code of the nearest level to `x`, in units of the scale.
     #[inline(always)]
     pub fn nearest(self, x: f32) -> u8 {
