@@ -196,7 +196,7 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let taught = taught.max().unwrap_or(0);
     let square = if shifted { 34 + 48 } else { 34 };
     let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };
-    let read = (needs || beside) && recipe.stats.is_none();
+    let read = built.iter().any(|b| b.plan.needs().data()) && recipe.stats.is_none();
     let tokens = if read { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest) * if beside { 2 } else { 1 };

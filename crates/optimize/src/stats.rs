@@ -79,7 +79,9 @@ impl Kind {
 
     /// Refuses a method that needs what the file cannot hold.
     fn check(self, path: &Path, method: &str, needs: Needs) -> Result<()> {
-        let lacks = if needs.shift && self == Kind::Imatrix {
+        let lacks = if needs.outputs {
+            "learns from what blocks return, which no file holds: give --data"
+        } else if needs.shift && self == Kind::Imatrix {
             "needs how the inputs of the changed model differ from the original's, which no file can hold: give --method imatrix, \
              or --method gptq with statistics in a file that ends in .safetensors"
         } else if needs.shift {

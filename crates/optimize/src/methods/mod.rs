@@ -68,6 +68,7 @@ impl Plan {
                 let (outside, first) = (method.outside().needs(), method.first().needs());
                 Needs {
                     gram: outside.gram || first.gram,
+                    squares: outside.squares || first.squares,
                     shift: outside.shift || first.shift,
                     peak: outside.peak || first.peak,
                     outputs: true,
