@@ -80,7 +80,7 @@ impl Activations {
                 }
             };
             if let Some(linear) = model.linears.get_mut(&site) {
-                linear.rounding = Some(Rounding { to: self.to, scale });
+                linear.rounding = Some(Rounding { to: self.to, scale, block: 0 });
             }
         }
         Ok(())

@@ -3,6 +3,9 @@
 //! The loss of a recipe is taken as the sum of the losses of its sites, each alone in the whole model: measured
 //! at a few widths, and between them read off the error of the site's own outputs. That sum orders recipes
 //! well, and the recipe that is chosen is measured itself afterwards.
+//!
+//! To what a site's values cost comes what its inputs cost, which engines round to eight bits beside codes: at eight bits of
+//! weight that is more, and it differs from storage to storage.
 
 use crate::{
     Error, Plan, Result, Rewrite, Stats,
@@ -15,8 +18,8 @@ use crate::{
 use formats::quantized::Format;
 use model::{Flow, Model, Role, Site};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
-use tensor::{Linear, Storage, Tensor, Weight, ops};
+use std::collections::{BTreeMap, btree_map::Entry};
+use tensor::{Eight, Linear, Rounding, Storage, Tensor, Weight, ops};
 
 /// Tokens that every candidate is measured on.
 pub const TOKENS: usize = 3072;
@@ -111,13 +114,22 @@ pub fn sensitivities(
         let mut measured = Vec::new();
         for at in anchors(&trials) {
             progress::check()?;
-            let kl = measure.divergence(site, &trials[at].weight)?;
+            let kl = measure.divergence(site, &trials[at].weight, None)?;
             measured.push((trials[at].error, kl));
         }
-        let candidate = |t: &Trial| Candidate {
-            storage: t.weight.storage(),
-            bytes: t.weight.size_bytes(),
-            kl: interpolate(&measured, t.error),
+        let mut of_inputs: BTreeMap<usize, f64> = BTreeMap::new();
+        for block in trials.iter().filter_map(|t| rounded_inputs(t.weight.storage(), target)) {
+            if let Entry::Vacant(place) = of_inputs.entry(block) {
+                progress::check()?;
+                let rounding = Rounding { to: Eight::Int, scale: None, block };
+                place.insert(measure.divergence(site, &model.linear(site)?.weight, Some(rounding))?);
+            }
+        }
+        let candidate = |t: &Trial| {
+            let storage = t.weight.storage();
+            let inputs = rounded_inputs(storage, target).and_then(|block| of_inputs.get(&block)).copied();
+            let kl = interpolate(&measured, t.error) + inputs.unwrap_or(0.0);
+            Candidate { storage, bytes: t.weight.size_bytes(), kl }
         };
         out.push(Sensitivity { sites: vec![site], candidates: trials.iter().map(candidate).collect() });
         progress.advance(weight_of(model, site));
@@ -125,6 +137,17 @@ pub fn sensitivities(
     out = share(out, &target.shared(model));
     out.iter_mut().for_each(|s| s.candidates = undominated(std::mem::take(&mut s.candidates)));
     Ok(out)
+}
+
+/// How many neighbouring inputs share a scale when the engine of the result rounds them to eight bits beside this storage:
+/// llama.cpp takes as many as a block has, planish's packed products 64. Others do not round them, or say so in their files.
+fn rounded_inputs(storage: Storage, target: Target) -> Option<usize> {
+    let Storage::Grid(grid) = storage else { return None };
+    match target {
+        Target::Gguf => Some(if grid.block_len() == 256 { 256 } else { 32 }),
+        Target::Directory => Some(64),
+        Target::Quantized(_) => None,
+    }
 }
 
 /// Joins the sites of each group: a candidate of all costs what it costs each.
@@ -297,11 +320,11 @@ impl<'a> Measure<'a> {
         Ok(())
     }
 
-    /// Mean divergence of the model when one site has another weight.
-    fn divergence(&self, site: Site, weight: &Weight) -> Result<f64> {
+    /// Mean divergence of the model when one site has another weight, or rounds its inputs.
+    fn divergence(&self, site: Site, weight: &Weight, rounding: Option<Rounding>) -> Result<f64> {
         let mut changed = self.model.clone();
         let bias = self.model.linear(site)?.bias.clone();
-        changed.replace(site, Linear::with_bias(weight.clone(), bias))?;
+        changed.replace(site, Linear { weight: weight.clone(), bias, rounding })?;
         let table = matches!(site.role, Role::Embed | Role::Position);
         let mut flows = if table { self.start(&changed)? } else { self.flows.clone() };
         let (mut sum, mut tokens) = (0.0, 0);

@@ -13,13 +13,16 @@ pub struct Linear {
     pub rounding: Option<Rounding>,
 }
 
-/// How the inputs of a product are rounded to eight bits before it (W8A8), as compressed-tensors defines it.
+/// How the inputs of a product are rounded to eight bits before it: as compressed-tensors defines it for W8A8, or as engines do
+/// that multiply codes with whole numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rounding {
     /// To what.
     pub to: Eight,
     /// The scale of all tokens; each takes that of its own largest magnitude where there is none.
     pub scale: Option<f32>,
+    /// So many neighbouring inputs have a scale of their own; 0: all inputs of a token share one.
+    pub block: usize,
 }
 
 /// Numbers of eight bits.
@@ -52,7 +55,8 @@ impl Rounding {
     /// Rounds `[tokens, inputs]` in place.
     pub fn apply(self, x: &mut Tensor) {
         let cols = x.cols().max(1);
-        for row in x.as_mut_slice().chunks_exact_mut(cols) {
+        let block = if self.block == 0 { cols } else { self.block };
+        for row in x.as_mut_slice().chunks_exact_mut(cols).flat_map(|row| row.chunks_mut(block)) {
             let largest = row.iter().fold(0f32, |m, v| m.max(v.abs()));
             let scale = self.scale.unwrap_or(self.to.scale(largest));
             if scale > 0.0 && scale.is_finite() {
@@ -85,12 +89,15 @@ mod tests {
         let x = Tensor::from_vec(2, 3, vec![127.5, 1.4, -127.6, 0.0, 0.0, 0.0]);
         let rounded = |to, scale| {
             let mut x = x.clone();
-            Rounding { to, scale }.apply(&mut x);
+            Rounding { to, scale, block: 0 }.apply(&mut x);
             x.as_slice().to_vec()
         };
         assert_eq!(rounded(Eight::Int, Some(1.0)), [127.0, 1.0, -128.0, 0.0, 0.0, 0.0]);
         assert_eq!(rounded(Eight::Float, Some(1.0))[..3], [128.0, 1.375, -128.0]);
         let own = rounded(Eight::Int, None);
         assert!((own[2] + 127.6).abs() < 0.6 && (own[1] - 1.4).abs() < 0.6 && own[3] == 0.0);
+        let mut x = x.clone();
+        Rounding { to: Eight::Int, scale: None, block: 2 }.apply(&mut x);
+        assert!((x.as_slice()[2] + 127.6).abs() < 1e-3 || (x.as_slice()[2] + 127.1).abs() < 1e-3);
     }
 }

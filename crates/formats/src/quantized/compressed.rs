@@ -54,7 +54,7 @@ pub fn matrix(parts: &Parts<'_>, inputs: &[Inputs]) -> Result<Option<Found>> {
         Some(group) if !group.dynamic => Some(one_scale(parts, "input_scale")?),
         _ => None,
     };
-    let rounding = group.map(|group| Rounding { to: group.to, scale });
+    let rounding = group.map(|group| Rounding { to: group.to, scale, block: 0 });
     Ok(Some(Found { rounding, ..parts.found(read, &PARTS) }))
 }
 

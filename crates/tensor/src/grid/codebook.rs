@@ -164,12 +164,13 @@ impl Codebook {
             let levels = self.digits.len();
             let keys = levels.pow(self.width as u32);
             let mut near = Near { index: vec![NONE; keys], lists: Vec::with_capacity(keys * THOROUGH) };
-            let of_key = |key: usize, col: usize| key / levels.pow(col as u32) % levels;
             let mut distances: Vec<(u32, u16)> = Vec::with_capacity(self.entries.len());
             for key in 0..keys {
                 distances.clear();
+                let sought: [f32; SPAN] =
+                    std::array::from_fn(|col| self.digits[key / levels.pow(col.min(self.width - 1) as u32) % levels]);
                 for (i, entry) in self.entries.iter().enumerate() {
-                    let apart = |col| self.digits[of_key(key, col)] - self.digits[self.digit(*entry, col)];
+                    let apart = |col: usize| sought[col] - self.digits[self.digit(*entry, col)];
                     let distance: f32 = (0..self.width).map(|col| apart(col) * apart(col)).sum();
                     if distance == 0.0 {
                         near.index[key] = i as u16;
