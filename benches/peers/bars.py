@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far is mix7m from its original at so many bits per weight, embedding and head included?
 
-planish makes a GGUF of each average (`quantize --bits X`) or type, calibrated on the first 70,000 training tokens;
+planish makes a GGUF of each average (`quantize --bits X`), calibrated on the first 70,000 training tokens;
 `llama-perplexity -c 512 --kl-divergence` holds it against the F32 GGUF on the held-out documents, joined in a shuffled
 order, 8-bit activations of llama.cpp and all. Beside it stand a bar and what llama.cpp's own types with an importance
 matrix reached by the same protocol.
@@ -30,9 +30,6 @@ BARS = {
     2.94: (0.100, "IQ2_S", 2.94, 0.124),
     2.6: (0.160, "IQ2_XXS", 2.61, 0.201),
 }
-# Where llama.cpp's rounding of activations counts as much as the weights, one type for all: others than Q8_0 round them
-# more coarsely there, which the solver, who measures the file itself, does not see.
-UNIFORM = {8.5: "q8_0"}
 CALIBRATION = 70_000
 CONTEXT = 512
 
@@ -68,8 +65,7 @@ def main():
         for bits in map(float, options.bits.split(",")):
             bar, name, room, theirs = BARS[bits]
             out = folder / f"{bits}.gguf"
-            how = ["--storage", UNIFORM[bits]] if bits in UNIFORM else ["--bits", f"{room + 1e-3:.3f}"]
-            said = planish.call("quantize", model, "--method", options.method, *more, *how,
+            said = planish.call("quantize", model, "--method", options.method, *more, "--bits", f"{room + 1e-3:.3f}",
                                 "--calibration-tokens", CALIBRATION, "--data", tokens, "--out", out)
             ours = peer.kl_divergence(out, stored, CONTEXT)
             held = held and ours <= bar
