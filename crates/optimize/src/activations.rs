@@ -48,10 +48,9 @@ impl Activations {
     /// # Errors
     /// If no matrix is of that kind, or one scale is asked for and there is no data to take it from.
     pub fn round(self, model: &mut Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<()> {
-        let eight = |storage: Storage| match (storage, self.to) {
-            (Storage::Grid(Grid::Int { bits: 8, .. }), Eight::Int) => true,
-            (Storage::Grid(Grid::Levels { table: Table::E4m3, .. }), Eight::Float) => true,
-            _ => false,
+        let eight = |storage: Storage| match self.to {
+            Eight::Int => matches!(storage, Storage::Grid(Grid::Int { bits: 8, .. })),
+            Eight::Float => matches!(storage, Storage::Grid(Grid::Levels { table: Table::E4m3, .. })),
         };
         let sites: Vec<Site> =
             model.linears.iter().filter(|(_, l)| eight(l.weight.storage())).map(|(site, _)| *site).collect();

@@ -208,7 +208,7 @@ impl Codebook {
             _ => {
                 let free = self.fill(span, cost, None, breadth);
                 let signs = free.codes.map(|code| self.of_code(code).1);
-                if self.signs == Signs::Own || signs.iter().filter(|s| **s).count() % 2 == 0 {
+                if self.signs == Signs::Own || signs.iter().filter(|s| **s).count().is_multiple_of(2) {
                     return free;
                 }
                 // One sign has to turn: that of the column where it costs least as things are.
@@ -380,6 +380,6 @@ mod tests {
 
     #[test]
     fn an_even_number_of_signs_is_negative() {
-        assert!((0..128).all(|bits| even_signs(bits).count_ones() % 2 == 0 && even_signs(bits) & 127 == bits));
+        assert!((0..128).all(|bits| even_signs(bits).count_ones().is_multiple_of(2) && even_signs(bits) & 127 == bits));
     }
 }

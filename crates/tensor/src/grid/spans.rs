@@ -61,7 +61,7 @@ pub fn trits<const N: usize>(bytes: &[u8], codes: &mut [u8]) {
     let mut power = 1u8;
     for run in codes.chunks_exact_mut(bytes.len()).take(N) {
         for (code, byte) in run.iter_mut().zip(bytes) {
-            *code = (u16::from(byte.wrapping_mul(power)) * 3 >> 8) as u8;
+            *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
         }
         power = power.wrapping_mul(3);
     }
