@@ -132,7 +132,7 @@ impl Flow {
         for (rows, past) in sequences {
             self.rows.push(rows);
             self.positions.extend(past..past + rows);
-            self.lengths.extend(past + 1..=past + rows);
+            self.lengths.extend(std::iter::repeat_n(past + rows, rows));
         }
     }
 
