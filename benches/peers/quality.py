@@ -207,6 +207,8 @@ def judge(bench, types):
         except EngineError as error:
             print(f"{storage}: {error}", file=sys.stderr)
             row, held = (storage, *["-"] * 6, "FAIL"), False
+        # A run that is cut off keeps what it has shown.
+        print(*row, sep="  ", file=sys.stderr, flush=True)
         rows.append(row)
         all_held = all_held and held
     table(["type", "file bytes, planish", "file bytes, llama.cpp", "tensor bytes", "KL by evaluate",

@@ -1,11 +1,14 @@
 //! Adapters: their gradients against finite differences over every base, what they compute, and their files.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod shared;
+
 use model::{
     Adapter, Adapters, Backward, Likelihood, Model, Parameters, Role, Site, Tokens,
     adapter::{self, PEFT_CONFIG, PEFT_WEIGHTS},
     load, save, uniform,
 };
+use shared::dot;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -136,10 +139,6 @@ fn gradient(model: &Model, adapters: &Adapters, batch: &Tokens, form: Form, chec
     back.run(&working, batch, &mut Likelihood, 1.0 / count as f32, &mut again).unwrap();
     assert!(again == gradient, "a second run differs");
     (sum / count as f64, gradient)
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 #[test]

@@ -1,26 +1,17 @@
 //! Every gradient against finite differences of the exact loss, on every family and every switch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod shared;
+
 use model::{Aim, Backward, Heads, Likelihood, Model, Parameters, Tokens, load, uniform};
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use shared::{directories, dot, with_values};
+use std::ops::Range;
 use tensor::{
-    Linear, Tensor, Weight,
+    Tensor,
     ops::{self, Activation},
     packed::Form,
     threads,
 };
-
-fn directories() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let mut all: Vec<PathBuf> =
-        root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("config.json").is_file()).collect();
-    all.sort();
-    assert!(all.len() > 40, "{} golden models", all.len());
-    all
-}
 
 /// Two texts of different lengths, with holes in what counts.
 fn batch(model: &Model) -> Tokens {
@@ -47,12 +38,7 @@ fn packed(model: &Model, values: &Parameters, form: Form) -> (Model, Backward) {
 
 /// The mean loss of the exact path.
 fn loss(model: &Model, values: &Parameters, batch: &Tokens) -> f64 {
-    let mut exact = model.clone();
-    for (site, matrix) in &values.matrices {
-        let bias = values.biases.get(site).cloned();
-        exact.linears.insert(*site, Linear::with_bias(Weight::from_tensor(matrix.clone()), bias));
-    }
-    values.give_vectors(&mut exact);
+    let exact = with_values(model, values);
     let sequences: Vec<&[u32]> = batch.sequences.iter().map(Vec::as_slice).collect();
     let logits = exact.forward(&sequences, &mut ()).unwrap();
     let rows = batch.targets.iter().enumerate();
@@ -71,10 +57,6 @@ fn gradient(model: &Model, values: &Parameters, batch: &Tokens, form: Form) -> (
     back.run(&working, batch, &mut Likelihood, 1.0 / count as f32, &mut again).unwrap();
     assert!(again == gradient, "a second run differs");
     (sum / count as f64, gradient)
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 #[test]

@@ -1,18 +1,11 @@
 //! The gradient of one block alone against finite differences of the exact path, on every family and every switch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use model::{BlockBackward, Flow, Model, Parameters, Site, load, uniform};
-use std::path::{Path, PathBuf};
-use tensor::{Linear, Tensor, Weight, ops::Activation, packed::Form, threads};
+mod shared;
 
-fn directories() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
-    let mut all: Vec<PathBuf> =
-        root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("config.json").is_file()).collect();
-    all.sort();
-    assert!(all.len() > 40, "{} golden models", all.len());
-    all
-}
+use model::{BlockBackward, Flow, Model, Parameters, Site, load, uniform};
+use shared::{directories, dot, with_values};
+use tensor::{Tensor, ops::Activation, packed::Form, threads};
 
 /// Two texts of different lengths.
 const ROWS: [usize; 2] = [40, 13];
@@ -29,10 +22,6 @@ fn asked(x: &Tensor) -> Tensor {
     Tensor::from_vec(x.rows(), x.cols(), (0..x.as_slice().len()).map(value).collect())
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
 /// The values of a block.
 fn values(model: &Model, layer: u16) -> Parameters {
     let mut all = Parameters::of(model);
@@ -46,12 +35,7 @@ fn values(model: &Model, layer: u16) -> Parameters {
 
 /// The loss of the exact path.
 fn loss(model: &Model, layer: u16, values: &Parameters, inputs: &Tensor) -> f64 {
-    let mut exact = model.clone();
-    for (site, matrix) in &values.matrices {
-        let bias = values.biases.get(site).cloned();
-        exact.linears.insert(*site, Linear::with_bias(Weight::from_tensor(matrix.clone()), bias));
-    }
-    values.give_vectors(&mut exact);
+    let exact = with_values(model, values);
     let mut flow = flow(model);
     flow.stand_at(inputs);
     exact.block_once(layer, &mut flow, &mut ()).unwrap();

@@ -1,7 +1,7 @@
 //! Inputs of products that the engine of a result rounds to eight bits beside weights of eight (W8A8): what a recipe asks
 //! becomes a part of the model, is written with it, and is measured in its proof.
 
-use crate::{Error, Needs, Result, progress::Progress, walk};
+use crate::{Error, Needs, Result, calibrate::reader, progress::Progress, walk};
 use formats::quantized::Format;
 use model::{Model, Site};
 use tensor::{
@@ -68,7 +68,7 @@ impl Activations {
             let scale = match self.fixed {
                 false => None,
                 true => {
-                    let peak = peaks.get(&site).and_then(|stats| stats.peak.as_ref());
+                    let peak = peaks.get(&reader(site)).and_then(|stats| stats.peak.as_ref());
                     let largest = peak.map_or(0.0, |p| p.iter().fold(0f32, |m, x| m.max(*x)));
                     if largest <= 0.0 {
                         let reason = "no calibration data reached it, and one scale for its inputs comes from data: give \

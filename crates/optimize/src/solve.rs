@@ -86,7 +86,8 @@ pub fn storages(cols: usize, target: Target) -> Vec<Storage> {
 /// site's own outputs.
 const ANCHORS: [f64; 3] = [2.0, 3.5, 5.0];
 
-/// Measures every site, `stats` being those of [`walk::statistics`]: the divergence at a few storages, the error of the site's outputs at all.
+/// Measures every site, `stats` being those of [`walk::statistics`]: the divergence at a few storages, the error of the
+/// site's outputs at all.
 ///
 /// # Errors
 /// If a site cannot be rewritten, or the job was interrupted.

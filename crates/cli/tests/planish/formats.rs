@@ -58,6 +58,31 @@ fn every_format_holds_what_was_chosen_and_reads_back_the_same() {
 }
 
 #[test]
+fn inputs_are_rounded_as_asked_and_the_file_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let format = ["--format", "compressed-tensors"];
+    let made = |name: &str, words: &[&str]| quantized(&dir, name, &[&format, words].concat());
+    for (activations, storage) in
+        [("int8", "int8"), ("int8-static", "int8"), ("fp8", "fp8_e4m3"), ("fp8-static", "fp8_e4m3")]
+    {
+        let plain = kl(&dir, &made(&format!("{activations} weights"), &["--storage", storage]));
+        let out = made(activations, &["--storage", storage, "--activations", activations]);
+        let rounded = kl(&dir, &out);
+        assert!(rounded > plain && rounded < 0.05, "{activations}: {rounded} where weights alone cost {plain}");
+        let config = fs::read_to_string(Path::new(&out).join("config.json")).unwrap();
+        let strategy = if activations.ends_with("static") { "\"tensor\"" } else { "\"token\"" };
+        assert!(config.contains(strategy), "{activations}: {config}");
+        // Written once more it is the same model.
+        let again = path(&dir, &format!("{activations} again"));
+        json(&["export", &out, "--to", "compressed-tensors", "--out", &again]);
+        assert_eq!(kl(&dir, &again), rounded, "{activations}");
+    }
+    let (folder, text) = sample(&dir);
+    let all = ["quantize", &folder, "--data", &text, "--out", "x", "--bits", "4", "--activations", "int8"];
+    fails(&[&all[..], &format].concat(), 2, "no matrix is");
+}
+
+#[test]
 fn what_a_format_cannot_hold_is_said_before_any_work() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, text) = sample(&dir);

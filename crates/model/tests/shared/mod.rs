@@ -1,8 +1,12 @@
-//! References: logits that other programs computed, beside the models that they are of.
+//! References: logits that other programs computed, beside the models that they are of; and what tests of gradients share.
 #![allow(clippy::unwrap_used, dead_code)]
 
-use model::Model;
-use std::{fs, path::Path};
+use model::{Model, Parameters};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+use tensor::{Linear, Weight};
 
 /// Tokens, and what the reference says of them.
 pub struct Sequence {
@@ -10,6 +14,31 @@ pub struct Sequence {
     pub logits: Vec<f32>,
     /// What greedy decoding says next, where the reference tells.
     pub greedy: Vec<u32>,
+}
+
+/// The folders of the golden models.
+pub fn directories() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let mut all: Vec<PathBuf> =
+        root.read_dir().unwrap().map(|e| e.unwrap().path()).filter(|p| p.join("config.json").is_file()).collect();
+    all.sort();
+    assert!(all.len() > 40, "{} golden models", all.len());
+    all
+}
+
+/// A model with these values, as plain floats: the exact path.
+pub fn with_values(model: &Model, values: &Parameters) -> Model {
+    let mut exact = model.clone();
+    for (site, matrix) in &values.matrices {
+        let bias = values.biases.get(site).cloned();
+        exact.linears.insert(*site, Linear::with_bias(Weight::from_tensor(matrix.clone()), bias));
+    }
+    values.give_vectors(&mut exact);
+    exact
+}
+
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 /// Reads `reference.json` of a folder.

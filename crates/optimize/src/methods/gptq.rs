@@ -214,12 +214,10 @@ impl Hessian {
             std::array::from_fn(|j| if j > i { row[j] } else { 0.0 })
         });
         let each: [f32; SPAN] = std::array::from_fn(|i| self.cost[self.order[p + i]]);
-        let (Ok(x), Ok(codes), Some(errors)) =
-            (row[p..p + SPAN].try_into(), codes.try_into(), errors.first_chunk_mut())
-        else {
-            return;
-        };
-        block.round_span(col, x, Cost { each: &each, carry: Some(&carry) }, codes, errors);
+        let x: [f32; SPAN] = std::array::from_fn(|i| row[p + i]);
+        let (chosen, left) = block.round_span(col, &x, Cost { each: &each, carry: Some(&carry) });
+        codes.copy_from_slice(&chosen);
+        errors[..SPAN].copy_from_slice(&left);
     }
 
     /// Carries the errors of some positions on to those after them, up to `to`.

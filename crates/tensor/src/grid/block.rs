@@ -123,30 +123,28 @@ impl Block {
             if let Some(importance) = importance {
                 weigh(Some(&importance[i * SPAN..(i + 1) * SPAN]), &mut each);
             }
-            let (mut errors, cost) = ([0.0; SPAN], Cost { each: &each, carry: None });
-            self.round_span(i * SPAN, x, cost, codes, &mut errors);
+            (*codes, _) = self.round_span(i * SPAN, x, Cost { each: &each, carry: None });
         }
     }
 
-    /// Rounds a span whose first column is `col` to what costs least: its codes, and the errors that are carried on.
-    /// Without a codebook it takes the nearest levels.
-    pub fn round_span(
-        &self,
-        col: usize,
-        x: &[f32; SPAN],
-        cost: Cost<'_>,
-        codes: &mut [u8; SPAN],
-        errors: &mut [f32; SPAN],
-    ) {
+    /// Rounds the span of a codebook whose first column is `col` to what costs least: its codes, and the errors that are carried
+    /// on.
+    ///
+    /// # Panics
+    /// If the block has no codebook ([`Block::span`] is 1), which is the caller's fault.
+    pub fn round_span(&self, col: usize, x: &[f32; SPAN], cost: Cost<'_>) -> ([u8; SPAN], [f32; SPAN]) {
+        assert!(self.book.is_some(), "a span of a grid that rounds column by column");
         let sub = col / self.sub_len as usize;
-        let Some(book) = self.book else { return };
         let scale = self.scale[sub];
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        // One shift for a whole sub-block, or one for every span.
-        let turned = (self.sub_len == 32).then_some(self.mins[sub] == 1);
-        let chosen = book.choose(&x.map(|x| x * inverse), cost, turned);
-        *codes = chosen.codes;
-        *errors = if scale == 0.0 { *x } else { chosen.errors.map(|e| e * scale) };
+        let turned = self.shifts_sub_blocks().then_some(self.mins[sub] == 1);
+        let chosen = self.book.map(|book| book.choose(&x.map(|x| x * inverse), cost, turned)).unwrap_or_default();
+        (chosen.codes, if scale == 0.0 { *x } else { chosen.errors.map(|e| e * scale) })
+    }
+
+    /// Are all levels of a sub-block shifted alike, not those of each span?
+    pub(super) fn shifts_sub_blocks(&self) -> bool {
+        self.book.is_some_and(Codebook::is_shifted) && self.sub_len == 32
     }
 
     /// The nearest level to `x` at column `col` of the block, as if no other column were: its code and its value.

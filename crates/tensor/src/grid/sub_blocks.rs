@@ -147,7 +147,7 @@ impl Levels {
     #[inline(always)]
     fn of(block: &Block) -> Levels {
         match (block.book, block.table) {
-            (Some(book), _) => Levels::Book(book, book.is_shifted() && block.sub_len == 32),
+            (Some(book), _) => Levels::Book(book, block.shifts_sub_blocks()),
             (_, Some(table)) => Levels::Table(table),
             _ => Levels::Even(f32::from(block.base), f32::from(block.base) + f32::from(block.highest)),
         }
