@@ -13,6 +13,7 @@ use std::{
 };
 
 /// Everything that a model's files hold.
+#[derive(Clone)]
 pub struct Gpt {
     /// The directory or GGUF file.
     pub path: PathBuf,

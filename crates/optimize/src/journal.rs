@@ -126,6 +126,11 @@ impl Journal {
         let bad = |reason: String| formats::Error::field(&path, "sites", reason);
         let text = archive.metadata("sites").unwrap_or("{}");
         let sites: BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let floats = |name: &str| {
+            archive
+                .get(name)
+                .map(|v| v.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
+        };
         for (name, storage) in sites {
             let site: Site = name.parse().map_err(|e: model::NoSite| bad(e.to_string()))?;
             let storage = Storage::parse(&storage)?;
@@ -133,14 +138,9 @@ impl Journal {
             let [rows, cols] =
                 model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
             let weight = Weight::new(storage, rows, cols, view.bytes.clone()).map_err(|e| bad(e.to_string()))?;
-            let bias = model.linear(site)?.bias.clone();
+            let bias = floats(&format!("{name}.bias")).or_else(|| model.linear(site).ok()?.bias.clone());
             model.replace(site, Linear::with_bias(weight, bias))?;
         }
-        let floats = |name: &str| {
-            archive
-                .get(name)
-                .map(|v| v.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
-        };
         for (site, norm) in &mut model.norms {
             if let Some(scale) = floats(&format!("{site}.scale")).filter(|s| s.len() == norm.scale.len()) {
                 norm.scale = scale;
@@ -156,10 +156,17 @@ impl Journal {
     /// If it cannot be written.
     pub fn write(&self, unit: &str, model: &Model, sites: &[Site], norms: &[Site]) -> Result<()> {
         let Some(path) = self.file(unit) else { return Ok(()) };
+        let floats = |name: String, values: &[f32]| Entry {
+            name,
+            dtype: Dtype::F32,
+            shape: vec![values.len()],
+            bytes: Bytes::from_f32(values.to_vec()),
+        };
         let mut storages = BTreeMap::new();
         let mut entries = Vec::new();
         for site in sites {
-            let w = &model.linear(*site)?.weight;
+            let linear = model.linear(*site)?;
+            let w = &linear.weight;
             storages.insert(site.to_string(), w.storage().name());
             entries.push(Entry {
                 name: site.to_string(),
@@ -167,17 +174,15 @@ impl Journal {
                 shape: vec![w.bytes().len()],
                 bytes: w.bytes().clone(),
             });
+            if let Some(bias) = &linear.bias {
+                entries.push(floats(format!("{site}.bias"), bias));
+            }
         }
         for site in norms {
             let norm = model.norm(*site)?;
             let parts = [("scale", Some(&norm.scale)), ("shift", norm.shift.as_ref())];
             for (part, values) in parts.into_iter().filter_map(|(part, values)| Some((part, values?))) {
-                entries.push(Entry {
-                    name: format!("{site}.{part}"),
-                    dtype: Dtype::F32,
-                    shape: vec![values.len()],
-                    bytes: Bytes::from_f32(values.clone()),
-                });
+                entries.push(floats(format!("{site}.{part}"), values));
             }
         }
         let text = serde_json::to_string(&storages).map_err(|e| Error::Asked(e.to_string()))?;

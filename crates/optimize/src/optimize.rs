@@ -1,14 +1,14 @@
 //! The main job: from a target to a recipe, and from the recipe to a proven artefact.
 
 use crate::{
-    Error, Result,
+    Error, Plan, Result,
     artefact::{self, Target},
     data,
     evaluate::{compare, divergence, log_ratio},
     journal::Journal,
     methods,
     progress::{Progress, Silent},
-    recipe::{Floor, Recipe},
+    recipe::{Floor, Recipe, Step},
     report::Report,
     run::{self, Data, Outcome, Settings},
     solve::{self, Point, Sensitivity},
@@ -64,12 +64,58 @@ impl Goal {
         Ok(recipe)
     }
 
+    /// The goal with its size in bytes, whatever becomes of the model.
+    pub fn in_bytes(&self, model: &Model) -> Goal {
+        Goal { size: self.bytes(model).map(Size::Bytes), ..self.clone() }
+    }
+
     /// Bytes of the whole model.
     pub fn bytes(&self, model: &Model) -> Option<usize> {
         self.size.map(|s| match s {
             Size::Share(share) => (share * 2.0 * model.parameters() as f64) as usize,
             Size::Bytes(bytes) => bytes,
         })
+    }
+}
+
+/// A model as the solver sees it: in its new basis, where a recipe begins with steps that turn it.
+pub struct Turned {
+    gpt: Option<Gpt>,
+    steps: Vec<Step>,
+    /// What is left to do.
+    pub rest: Recipe,
+}
+
+impl Turned {
+    /// Carries out the steps of a recipe that turn the model.
+    ///
+    /// # Errors
+    /// If it cannot be turned.
+    pub fn new(gpt: &Gpt, mut recipe: Recipe, progress: &dyn Progress) -> Result<Turned> {
+        let shaped = run::shape(gpt, &recipe)?;
+        let mut model = shaped.as_ref().map_or(&gpt.model, |gpt| &gpt.model).clone();
+        let mut steps = Vec::new();
+        while let Some(step) = recipe.steps.first()
+            && let Plan::Rotated(rotation) = (methods::find(&step.method)?.build)(step.options.clone())?
+        {
+            // Which matrices are stored anew is not known yet: all are.
+            rotation.turn(&mut model, &|_| true, recipe.seed, &Journal::none(), progress)?;
+            steps.push(recipe.steps.remove(0));
+        }
+        let gpt = (!steps.is_empty()).then(|| Gpt { model, ..gpt.clone() });
+        Ok(Turned { gpt, steps, rest: recipe })
+    }
+
+    /// The model: `gpt`, where nothing turned it.
+    pub fn of<'a>(&'a self, gpt: &'a Gpt) -> &'a Gpt {
+        self.gpt.as_ref().unwrap_or(gpt)
+    }
+
+    /// The whole recipe with the storages of a point of the front.
+    pub fn with_choice(self, point: &Point) -> Recipe {
+        let mut recipe = with_choice(self.rest, point);
+        recipe.steps.splice(0..0, self.steps);
+        recipe
     }
 }
 
@@ -98,7 +144,7 @@ pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, target: Target, progress
             reason: format!("leaves {tokens} tokens for the solver; give a text of some thousand words"),
         });
     }
-    let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let plan = recipe.rounding()?;
     let stats = match stats::of_recipe(gpt, recipe, &recipe.build(&gpt.model)?, data, progress)? {
         Some(known) => known.all()?,
         None => {
@@ -119,9 +165,10 @@ pub fn measure(gpt: &Gpt, recipe: &Recipe, data: &Data, target: Target, progress
 }
 
 /// The recipe with the storages of a point of the front.
-pub fn with_choice(mut recipe: Recipe, point: &Point) -> Recipe {
-    recipe.steps[0].sites =
-        point.choice.iter().map(|(site, s): (&Site, &Storage)| (site.to_string(), s.name())).collect();
+fn with_choice(mut recipe: Recipe, point: &Point) -> Recipe {
+    if let Some(step) = recipe.steps.last_mut() {
+        step.sites = point.choice.iter().map(|(site, s): (&Site, &Storage)| (site.to_string(), s.name())).collect();
+    }
     recipe
 }
 
@@ -144,9 +191,11 @@ pub fn optimize(
     }
     target.check(&gpt.model, &[])?;
     run::check_memory(gpt, &recipe, data, settings, &recipe.build(&gpt.model)?)?;
-    let solved = measure(gpt, &recipe, data, target, progress)?;
-    let point = choose(gpt, &recipe, goal, data, &solved, progress)?;
-    let recipe = with_choice(recipe, &point);
+    let turned = Turned::new(gpt, recipe, progress)?;
+    let goal = goal.in_bytes(&gpt.model);
+    let solved = measure(turned.of(gpt), &turned.rest, data, target, progress)?;
+    let point = choose(turned.of(gpt), &turned.rest, &goal, data, &solved, progress)?;
+    let recipe = turned.with_choice(&point);
     let report = Report { sensitivities: solved.sensitivities.clone(), front: solved.front.clone() };
     let settings = Settings { min_speed: goal.speed, ..settings.clone() };
     run::run(gpt, &recipe, data, &settings, report, progress).map_err(|e| match e {

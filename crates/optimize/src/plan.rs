@@ -4,11 +4,11 @@ use crate::{
     Needs, Result,
     artefact::Target,
     calibrate::reader,
-    data, methods,
-    optimize::{self, Goal},
+    data,
+    optimize::{self, Goal, Turned},
     progress::{Progress, Silent},
     recipe::{Built, Recipe},
-    run::Data,
+    run::{self, Data},
     stats, walk,
 };
 use model::{Gpt, Model, Site};
@@ -55,9 +55,14 @@ pub fn plan(
     target: Target,
     progress: &dyn Progress,
 ) -> Result<Plan> {
-    let solved = optimize::measure(gpt, &recipe, data, target, progress)?;
-    let point = optimize::choose(gpt, &recipe, goal, data, &solved, progress)?;
-    let recipe = optimize::with_choice(recipe, &point);
+    let begin = Instant::now();
+    let turned = Turned::new(gpt, recipe, progress)?;
+    let turning = begin.elapsed().as_secs_f64();
+    let goal = goal.in_bytes(&gpt.model);
+    let solved = optimize::measure(turned.of(gpt), &turned.rest, data, target, progress)?;
+    let point = optimize::choose(turned.of(gpt), &turned.rest, &goal, data, &solved, progress)?;
+    let seconds = turning + seconds(turned.of(gpt), data, &turned.rest, &point.choice)?;
+    let recipe = turned.with_choice(&point);
     let size = point.bytes + solved.fixed;
     let mut storages = BTreeMap::new();
     for storage in point.choice.values() {
@@ -71,7 +76,7 @@ pub fn plan(
         expected_kl: point.kl,
         peak_ram_bytes: memory.own + memory.mapped,
         disk_bytes: disk(&gpt.model, &built),
-        seconds: seconds(gpt, data, &recipe, &point.choice)?,
+        seconds,
         storages,
     };
     Ok(Plan { recipe, estimate })
@@ -114,6 +119,8 @@ pub struct Becomes {
 /// # Errors
 /// As [`Recipe::build`].
 pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
+    let shaped = run::shape(gpt, recipe)?;
+    let gpt = shaped.as_ref().unwrap_or(gpt);
     let built = recipe.build(&gpt.model)?;
     recipe.stats.as_ref().map_or(Ok(()), |path| stats::check(path, &built))?;
     let chosen = |site: &Site| built.iter().rev().find_map(|b| b.choice.get(site)).copied();
@@ -157,7 +164,12 @@ pub fn disk(model: &Model, built: &[Built]) -> u64 {
     // A step that teaches keeps a checkpoint and its successor, the best values and those that it ended with.
     let taught = built.iter().any(|b| matches!(b.plan, crate::Plan::Learned(_)));
     let taught = if taught { 4 * (2 * 3 + 1 + 1) * model.parameters() } else { 0 };
-    (2 * result(model, built) + taught + (4 << 20)) as u64
+    (2 * result(model, built) + rotated(model, built) + taught + (4 << 20)) as u64
+}
+
+/// The journal's matrices in another basis, which are 32-bit floats.
+fn rotated(model: &Model, built: &[Built]) -> usize {
+    if built.iter().any(|b| matches!(b.plan, crate::Plan::Rotated(_))) { 4 * model.parameters() } else { 0 }
 }
 
 /// Memory of a job.
@@ -202,7 +214,7 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let flows = 4 * tokens * (2 * spec.dim + widest) * if beside { 2 } else { 1 };
     let logits = 4 * 512 * 3 * spec.vocab;
     let own = result + (taught.max(gathered) + block + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
-    Memory { own, mapped: gpt.model.size_bytes() as u64 + result }
+    Memory { own, mapped: (gpt.model.size_bytes() + rotated(&gpt.model, built)) as u64 + result }
 }
 
 /// Times a part of the work on this machine and scales it up.
@@ -212,7 +224,7 @@ fn seconds(gpt: &Gpt, data: &Data, recipe: &Recipe, choice: &BTreeMap<Site, Stor
     let total: usize = calibration.iter().map(Vec::len).sum();
     let part = data::take_tokens(&data.split.calibration, (total / 4).max(512), recipe.seed);
     let timed: usize = part.iter().map(Vec::len).sum();
-    let plan = (methods::find(&recipe.steps[0].method)?.build)(recipe.steps[0].options.clone())?;
+    let plan = recipe.rounding()?;
     let method = plan.each_matrix()?;
     // A pass is timed where nothing is gathered, too: scoring takes as long.
     let needs = if known.is_some() { Needs::default() } else { plan.needs() };

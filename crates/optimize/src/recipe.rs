@@ -146,11 +146,38 @@ impl Recipe {
     /// # Errors
     /// If a method, a storage, an option or a site is not known, or a site is not of this model.
     pub fn build(&self, model: &Model) -> Result<Vec<Built>> {
+        let shaped = self.shape(model)?;
+        let model = shaped.as_ref().unwrap_or(model);
         let quantizer = self.quantizer()?;
         let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
         let fused = save::shared(model, true).iter().flatten().any(|s| s.role == Role::V);
         let limits = Limits { floats: &floats, fused };
         self.steps.iter().map(|s| s.build(&model.spec, &limits)).collect()
+    }
+
+    /// What the last step does: it is the one that rounds.
+    ///
+    /// # Errors
+    /// If there is none, or it is not known.
+    pub fn rounding(&self) -> Result<Plan> {
+        let step = self.steps.last();
+        let step = step.ok_or_else(|| Error::Recipe("has no step that rounds, such as method = \"gptq\"".into()))?;
+        (methods::find(&step.method)?.build)(step.options.clone())
+    }
+
+    /// The model with the matrices that steps will give it, which computes the same; none where it has them already.
+    ///
+    /// # Errors
+    /// If a method or an option is not known, or the model cannot be treated so.
+    pub fn shape(&self, model: &Model) -> Result<Option<Model>> {
+        for step in &self.steps {
+            if let Plan::Rotated(rotation) = (methods::find(&step.method)?.build)(step.options.clone())?
+                && let Some(shaped) = rotation.shape(model)?
+            {
+                return Ok(Some(shaped));
+            }
+        }
+        Ok(None)
     }
 
     /// How inputs of products are to be rounded.
@@ -194,6 +221,9 @@ impl Step {
     fn build(&self, spec: &Spec, limits: &Limits<'_>) -> Result<Built> {
         let method = methods::find(&self.method)?;
         let plan = (method.build)(self.options.clone())?;
+        if matches!(plan, Plan::Rotated(_)) && self.storage != "keep" {
+            plan.each_matrix()?;
+        }
         let (choice, fallbacks) = choose(&self.storage, &self.sites, spec, limits)?;
         Ok(Built { method: method.name, plan, choice, fallbacks })
     }

@@ -19,7 +19,7 @@ use crate::{
     walk::{self, Inputs},
     written,
 };
-use model::{Gpt, Model};
+use model::{Gpt, Model, Site};
 use std::path::{Path, PathBuf};
 
 /// What a job is told beside its recipe.
@@ -124,7 +124,7 @@ fn own_tokens(recipe: &Recipe) -> Result<usize> {
         };
     }
     // The solver, if it is asked, looks at the data too.
-    let solved = recipe.steps.iter().any(|s| s.storage == "keep");
+    let solved = recipe.steps.last().is_some_and(|s| s.storage == "keep");
     Ok(if calibrated || solved { (recipe.calibration_tokens * 5 / 3).min(60_000) } else { 12_000 })
 }
 
@@ -141,6 +141,9 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<Outcome> {
     refuse_requantizing(&gpt.model, settings)?;
+    let original = gpt;
+    let shaped = shape(gpt, recipe)?;
+    let gpt = shaped.as_ref().unwrap_or(gpt);
     let built = recipe.build(&gpt.model)?;
     let target = Target::of_recipe(recipe, &settings.out)?;
     target.check(&gpt.model, &built)?;
@@ -165,22 +168,28 @@ pub fn run(
     }
     let staging = journal.staging()?.ok_or_else(|| Error::Asked("a job that writes has a journal".into()))?;
     let staged = target.write(gpt, &model, &staging)?;
-    let warnings = warnings(gpt, &built, known.as_ref(), &staged.fallbacks, data, settings)?;
+    let mut warnings = warnings(gpt, &built, known.as_ref(), &staged.fallbacks, data, settings)?;
+    if shaped.is_some() {
+        let more = gpt.model.parameters() - original.model.parameters();
+        warnings.push(format!(
+            "the head, which was one with the embedding, became a matrix of its own: {more} parameters more"
+        ));
+    }
 
     let after = Gpt::open(&staged.path)?;
-    let (proof, differences) = prove(gpt, &after, recipe, data, warnings, progress)?;
+    let (proof, differences) = prove(original, &after, recipe, data, warnings, progress)?;
     if !proof.gate.is_good() && !settings.force {
         journal.discard()?;
         return Err(Error::Gate(refusal(&proof.gate)));
     }
-    let speed = match speed(gpt, &after, settings) {
+    let speed = match speed(original, &after, settings) {
         Err(Error::Gate(words)) => {
             journal.discard()?;
             return Err(Error::Gate(words));
         }
         other => other?,
     };
-    artefact::finish(gpt, &after, recipe, data, &proof, &differences, &report, &staged, &key)?;
+    artefact::finish(original, &after, recipe, data, &proof, &differences, &report, &staged, &key)?;
     artefact::publish(&staged, &settings.out, settings.overwrite)?;
     journal.discard()?;
     Ok(Outcome { out: settings.out.clone(), proof, already: false, speed })
@@ -247,6 +256,10 @@ pub fn transform(
     for (i, step) in built.iter().enumerate() {
         journal.step(i);
         match &step.plan {
+            Plan::Rotated(rotation) => {
+                let asked = |site: Site| built[i + 1..].iter().any(|later| later.choice.contains_key(&site));
+                rotation.turn(&mut model, &asked, recipe.seed, journal, progress)?;
+            }
             Plan::Learned(healing) => {
                 let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
                 heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
@@ -262,6 +275,11 @@ pub fn transform(
         }
     }
     Ok(model)
+}
+
+/// The model with the matrices that a recipe's steps will give it.
+pub(crate) fn shape(gpt: &Gpt, recipe: &Recipe) -> Result<Option<Gpt>> {
+    Ok(recipe.shape(&gpt.model)?.map(|model| Gpt { model, ..gpt.clone() }))
 }
 
 fn refuse_requantizing(model: &Model, settings: &Settings) -> Result<()> {

@@ -261,7 +261,8 @@ pub struct Run {
 pub struct Quantize {
     #[command(flatten)]
     pub model: Model,
-    /// rtn, hqq, imatrix, awq, gptq, gptaq, autoround or qat; `planish methods` tells more
+    /// rtn, hqq, imatrix, awq, gptq, gptaq, autoround or qat; rotate or smoothquant go before another: rotate,gptq or
+    /// rotate,smoothquant,gptq; `planish methods` tells more
     #[arg(long, default_value = "gptaq")]
     pub method: String,
     /// Bits of a code, 2 to 8; a fraction such as 4.25 is the average of the whole model, scales, embedding and head
@@ -294,7 +295,8 @@ pub struct Quantize {
     /// Show what each matrix would become, with size, memory and disk, and do nothing else
     #[arg(long)]
     pub dry_run: bool,
-    /// An option of the method, as in a recipe: 'steps=500', 'lr=2e-4', 'schedule="linear"' of qat; may be repeated
+    /// An option of the method, as in a recipe: 'steps=500', 'lr=2e-4', 'schedule="linear"' of qat, 'rotate.values=false' of
+    /// one before it; may be repeated
     #[arg(long = "option", value_name = "NAME=VALUE")]
     pub options: Vec<String>,
     /// Part of the mean diagonal that gptq and gptaq add to it

@@ -11,10 +11,10 @@ use optimize::{
     artefact::Target,
     optimize::{Goal, Size, optimize as find},
     plan::{self, Preview},
-    recipe::{Floor, Recipe},
+    recipe::{Floor, Recipe, Step},
 };
 use serde_json::json;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 use tensor::{
     Storage,
     grid::{Grid, Zero},
@@ -23,7 +23,9 @@ use tensor::{
 /// Quantizes a model.
 pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     let average = args.storage.is_none() && args.bits.fract() != 0.0;
-    let mut recipe = Recipe::one(&args.method, Storage::F32, common.seed);
+    let methods: Vec<&str> = args.method.split(',').map(str::trim).collect();
+    let (last, before) = methods.split_last().context("--method names none")?;
+    let mut recipe = Recipe::one(last, Storage::F32, common.seed);
     recipe.floor = Floor {
         max_loss: args.max_loss.as_deref().map(|t| fraction(t, "--max-loss")).transpose()?,
         max_kl: args.max_kl,
@@ -34,6 +36,7 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     step.sites = overrides(&args.overrides)?;
     step.sites.extend(args.skips.iter().map(|sites| (sites.trim().to_string(), "keep".to_string())));
     options(step, args)?;
+    prepend(&mut recipe, before)?;
     if average {
         return to_an_average(args, recipe, common);
     }
@@ -71,7 +74,7 @@ fn storage(args: &Quantize) -> Result<String> {
 }
 
 /// The method's options.
-fn options(step: &mut optimize::recipe::Step, args: &Quantize) -> Result<()> {
+fn options(step: &mut Step, args: &Quantize) -> Result<()> {
     for text in &args.options {
         let option: toml::Table = toml::from_str(text).map_err(|e| {
             anyhow!(
@@ -90,6 +93,24 @@ fn options(step: &mut optimize::recipe::Step, args: &Quantize) -> Result<()> {
     Ok(())
 }
 
+/// Puts methods before the one that rounds, each with the options that begin with its name.
+fn prepend(recipe: &mut Recipe, methods: &[&str]) -> Result<()> {
+    for name in methods.iter().rev() {
+        let options = match recipe.steps.last_mut().and_then(|step| step.options.remove(*name)) {
+            None => toml::Table::new(),
+            Some(toml::Value::Table(options)) => options,
+            Some(_) => bail!("--option {name}: an option of {name} reads like {name}.NAME=VALUE"),
+        };
+        let plan = (optimize::methods::find(name)?.build)(options.clone())?;
+        let storage = plan.storage_before_others().with_context(|| {
+            format!("--method {name}: it rounds, so it comes last; rotate, smoothquant and distill go before others")
+        })?;
+        let step = Step { method: name.to_string(), storage: storage.into(), sites: BTreeMap::new(), options };
+        recipe.steps.insert(0, step);
+    }
+    Ok(())
+}
+
 /// For whom the result is written.
 fn target(args: &Quantize, recipe: &Recipe) -> Result<Target> {
     Ok(Target::of_recipe(recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?)
@@ -100,7 +121,7 @@ fn to_an_average(args: &Quantize, mut recipe: Recipe, common: &Common) -> Result
     if !(1.5..=16.0).contains(&args.bits) {
         bail!("--bits {}: an average lies between 1.5 and 16 bits", args.bits);
     }
-    if !recipe.steps[0].sites.is_empty() {
+    if recipe.steps.last().is_some_and(|step| !step.sites.is_empty()) {
         bail!(
             "--bits {}: an average is found over all matrices; leave out --override and --skip, or name a storage",
             args.bits

@@ -40,6 +40,7 @@ use tokenizers::{
 const MAX_NORMALIZED_BYTES: u64 = 4 << 30;
 
 /// A vocabulary with all that turns text into ids and back.
+#[derive(Clone)]
 pub struct Tokenizer {
     library: tokenizers::Tokenizer,
     /// The added tokens with those that are special not looked for in texts.

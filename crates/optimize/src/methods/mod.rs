@@ -11,8 +11,11 @@ mod gptq;
 mod hqq;
 mod imatrix;
 mod qat;
+mod rotate;
 mod rtn;
 mod smoothquant;
+
+pub use rotate::Rotation;
 
 use crate::{Error, Needs, Result, Stats, blocks::BlockRewrite, heal::Healing};
 use model::Site;
@@ -39,6 +42,8 @@ pub enum Plan {
     EachMatrix(Box<dyn Rewrite>),
     /// It rewrites the matrices of a block together.
     EachBlock(Box<dyn BlockRewrite>),
+    /// It brings the model to another basis and stores nothing anew.
+    Rotated(Rotation),
     /// It teaches the model.
     Learned(Box<Healing>),
 }
@@ -52,6 +57,9 @@ impl Plan {
         match self {
             Plan::EachMatrix(method) => Ok(method.as_ref()),
             Plan::EachBlock(method) => Ok(method.outside()),
+            Plan::Rotated(_) => Err(Error::Asked(
+                "rotations round nothing; put them before a method that does: --method rotate,gptq".into(),
+            )),
             Plan::Learned(_) => Err(Error::Asked(
                 "storages are chosen with a method that treats each matrix by itself; choose them with --method gptq, and \
                  put the step that teaches before it, or in its place, in the recipe for `planish run`"
@@ -74,7 +82,16 @@ impl Plan {
                     outputs: true,
                 }
             }
-            Plan::Learned(_) => Needs::default(),
+            Plan::Rotated(_) | Plan::Learned(_) => Needs::default(),
+        }
+    }
+
+    /// The storage that a recipe gives this step where another one rounds after it, if it is of use there.
+    pub fn storage_before_others(&self) -> Option<&'static str> {
+        match self {
+            Plan::Rotated(_) | Plan::Learned(_) => Some("keep"),
+            Plan::EachMatrix(method) => method.balances_for_others().then_some("f32"),
+            Plan::EachBlock(_) => None,
         }
     }
 
@@ -98,6 +115,11 @@ pub trait Rewrite: Send + Sync {
     /// If the storage cannot hold it or the statistics are of no use.
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight>;
 
+    /// Is what [`Rewrite::balance`] does of use before another method rounds?
+    fn balances_for_others(&self) -> bool {
+        false
+    }
+
     /// What the inputs of matrices that read one norm are to be divided by, and their columns multiplied by, before they are
     /// stored: the norm takes it over, so the model computes the same. `None` leaves them.
     ///
@@ -112,6 +134,7 @@ pub trait Rewrite: Send + Sync {
 pub static METHODS: &[&Method] = &[
     &rtn::RTN,
     &hqq::HQQ,
+    &rotate::ROTATE,
     &imatrix::IMATRIX,
     &awq::AWQ,
     &smoothquant::SMOOTHQUANT,
@@ -219,6 +242,6 @@ mod tests {
                 (method.build)(toml::Table::from_iter([("dampin".to_string(), 1.into())])).err().unwrap().to_string();
             assert!(e.contains(method.name) && e.contains("unknown field"), "{e}");
         }
-        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, hqq, imatrix"));
+        assert!(find("gtpq").err().unwrap().to_string().contains("rtn, hqq, rotate, imatrix"));
     }
 }

@@ -45,6 +45,10 @@ impl Rewrite for Smooth {
         Weight::encode(weight, storage, None).map_err(at(site))
     }
 
+    fn balances_for_others(&self) -> bool {
+        true
+    }
+
     fn balance(&self, stats: &Stats, matrices: &[(Site, Tensor, Storage)]) -> Result<Option<Vec<f32>>> {
         let Some(inputs) = &stats.peak else { return Ok(None) };
         let mut weights = vec![0f32; inputs.len()];
