@@ -114,6 +114,21 @@ impl Block {
     /// least by `importance`.
     #[inline(always)]
     pub fn round_all(&self, x: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) {
+        if self.book.is_none() && self.table.is_none() {
+            let len = self.sub_len as usize;
+            for (sub, (codes, x)) in codes.chunks_mut(len).zip(x.chunks(len)).enumerate() {
+                let (scale, offset, base) = (self.scale[sub], self.offset[sub], f32::from(self.base));
+                if scale == 0.0 {
+                    codes.fill((-base).clamp(0.0, f32::from(self.highest)) as u8);
+                    continue;
+                }
+                for (code, x) in codes.iter_mut().zip(x) {
+                    let position = (x - offset) / scale - base;
+                    *code = round_even(position.clamp(0.0, f32::from(self.highest))) as u8;
+                }
+            }
+            return;
+        }
         if self.book.is_none() {
             return codes.iter_mut().zip(x).enumerate().for_each(|(col, (code, x))| *code = self.round(col, *x).0);
         }

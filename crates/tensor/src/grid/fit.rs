@@ -4,7 +4,8 @@
 //! minimum alternate rounding with a two-parameter regression. Blocks of sub-blocks are fitted in [`super::sub_blocks`].
 
 use super::{
-    Grid, LONGEST, Table, Zero,
+    Grid, LONGEST, Table, Zero, abreast,
+    abreast::{LANES, lanes},
     block::{Block, round_even},
     pack::{half_e4m3, half_power},
     sub_blocks::{Steps, affine_subs, stepped_subs},
@@ -15,6 +16,8 @@ use half::f16;
 pub(super) struct Values<'a> {
     pub(super) x: &'a [f32],
     pub(super) w: &'a [f32],
+    /// Are all weights one?
+    pub(super) alike: bool,
 }
 
 /// See [`Grid::fit`].
@@ -33,7 +36,7 @@ fn fit_in(grid: Grid, x: &[f32], importance: Option<&[f32]>, values: &mut [f32],
     let clean = |v: f32| if v.is_finite() { v.clamp(-65504.0, 65504.0) } else { 0.0 };
     values.iter_mut().zip(x).for_each(|(c, v)| *c = clean(*v));
     weigh(importance, weights);
-    let v = Values { x: values, w: weights };
+    let v = Values { x: values, w: weights, alike: importance.is_none() };
     let mut block = Block::empty(grid);
     let (base, highest) = (f32::from(block.base), f32::from(block.highest));
     match grid {
@@ -130,19 +133,21 @@ pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
         return 0.0;
     }
     let mut best = (0f32, extreme / low);
-    let mut consider = |inverse: f32| {
-        let (xq, qq) = moments(v, inverse, low, high);
-        let gain = xq * xq / qq;
-        if qq > 0.0 && gain > best.0 {
-            best = (gain, xq / qq);
-        }
-    };
     // Wide codes lose little by clipping and a lot by a coarse scale: fewer candidates are worth trying.
     let (steps, width) = if highest > 40.0 { (4, 0.25) } else { (9, 0.12) };
-    for i in -steps..=steps {
-        let nudge = width * i as f32;
-        consider((low + nudge) / extreme);
-        consider((high + nudge) / extreme);
+    // In turn near the one end of the codes and the other, in the order of their distance from it.
+    let candidate = |i: usize| {
+        let nudge = width * (i / 2 + 1).div_euclid(2) as f32 * if i / 2 % 2 == 0 { 1.0 } else { -1.0 };
+        (if i % 2 == 0 { low + nudge } else { high + nudge }) / extreme
+    };
+    for first in (0..4 * steps + 2).step_by(LANES) {
+        let (xq, qq) = abreast::moments(v, &lanes(|i| candidate(first + i)), low, high);
+        let gain = lanes(|i| xq[i] * xq[i] / qq[i]);
+        for i in 0..LANES {
+            if qq[i] > 0.0 && gain[i] > best.0 {
+                best = (gain[i], xq[i] / qq[i]);
+            }
+        }
     }
     for _ in 0..3 {
         let (xq, qq) = moments(v, 1.0 / best.1, low, high);
@@ -256,11 +261,11 @@ fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
 /// Sums of one rounding to `scale * q + offset`, `q` in `0..=highest`.
 #[derive(Default, Clone, Copy)]
 pub(super) struct Regression {
-    w: f32,
-    q: f32,
-    qq: f32,
-    x: f32,
-    xq: f32,
+    pub(super) w: f32,
+    pub(super) q: f32,
+    pub(super) qq: f32,
+    pub(super) x: f32,
+    pub(super) xq: f32,
     pub(super) error: f32,
 }
 
@@ -321,57 +326,127 @@ pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> 
         return (0.0, low);
     }
     let range = high - low;
-    let mut best = (f32::INFINITY, range / highest, low);
-    let consider = |scale: f32, offset: f32, best: &mut (f32, f32, f32)| {
-        let r = regress(v, scale, offset, highest);
-        if r.error < best.0 {
-            *best = (r.error, scale, offset);
-        }
-        r.solve(no_positive_offset)
-    };
     let (steps, width) = match highest {
         h if h > 40.0 => (3, 0.4),
-        h if h > 20.0 => (12, 0.2),
-        _ => (10, 0.1),
+        h if h > 20.0 => (6, 0.4),
+        h if h < 4.0 => (6, 0.08),
+        _ => (6, 0.16),
     };
-    // A block with a scale of its own keeps this fit to the last bit; one of sub-blocks moves it onto whole numbers.
-    let rounds = if no_positive_offset { 1 } else { 2 };
-    for i in -steps / 2..=steps {
-        // Fewer steps across the range than codes clip nothing; more of them clip the ends, and which end is worth
-        // keeping depends on the weights.
-        let scale = range / (highest + width * i as f32 * if highest < 4.0 { 0.5 } else { 1.0 });
-        let clipped = range - scale * highest;
-        let places: &[f32] = if clipped > 0.0 { &[0.0, 0.5, 1.0] } else { &[0.5] };
-        for place in places {
-            let offset = low + place * clipped;
-            let offset = if no_positive_offset { offset.min(0.0) } else { offset };
-            let mut next = consider(scale, offset, &mut best);
-            for _ in 0..rounds {
-                match next {
-                    Some((scale, offset)) if scale > 0.0 => next = consider(scale, offset, &mut best),
-                    _ => break,
-                }
-            }
+    // Fewer steps across the range than codes clip nothing; more of them clip the ends, and which end is worth keeping
+    // depends on the weights.
+    let wide = steps / 2 + 1;
+    let start = |i: usize| {
+        let (step, place) = match i.checked_sub(wide) {
+            None => (-(i as f32), 0.5),
+            Some(i) => ((i / 3 % steps + 1) as f32, (i % 3) as f32 / 2.0),
+        };
+        let scale = range / (highest + width * step);
+        let offset = place * (range - scale * highest);
+        (scale, if no_positive_offset { offset.min(-low) } else { offset })
+    };
+    let lines = Lines::new(v, low, highest, no_positive_offset);
+    let mut best = Line::NONE;
+    for first in (0..wide + 3 * steps).step_by(LANES) {
+        best.take(&lines.line(&lanes(|i| start(first + i).0), &lanes(|i| start(first + i).1)));
+    }
+    // The best of each lane goes on from the line through its codes.
+    for _ in 0..2 {
+        best.take(&lines.line(&best.scale, &best.offset));
+    }
+    let mut found = (f32::INFINITY, range / highest, low);
+    for i in 0..LANES {
+        if best.error[i] < found.0 {
+            found = (best.error[i], best.scale[i], best.offset[i] + low);
         }
     }
+    // What was found is exact for its codes only; rounding anew may find others.
+    found.0 = regress(v, found.1, found.2, highest).error;
     for _ in 0..4 {
-        let (before, scale, offset) = best;
-        match regress(v, scale, offset, highest).solve(no_positive_offset) {
-            Some((scale, offset)) if scale > 0.0 => consider(scale, offset, &mut best),
-            _ => break,
-        };
-        if best.0 >= before {
+        let Some((scale, offset)) = regress(v, found.1, found.2, highest).solve(no_positive_offset) else { break };
+        let error = regress(v, scale, offset, highest).error;
+        if scale <= 0.0 || error >= found.0 {
             break;
         }
+        found = (error, scale, offset);
     }
-    (best.1, best.2)
+    (found.1, found.2)
+}
+
+/// The lines, `scale * code + offset`, through the codes of eight roundings, with their errors; values and offsets are less
+/// `low`, which sums of few digits want.
+struct Line {
+    error: [f32; LANES],
+    scale: [f32; LANES],
+    offset: [f32; LANES],
+}
+
+impl Line {
+    const NONE: Line = Line { error: [f32::INFINITY; LANES], scale: [0.0; LANES], offset: [0.0; LANES] };
+
+    /// Takes of each lane what is better.
+    #[inline(always)]
+    fn take(&mut self, other: &Line) {
+        for i in 0..LANES {
+            let better = other.error[i] < self.error[i];
+            self.error[i] = if better { other.error[i] } else { self.error[i] };
+            self.scale[i] = if better { other.scale[i] } else { self.scale[i] };
+            self.offset[i] = if better { other.offset[i] } else { self.offset[i] };
+        }
+    }
+}
+
+/// What the lines of some values have in common.
+struct Lines<'a, 'b> {
+    v: &'a Values<'b>,
+    low: f32,
+    highest: f32,
+    most: f32,
+    w: f32,
+    y: f32,
+    yy: f32,
+}
+
+impl<'a, 'b> Lines<'a, 'b> {
+    #[inline(always)]
+    fn new(v: &'a Values<'b>, low: f32, highest: f32, no_positive_offset: bool) -> Lines<'a, 'b> {
+        let (mut w1, mut wy, mut wyy) = (0f32, 0f32, 0f32);
+        for (x, w) in v.x.iter().zip(v.w) {
+            let y = x - low;
+            w1 += w;
+            wy += w * y;
+            wyy += w * y * y;
+        }
+        let most = if no_positive_offset { -low } else { f32::INFINITY };
+        Lines { v, low, highest, most, w: w1, y: wy, yy: wyy }
+    }
+
+    /// The lines of least error through the codes of eight roundings.
+    #[inline(always)]
+    fn line(&self, scale: &[f32; LANES], offset: &[f32; LANES]) -> Line {
+        let [q, qq, yq] = abreast::sums(self.v, self.low, scale, offset, self.highest);
+        let mut line = Line::NONE;
+        for i in 0..LANES {
+            let det = self.w * qq[i] - q[i] * q[i];
+            let free = (qq[i] * self.y - q[i] * yq[i]) / det;
+            let offset = free.min(self.most);
+            let scale = (yq[i] - offset * q[i]) / qq[i];
+            let error = self.yy
+                + scale * (scale * qq[i] + 2.0 * offset * q[i] - 2.0 * yq[i])
+                + offset * (offset * self.w - 2.0 * self.y);
+            let good = det > 1e-6 * self.w * qq[i] && scale > 0.0;
+            line.error[i] = if good { error } else { f32::INFINITY };
+            line.scale[i] = scale;
+            line.offset[i] = offset;
+        }
+        line
+    }
 }
 
 /// One sub-block of NVFP4, short at the end of a row.
 #[inline(always)]
 fn sixteen<'a>(v: &Values<'a>, s: usize) -> Values<'a> {
     let to = v.x.len().min(16 * s + 16);
-    Values { x: &v.x[16 * s..to], w: &v.w[16 * s..to] }
+    Values { x: &v.x[16 * s..to], w: &v.w[16 * s..to], alike: v.alike }
 }
 
 /// The E4M3 without sign with the least error as the scale of E2M1.

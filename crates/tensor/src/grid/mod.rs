@@ -7,6 +7,7 @@
 //! numbers of 2 to 8 bits or of the levels of a table, whose scales may span a whole row. On the types with codebooks
 //! eight columns take their codes together.
 
+mod abreast;
 mod block;
 mod codebook;
 mod codebooks;

@@ -2,7 +2,8 @@
 //! sub-block are chosen by their true error.
 
 use super::{
-    Grid, Table,
+    Grid, Table, abreast,
+    abreast::{LANES, lanes},
     block::{Block, round_even},
     codebook::Codebook,
     fit::{Values, affine, bits, moments, regress, symmetric, table_moments, table_scale, value},
@@ -12,7 +13,7 @@ use super::{
 /// One sub-block of a block.
 #[inline(always)]
 fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
-    Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len] }
+    Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len], alike: v.alike }
 }
 
 /// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
@@ -27,28 +28,48 @@ pub fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
     let top = free[..subs].iter().fold((0f32, 0f32), |m, f| (m.0.max(f.0), m.1.max(-f.1)));
     let mut best = (f32::INFINITY, *block);
     for shrink in [1.0, 0.96, 0.92] {
-        let (mut d, mut m) = (value(bits(top.0 / most * shrink)), value(bits(top.1 / most * shrink)));
-        for _ in 0..3 {
-            let mut trial = *block;
-            (trial.d, trial.m) = (bits(d), bits(m));
-            let mut error = 0.0;
-            for s in 0..subs {
-                error += choose_affine(&part(v, s, len), free[s], (d, m), most, highest, &mut trial, s);
-            }
-            if error < best.0 {
-                best = (error, trial);
-            }
-            trial.derive(grid);
-            let Some(next) = refit_affine(v, &trial) else { break };
-            let rounded = (value(bits(next.0)), value(bits(next.1)));
-            if rounded == (d, m) {
-                break;
-            }
-            (d, m) = rounded;
+        let tried = affine_attempt(v, block, grid, &free, most, (top.0 / most * shrink, top.1 / most * shrink));
+        if tried.0 < best.0 {
+            best = tried;
         }
+    }
+    for _ in 0..3 {
+        let Some(units) = refit_affine(v, &best.1) else { break };
+        let tried = affine_attempt(v, block, grid, &free, most, units);
+        if tried.0 >= best.0 {
+            break;
+        }
+        best = tried;
     }
     *block = best.1;
 }
+
+/// The block with these two scales, and its error. A function, not a closure, which would not be compiled for the instruction
+/// set of its caller.
+#[inline(always)]
+fn affine_attempt(
+    v: &Values<'_>,
+    block: &Block,
+    grid: Grid,
+    free: &[(f32, f32); 16],
+    most: f32,
+    (d, m): (f32, f32),
+) -> (f32, Block) {
+    let (len, highest) = (block.sub_len as usize, f32::from(block.highest));
+    let mut trial = *block;
+    (trial.d, trial.m) = (bits(d), bits(m));
+    let units = (value(trial.d), value(trial.m));
+    let mut error = 0.0;
+    for s in 0..256 / len {
+        error += choose_affine(&part(v, s, len), free[s], units, most, highest, &mut trial, s);
+    }
+    trial.derive(grid);
+    (error, trial)
+}
+
+/// What is tried around the whole numbers of a free fit: of the scale and of the minimum.
+const AROUND: [(f32, f32); LANES] =
+    [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)];
 
 /// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
 #[inline(always)]
@@ -64,13 +85,12 @@ fn choose_affine(
     let near = |x: f32, unit: f32| if unit > 0.0 { round_even((x / unit).clamp(0.0, most)) } else { 0.0 };
     let (step, min) = (near(free.0, d), near(-free.1, m));
     let mut best = (f32::INFINITY, 0.0, 0.0);
-    for ds in [-1.0, 0.0, 1.0] {
-        for dm in [-1.0, 0.0, 1.0] {
-            let (step, min) = ((step + ds).clamp(0.0, most), (min + dm).clamp(0.0, most));
-            let error = regress(v, d * step, -(m * min), highest).error;
-            if error < best.0 {
-                best = (error, step, min);
-            }
+    let steps = lanes(|i| (step + AROUND[i].0).clamp(0.0, most));
+    let mins = lanes(|i| (min + AROUND[i].1).clamp(0.0, most));
+    let errors = abreast::errors(v, &lanes(|i| d * steps[i]), &lanes(|i| -(m * mins[i])), highest);
+    for i in 0..LANES {
+        if errors[i] < best.0 {
+            best = (errors[i], steps[i], mins[i]);
         }
     }
     block.steps[s] = best.1 as i8;
@@ -83,16 +103,14 @@ fn choose_affine(
 fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
     let len = block.sub_len as usize;
     let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
-    for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
-        let s = i / len;
-        let a = f64::from(block.steps[s]) * f64::from(block.round(i, *x).0);
-        let b = -f64::from(block.mins[s]);
-        let (x, w) = (f64::from(*x), f64::from(*w));
-        aa += w * a * a;
-        ab += w * a * b;
-        bb += w * b * b;
-        ax += w * a * x;
-        bx += w * b * x;
+    for s in 0..v.x.len() / len {
+        let r = regress(&part(v, s, len), block.scale[s], block.offset[s], f32::from(block.highest));
+        let (a, b) = (f64::from(block.steps[s]), -f64::from(block.mins[s]));
+        aa += a * a * f64::from(r.qq);
+        ab += a * b * f64::from(r.q);
+        bb += b * b * f64::from(r.w);
+        ax += a * f64::from(r.xq);
+        bx += b * f64::from(r.x);
     }
     let det = aa * bb - ab * ab;
     if det > 1e-9 * aa * bb {
@@ -230,36 +248,57 @@ pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps)
     // What is stored is that many times a step.
     let stored = |d: f32| bits(d / halved(1.0, grid.halvings()));
     let step = |bits: u16| halved(value(bits), grid.halvings());
-    // Rounding to a codebook costs many times what rounding to levels does.
-    let rounds = if matches!(levels, Levels::Book(..)) { 2 } else { 3 };
     let mut best = (f32::INFINITY, *block);
+    // Of many whole numbers some lie near what each sub-block wants, whatever the block's scale is.
+    let shrinks: &[f32] = if matches!(steps, Steps::Whole(_, most) if most > 100.0) { &[1.0] } else { &[1.0, 0.97] };
     for end in steps.ends() {
-        for shrink in [1.0, 0.97] {
-            let mut d = step(stored(extreme / end * shrink));
-            for _ in 0..rounds {
-                if d == 0.0 {
-                    break;
-                }
-                let mut trial = *block;
-                trial.d = stored(d);
-                let mut error = 0.0;
-                for s in 0..subs {
-                    error += choose_step(&part(v, s, len), free[s], d, steps, levels, &mut trial, s);
-                }
-                if error < best.0 {
-                    best = (error, trial);
-                }
-                trial.derive(grid);
-                let next = refit_step(v, &trial).map(|d| step(stored(d)));
-                match next {
-                    Some(next) if next != d => d = next,
-                    _ => break,
+        for shrink in shrinks {
+            let d = stored(extreme / end * shrink);
+            if step(d) != 0.0 {
+                let tried = stepped_attempt(v, block, grid, &free, (steps, levels), d, step(d));
+                if tried.0 < best.0 {
+                    best = tried;
                 }
             }
         }
     }
+    // Rounding to a codebook costs many times what rounding to levels does.
+    let rounds = if matches!(levels, Levels::Book(..)) { 1 } else { 3 };
+    for _ in 0..rounds {
+        let Some(d) = refit_step(v, &best.1, levels).map(stored).filter(|d| step(*d) != 0.0) else { break };
+        let tried = stepped_attempt(v, block, grid, &free, (steps, levels), d, step(d));
+        if tried.0 >= best.0 {
+            break;
+        }
+        best = tried;
+    }
     *block = best.1;
 }
+
+/// The block whose own scale is stored as `stored` and stands for `d`, and its error.
+#[inline(always)]
+fn stepped_attempt(
+    v: &Values<'_>,
+    block: &Block,
+    grid: Grid,
+    free: &[f32; 16],
+    (steps, levels): (Steps, Levels),
+    stored: u16,
+    d: f32,
+) -> (f32, Block) {
+    let len = block.sub_len as usize;
+    let mut trial = *block;
+    trial.d = stored;
+    let mut error = 0.0;
+    for s in 0..256 / len {
+        error += choose_step(&part(v, s, len), free[s], d, steps, levels, &mut trial, s);
+    }
+    trial.derive(grid);
+    (error, trial)
+}
+
+/// What is tried around the whole number of a free fit.
+const NUDGES: [f32; LANES] = [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0];
 
 /// The whole number of one sub-block with the least error; returns the error.
 #[inline(always)]
@@ -269,6 +308,19 @@ fn choose_step(v: &Values<'_>, free: f32, d: f32, steps: Steps, levels: Levels, 
         Steps::Whole(..) => (power, 0.0, 0),
         Steps::Odd(_) => (f32::INFINITY, 1.0, 0),
     };
+    if let Levels::Even(low, high) = levels {
+        let tried = lanes(|i| steps.near(free / d, NUDGES[i]));
+        let scale = lanes(|i| d * tried[i]);
+        let (xq, qq) = abreast::moments(v, &lanes(|i| if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] }), low, high);
+        for i in 0..LANES {
+            let error = power - scale[i] * (2.0 * xq[i] - scale[i] * qq[i]);
+            if error < best.0 {
+                best = (error, tried[i], 0);
+            }
+        }
+        block.steps[s] = best.1 as i8;
+        return best.0;
+    }
     for nudge in [-1.0, 0.0, 1.0] {
         let step = steps.near(free / d, nudge);
         let scale = d * step;
@@ -292,16 +344,22 @@ fn choose_step(v: &Values<'_>, free: f32, d: f32, steps: Steps, levels: Levels, 
 
 /// The scale with the least error for the whole numbers of a block and the codes that they lead to.
 #[inline(always)]
-fn refit_step(v: &Values<'_>, block: &Block) -> Option<f32> {
+fn refit_step(v: &Values<'_>, block: &Block, levels: Levels) -> Option<f32> {
     let len = block.sub_len as usize;
+    let (mut aa, mut ax) = (0f64, 0f64);
+    if let Levels::Even(low, high) = levels {
+        for s in 0..v.x.len() / len {
+            let (scale, a) = (block.scale[s], f64::from(block.steps[s]));
+            let (xq, qq) = moments(&part(v, s, len), if scale == 0.0 { 0.0 } else { 1.0 / scale }, low, high);
+            aa += a * a * f64::from(qq);
+            ax += a * f64::from(xq);
+        }
+        return (aa > 0.0).then(|| (ax / aa) as f32);
+    }
     let mut codes = [0u8; 256];
     block.round_all(v.x, Some(v.w), &mut codes[..v.x.len()]);
-    let (mut aa, mut ax) = (0f64, 0f64);
     for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
-        let level = match block.table {
-            Some(table) => f64::from(table.levels()[usize::from(codes[i])]),
-            None => f64::from(codes[i]) + f64::from(block.base),
-        };
+        let level = block.table.map_or(0.0, |table| f64::from(table.levels()[usize::from(codes[i])]));
         let a = f64::from(block.steps[i / len]) * level;
         aa += f64::from(*w) * a * a;
         ax += f64::from(*w) * a * f64::from(*x);
