@@ -20,6 +20,37 @@ pub fn lanes(mut f: impl FnMut(usize) -> f32) -> Lanes {
     out
 }
 
+/// The lowest and the highest of some values, or the highest and the lowest float where there is none.
+#[inline(always)]
+pub fn range(x: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::MAX; LANES], [f32::MIN; LANES]);
+    let (eights, rest) = x.as_chunks::<LANES>();
+    for x in eights {
+        for i in 0..LANES {
+            low[i] = if x[i] < low[i] { x[i] } else { low[i] };
+            high[i] = if x[i] > high[i] { x[i] } else { high[i] };
+        }
+    }
+    for x in rest {
+        low[0] = if *x < low[0] { *x } else { low[0] };
+        high[0] = if *x > high[0] { *x } else { high[0] };
+    }
+    let least = |a: f32, b: &f32| if *b < a { *b } else { a };
+    let most = |a: f32, b: &f32| if *b > a { *b } else { a };
+    (low.iter().fold(low[0], least), high.iter().fold(high[0], most))
+}
+
+/// The value that is farthest from zero.
+#[inline(always)]
+pub fn extreme(x: &[f32]) -> f32 {
+    let (low, high) = range(x);
+    match x.is_empty() {
+        true => 0.0,
+        false if -low > high => low,
+        false => high,
+    }
+}
+
 /// Calls a function for values that all count alike, or that have weights: multiplying by one is not free.
 macro_rules! weighed {
     ($name:ident($v:expr $(, $arg:expr)*)) => {

@@ -128,7 +128,7 @@ pub(super) fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32
 #[inline(always)]
 pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     let (low, high) = (base, base + highest);
-    let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+    let extreme = abreast::extreme(v.x);
     if extreme == 0.0 {
         return 0.0;
     }
@@ -137,8 +137,8 @@ pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     let (steps, width) = if highest > 40.0 { (4, 0.25) } else { (9, 0.12) };
     // In turn near the one end of the codes and the other, in the order of their distance from it.
     let candidate = |i: usize| {
-        let nudge = width * (i / 2 + 1).div_euclid(2) as f32 * if i / 2 % 2 == 0 { 1.0 } else { -1.0 };
-        (if i % 2 == 0 { low + nudge } else { high + nudge }) / extreme
+        let nudge = width * (i / 2 + 1).div_euclid(2) as f32 * if (i / 2).is_multiple_of(2) { 1.0 } else { -1.0 };
+        (if i.is_multiple_of(2) { low + nudge } else { high + nudge }) / extreme
     };
     for first in (0..4 * steps + 2).step_by(LANES) {
         let (xq, qq) = abreast::moments(v, &lanes(|i| candidate(first + i)), low, high);
@@ -317,8 +317,7 @@ impl Regression {
 /// Scale and offset of codes `0..=highest` with the least error.
 #[inline(always)]
 pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
-    let mut low = v.x.iter().fold(f32::INFINITY, |m, x| m.min(*x));
-    let high = v.x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    let (mut low, high) = abreast::range(v.x);
     if no_positive_offset {
         low = low.min(0.0);
     }
@@ -409,15 +408,23 @@ struct Lines<'a, 'b> {
 impl<'a, 'b> Lines<'a, 'b> {
     #[inline(always)]
     fn new(v: &'a Values<'b>, low: f32, highest: f32, no_positive_offset: bool) -> Lines<'a, 'b> {
-        let (mut w1, mut wy, mut wyy) = (0f32, 0f32, 0f32);
-        for (x, w) in v.x.iter().zip(v.w) {
+        let [mut w1, mut wy, mut wyy] = [[0f32; LANES]; 3];
+        let mut add = |i: usize, x: f32, w: f32| {
             let y = x - low;
-            w1 += w;
-            wy += w * y;
-            wyy += w * y * y;
+            w1[i] += w;
+            wy[i] += w * y;
+            wyy[i] += w * y * y;
+        };
+        let ((xs, x_rest), (ws, w_rest)) = (v.x.as_chunks::<LANES>(), v.w.as_chunks::<LANES>());
+        for (x, w) in xs.iter().zip(ws) {
+            for i in 0..LANES {
+                add(i, x[i], w[i]);
+            }
         }
+        x_rest.iter().zip(w_rest).for_each(|(x, w)| add(0, *x, *w));
         let most = if no_positive_offset { -low } else { f32::INFINITY };
-        Lines { v, low, highest, most, w: w1, y: wy, yy: wyy }
+        let [w, y, yy] = [w1, wy, wyy].map(|lanes| lanes.iter().sum());
+        Lines { v, low, highest, most, w, y, yy }
     }
 
     /// The lines of least error through the codes of eight roundings.

@@ -236,11 +236,13 @@ pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps)
     let len = block.sub_len as usize;
     let levels = Levels::of(block);
     let subs = 256 / len;
-    let mut free = [0f32; 16];
+    // Of each sub-block its scale alone, and its weighed squares.
+    let mut free = [(0f32, 0f32); 16];
     for s in 0..subs {
-        free[s] = levels.scale(&part(v, s, len));
+        let v = part(v, s, len);
+        free[s] = (levels.scale(&v), v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum());
     }
-    let extreme = free.iter().fold(0f32, |m, f| if f.abs() > m.abs() { *f } else { m });
+    let extreme = free.iter().fold(0f32, |m, (f, _)| if f.abs() > m.abs() { *f } else { m });
     if extreme == 0.0 {
         block.steps = [steps.near(0.0, 0.0) as i8; 16];
         return;
@@ -281,7 +283,7 @@ fn stepped_attempt(
     v: &Values<'_>,
     block: &Block,
     grid: Grid,
-    free: &[f32; 16],
+    free: &[(f32, f32); 16],
     (steps, levels): (Steps, Levels),
     stored: u16,
     d: f32,
@@ -302,14 +304,22 @@ const NUDGES: [f32; LANES] = [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0];
 
 /// The whole number of one sub-block with the least error; returns the error.
 #[inline(always)]
-fn choose_step(v: &Values<'_>, free: f32, d: f32, steps: Steps, levels: Levels, block: &mut Block, s: usize) -> f32 {
-    let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
+fn choose_step(
+    v: &Values<'_>,
+    (free, power): (f32, f32),
+    d: f32,
+    steps: Steps,
+    levels: Levels,
+    block: &mut Block,
+    s: usize,
+) -> f32 {
     let mut best = match steps {
         Steps::Whole(..) => (power, 0.0, 0),
         Steps::Odd(_) => (f32::INFINITY, 1.0, 0),
     };
-    if let Levels::Even(low, high) = levels {
-        let tried = lanes(|i| steps.near(free / d, NUDGES[i]));
+    if let (Levels::Even(low, high), Steps::Whole(least, most)) = (levels, steps) {
+        let near = steps.near(free / d, 0.0);
+        let tried = lanes(|i| (near + NUDGES[i]).clamp(least, most));
         let scale = lanes(|i| d * tried[i]);
         let (xq, qq) = abreast::moments(v, &lanes(|i| if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] }), low, high);
         for i in 0..LANES {
