@@ -203,8 +203,11 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let block = built.iter().filter_map(|b| b.plan.each_block()).map(|b| b.memory(spec, longest)).max();
     // With what goes into a block, beside the flows.
     let block = block.map_or(0, |own| own + 4 * held.min(recipe.calibration_tokens) * spec.dim);
-    let taught =
-        built.iter().map(|b| if let crate::Plan::Learned(healing) = &b.plan { healing.memory(&gpt.model) } else { 0 });
+    let taught = built.iter().map(|b| match &b.plan {
+        crate::Plan::Learned(healing) => healing.memory(&gpt.model),
+        crate::Plan::Rotated(rotation) => rotation.memory(spec.dim),
+        _ => 0,
+    });
     let taught = taught.max().unwrap_or(0);
     let square = if shifted { 34 + 48 } else { 34 };
     let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };

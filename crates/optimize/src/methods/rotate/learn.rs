@@ -23,6 +23,12 @@ fn rows(n: usize) -> usize {
     (16 * n).max(4096).min((1 << 26) / n.max(1)).max(1)
 }
 
+/// Bytes that [`learn`] holds for a width of `n`: the rows of a step, turned, cubed and across, and square matrices in two
+/// precisions.
+pub fn memory(n: usize) -> usize {
+    6 * 4 * rows(n) * n + 64 * n * n
+}
+
 /// Turns `start` so that rows times it have small fourth powers; `draw` gives the rows of a step, as many as it is asked for.
 /// With `ones` it goes on leaving the vector of ones as it is.
 ///

@@ -75,6 +75,11 @@ impl Rotation {
         Ok(Some(model.untied().map_err(|e| refuse(&e.to_string()))?))
     }
 
+    /// Bytes that turning a model of width `dim` holds beside its matrices.
+    pub fn memory(&self, dim: usize) -> usize {
+        if self.residual && self.steps > 0 { learn::memory(dim) } else { 64 * dim * dim }
+    }
+
     /// Turns the model, a block at a time, for the matrices that are `asked` for: those that are stored anew later.
     ///
     /// # Errors
