@@ -38,9 +38,21 @@ impl Frozen {
         add: bool,
     ) -> Result<()> {
         let (outputs, inputs) = (weight.rows(), weight.cols());
+        if let Some(low) = weight.low_rank() {
+            match low.rest() {
+                Some(rest) => self.product(form, dy, gain, rest, out, add)?,
+                None if add => {}
+                None => clear(out, dy.rows(), inputs),
+            }
+            if low.rank() == 0 {
+                return Ok(());
+            }
+            let mut between = Tensor::default();
+            self.product(form, dy, gain, low.up(), &mut between, false)?;
+            return self.product(form, &between, None, low.down(), out, true);
+        }
         if !add {
-            out.reset(dy.rows(), inputs);
-            ops::clear(out.as_mut_slice());
+            clear(out, dy.rows(), inputs);
         }
         for first in (0..outputs).step_by(ROWS) {
             let rows = ROWS.min(outputs - first);
@@ -60,6 +72,11 @@ impl Frozen {
         }
         Ok(())
     }
+}
+
+fn clear(out: &mut Tensor, rows: usize, cols: usize) {
+    out.reset(rows, cols);
+    ops::clear(out.as_mut_slice());
 }
 
 /// A block of rows, laid out across in memory that held one of its shape before.

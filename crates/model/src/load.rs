@@ -5,12 +5,12 @@ use crate::{
     families::{self, Layout, Part, Stored, gguf_config},
     layout,
     model::NormWeights,
-    source::Source,
+    source::{Own, Source},
 };
 use formats::quantized::{Format, Scheme};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::Path};
-use tensor::{Linear, Storage, Tensor, Weight};
+use tensor::{Linear, Tensor, Weight};
 
 /// A model as it was read, with what was left in its files.
 pub struct Opened {
@@ -114,7 +114,7 @@ struct Loader<'a> {
     source: &'a Source,
     spec: &'a Spec,
     config: Config,
-    own: BTreeMap<Site, Storage>,
+    own: BTreeMap<Site, Own>,
     /// How another quantizer stored the matrices.
     scheme: Option<Scheme>,
     decoded: Vec<String>,
@@ -147,11 +147,11 @@ impl<'a> Loader<'a> {
     }
 
     fn run(&mut self, table: &[Stored]) -> Result<()> {
-        for (site, storage) in self.own.clone() {
+        for (site, own) in self.own.clone() {
             let shape = self.spec.shape(site);
             let shape = shape.ok_or_else(|| self.source.error(&site.to_string(), "is no site of this model"))?;
-            let weight = self.source.own_weight(site, storage, shape)?;
-            self.used.insert(crate::source::own_name(site));
+            let (weight, names) = self.source.own_weight(site, &own, shape)?;
+            self.used.extend(names);
             self.linears.insert(site, Linear::new(weight));
         }
         for stored in table {

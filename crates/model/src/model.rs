@@ -3,7 +3,7 @@
 use crate::{Config, Error, Family, Result, Role, Site, Spec, adapter::Branch};
 use std::collections::BTreeMap;
 use tensor::{
-    Linear, Weight,
+    Linear, Stored, Weight,
     ops::KeyValue,
     packed::{Form, Packed},
 };
@@ -84,7 +84,8 @@ impl Model {
         let packed = Packed::all(weights).map_err(|source| Error::NoRoom { bytes, source })?;
         let mut widened = Vec::new();
         for ((site, weight), (bias, rounding)) in sites.into_iter().zip(packed).zip(others) {
-            if matches!(&weight, Weight::Packed(p) if p.form() == Form::F16 && weight.grid().is_some()) {
+            let wide = |w: &Weight| matches!(w, Weight::Packed(p) if p.form() == Form::F16 && w.grid().is_some());
+            if weight.parts().into_iter().any(|(_, part)| wide(part)) {
                 widened.push(site);
             }
             self.linears.insert(site, Linear { weight, bias, rounding });
@@ -108,7 +109,7 @@ impl Model {
 
     /// Number of parameters, those of adapters too, tied tensors once.
     pub fn parameters(&self) -> usize {
-        let linears: usize = self.linears.values().map(|l| l.weight.len() + l.bias.as_ref().map_or(0, Vec::len)).sum();
+        let linears: usize = self.linears.values().map(|l| l.weight.values() + l.bias.as_ref().map_or(0, Vec::len)).sum();
         let norms: usize = self.norms.values().map(|n| n.scale.len() + n.shift.as_ref().map_or(0, Vec::len)).sum();
         let adapters: usize = self.adapters.values().map(|b| b.size_bytes() / 4).sum();
         linears + norms + adapters
@@ -161,13 +162,23 @@ impl Model {
 
     /// Says that the weights are not read again soon: pages of a mapped file then need no memory.
     pub fn release(&self) {
-        for stored in self.linears.values().filter_map(|l| l.weight.stored()) {
+        for stored in self.stored() {
             stored.release(0..stored.rows());
         }
     }
 
+    /// The stored rows of all matrices that are not packed.
+    pub fn stored(&self) -> impl Iterator<Item = &Stored> {
+        self.linears.values().flat_map(|l| l.weight.parts()).filter_map(|(_, part)| part.stored())
+    }
+
     /// Does any weight lie on a grid?
     pub fn is_quantized(&self) -> bool {
-        self.linears.values().any(|l| l.weight.grid().is_some())
+        self.linears.values().flat_map(|l| l.weight.parts()).any(|(_, part)| part.grid().is_some())
+    }
+
+    /// Is any weight a product of two?
+    pub fn is_factored(&self) -> bool {
+        self.linears.values().any(|l| l.weight.low_rank().is_some())
     }
 }

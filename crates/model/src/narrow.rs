@@ -128,6 +128,9 @@ impl Model {
                 "merge the adapters first (planish export --merge): they are of the old widths".into(),
             ));
         }
+        if self.is_factored() {
+            return Err(Error::Asked("channels are taken away before matrices are factorized, not after it".into()));
+        }
         let rising = |list: &[usize], below: usize| {
             !list.is_empty() && list.is_sorted_by(|a, b| a < b) && list.last().is_none_or(|last| *last < below)
         };

@@ -2,7 +2,7 @@
 
 use crate::{Adapters, Change, Error, Model, NormWeights, Result, Site};
 use std::collections::BTreeMap;
-use tensor::{Linear, Tensor, Weight};
+use tensor::{Linear, LowRank, Storage, Tensor, Weight};
 
 /// Parameters whose gradients are final together, in the order in which the way back leaves them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +58,19 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// The values of a model.
+    /// The values of a model; of a matrix that is the product of two those of its factors, and what they leave does not learn.
     pub fn of(model: &Model) -> Parameters {
         let mut all = Parameters::default();
         for (site, linear) in &model.linears {
-            all.matrices.insert(*site, linear.weight.to_tensor());
+            match linear.weight.low_rank() {
+                Some(low) => {
+                    all.downs.insert(*site, low.down().to_tensor());
+                    all.ups.insert(*site, low.up().to_tensor());
+                }
+                None => {
+                    all.matrices.insert(*site, linear.weight.to_tensor());
+                }
+            }
             all.biases.extend(linear.bias.clone().map(|bias| (*site, bias)));
         }
         for (site, norm) in &model.norms {
@@ -200,22 +208,25 @@ impl Parameters {
         }
     }
 
-    /// A model with these values, its matrices stored as those of `like` where these are floats, else as brain floats.
+    /// A model with these values, its matrices stored as those of `like` where these are floats, else as brain floats. Where a
+    /// matrix of `like` is the product of two, `downs` and `ups` are these.
     ///
     /// # Errors
     /// If a matrix cannot be stored.
     pub fn model(&self, like: &Model) -> Result<Model> {
         let mut model = like.clone();
+        let mut put = |site: Site, weight| {
+            model.linears.insert(site, Linear::with_bias(weight, self.biases.get(&site).cloned()));
+        };
         for (site, values) in &self.matrices {
-            let storage = like.linear(*site)?.weight.storage();
-            let weight = match storage {
-                tensor::Storage::F32 => Ok(Weight::from_tensor(values.clone())),
-                tensor::Storage::Grid(_) => Weight::encode(values, tensor::Storage::Bf16, None),
-                float => Weight::encode(values, float, None),
-            };
-            let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
-            let bias = self.biases.get(site).cloned();
-            model.linears.insert(*site, Linear::with_bias(weight, bias));
+            put(*site, stored_like(values, &like.linear(*site)?.weight, *site)?);
+        }
+        for (site, down) in &self.downs {
+            let linear = like.linear(*site)?;
+            let (Some(low), Some(up)) = (linear.weight.low_rank(), self.ups.get(site)) else { continue };
+            let (up, down) = (stored_like(up, low.up(), *site)?, stored_like(down, low.down(), *site)?);
+            let low = LowRank::new(up, down, low.rest().cloned());
+            put(*site, Weight::LowRank(Box::new(low.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?)));
         }
         self.give_vectors(&mut model);
         Ok(model)
@@ -235,4 +246,14 @@ impl Parameters {
         let scale = self.scales.get_mut(&site)?;
         Some((scale, self.shifts.get_mut(&site).map(Vec::as_mut_slice)))
     }
+}
+
+/// Values stored as others are, where these are floats, else as brain floats.
+fn stored_like(values: &Tensor, like: &Weight, site: Site) -> Result<Weight> {
+    let weight = match like.storage() {
+        Storage::F32 => Ok(Weight::from_tensor(values.clone())),
+        Storage::Grid(_) => Weight::encode(values, Storage::Bf16, None),
+        float => Weight::encode(values, float, None),
+    };
+    weight.map_err(|e| Error::Site { site, reason: e.to_string() })
 }

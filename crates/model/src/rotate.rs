@@ -74,6 +74,9 @@ impl Model {
         if self.spec.post_norms {
             return Some("what blocks return is scaled channel by channel before it joins the residual stream");
         }
+        if self.is_factored() {
+            return Some("matrices are factorized; rotate before that");
+        }
         (!self.adapters.is_empty())
             .then_some("adapters are of the old basis; merge them first (planish export --merge)")
     }

@@ -56,7 +56,16 @@ pub fn quantized(model: &Model, dir: &Path, format: Format) -> Result<()> {
         let (site, part) = sites[0];
         let name = stored.name_in(layer);
         let matrix = part == Part::Weight && !site.role.is_norm();
-        let codes = matrix && sites.iter().any(|(s, _)| model.linear(*s).is_ok_and(|l| l.weight.grid().is_some()));
+        let is = |f: fn(&Weight) -> bool| sites.iter().any(|(s, _)| model.linear(*s).is_ok_and(|l| f(&l.weight)));
+        if matrix && is(|w| w.low_rank().is_some()) {
+            let reason = format!(
+                "is the product of two matrices, which {} has no form for; write a directory of planish's own (--format hf), or a \
+                 GGUF, which holds it multiplied out",
+                format.name()
+            );
+            return Err(Error::Site { site, reason });
+        }
+        let codes = matrix && is(|w| w.grid().is_some());
         let module = name.strip_suffix(".weight").unwrap_or(&name).to_string();
         if !codes {
             let (weight, vector) = gather(model, stored, layer, sites, None)?;
@@ -123,16 +132,17 @@ fn write(
 
 /// Entries of a directory in planish's own storage, and the storage of each site that has it.
 fn own_entries(model: &Model) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
-    let own: Vec<Site> =
-        model.linears.iter().filter(|(_, l)| matches!(l.weight, Weight::Quant(_))).map(|(s, _)| *s).collect();
+    let own = |w: &Weight| matches!(w, Weight::Quant(_) | Weight::LowRank(_));
+    let own: Vec<Site> = model.linears.iter().filter(|(_, l)| own(&l.weight)).map(|(s, _)| *s).collect();
     let mut entries = Vec::new();
     let mut storage: BTreeMap<String, String> = BTreeMap::new();
     each_tensor(model, model.family.stored, |stored, layer, sites| {
         if sites.iter().any(|(s, part)| own.contains(s) && *part == Part::Weight) {
             for (site, _) in sites {
-                let w = &model.linear(*site)?.weight;
-                entries.push(own_entry(*site, w));
-                storage.insert(site.to_string(), w.storage().name());
+                for (part, w) in model.linear(*site)?.weight.parts() {
+                    entries.push(own_entry(own_name(*site, part), w));
+                    storage.insert(site.part_name(part), w.storage().name());
+                }
             }
             return Ok(());
         }
@@ -205,11 +215,13 @@ fn gather(
             (None, Part::Bias) => Ok(column(model.linear(*site)?.bias.as_deref().unwrap_or(&[]))),
             (None, Part::Weight) => {
                 let w = &model.linear(*site)?.weight;
-                match storage {
-                    Some(s) if s != w.storage() => Weight::encode(&w.to_tensor(), s, None)
-                        .map_err(|e| Error::Site { site: *site, reason: e.to_string() }),
-                    _ => Ok(w.clone()),
+                let fits = w.low_rank().is_none() && storage.is_none_or(|s| s == w.storage());
+                if fits {
+                    return Ok(w.clone());
                 }
+                // A format of whole matrices gets the product.
+                Weight::encode(&w.to_tensor(), storage.unwrap_or(Storage::F32), None)
+                    .map_err(|e| Error::Site { site: *site, reason: e.to_string() })
             }
         }
     };
@@ -228,14 +240,14 @@ fn same_floats(parts: Vec<Weight>) -> Vec<Weight> {
     parts.iter().map(|p| Weight::from_tensor(p.to_tensor())).collect()
 }
 
-fn own_entry(site: Site, w: &Weight) -> Entry {
+fn own_entry(name: String, w: &Weight) -> Entry {
     let (dtype, shape) = match w.storage() {
         Storage::F32 => (Dtype::F32, vec![w.rows(), w.cols()]),
         Storage::F16 => (Dtype::F16, vec![w.rows(), w.cols()]),
         Storage::Bf16 => (Dtype::Bf16, vec![w.rows(), w.cols()]),
         Storage::Grid(g) => (Dtype::U8, vec![w.rows(), g.row_bytes(w.cols())]),
     };
-    Entry { name: own_name(site), dtype, shape, bytes: w.bytes().clone() }
+    Entry { name, dtype, shape, bytes: w.bytes().clone() }
 }
 
 fn entry(name: String, w: &Weight, vector: bool) -> Entry {

@@ -111,6 +111,11 @@ impl Site {
     pub fn of(layer: u16, role: Role) -> Site {
         Site { layer: Some(layer), role }
     }
+
+    /// What a part of its matrix (see `tensor::Weight::parts`) is called: `3.q` the whole, `3.q.up` a factor.
+    pub fn part_name(self, part: &str) -> String {
+        if part.is_empty() { self.to_string() } else { format!("{self}.{part}") }
+    }
 }
 
 impl fmt::Display for Site {

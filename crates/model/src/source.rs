@@ -93,33 +93,59 @@ impl Source {
         }
     }
 
-    /// How planish's own artefacts store sites: site to storage.
+    /// How planish's own artefacts store sites.
     ///
     /// # Errors
     /// If the metadata is malformed.
-    pub fn own_storage(&self) -> Result<BTreeMap<Site, Storage>> {
+    pub fn own_storage(&self) -> Result<BTreeMap<Site, Own>> {
         let Source::Safetensors(archive) = self else { return Ok(BTreeMap::new()) };
         let Some(text) = archive.metadata(STORAGE_KEY) else { return Ok(BTreeMap::new()) };
         let bad = |reason: String| self.error(STORAGE_KEY, reason);
         let map: BTreeMap<String, String> =
             serde_json::from_str(text).map_err(|e| bad(format!("is malformed: {e}")))?;
-        let read = |(site, storage): (String, String)| {
-            let site = site.parse::<Site>().map_err(|e| bad(e.to_string()))?;
-            Ok((site, Storage::parse(&storage).map_err(|e| bad(e.to_string()))?))
-        };
-        map.into_iter().map(read).collect()
+        let mut own: BTreeMap<Site, Own> = BTreeMap::new();
+        for (name, storage) in map {
+            let storage = Storage::parse(&storage).map_err(|e| bad(e.to_string()))?;
+            let factor = name.rsplit_once('.').and_then(|(site, part)| {
+                Some((site.parse::<Site>().ok()?, FACTORS.iter().position(|name| *name == part)?))
+            });
+            match (name.parse::<Site>(), factor) {
+                (Ok(site), _) => own.entry(site).or_default().whole = Some(storage),
+                (_, Some((site, factor))) => own.entry(site).or_default().factors[factor] = Some(storage),
+                (Err(e), None) => return Err(bad(e.to_string())),
+            }
+        }
+        Ok(own)
     }
 
-    /// The weight of a site in planish's own storage.
+    /// The weight of a site in planish's own storage, and the names of its tensors.
     ///
     /// # Errors
-    /// If its tensor is absent or has the wrong size.
-    pub fn own_weight(&self, site: Site, storage: Storage, [rows, cols]: [usize; 2]) -> Result<Weight> {
-        let name = own_name(site);
-        let Source::Safetensors(archive) = self else { return Err(self.error(&name, "is missing")) };
-        let view = archive.get(&name).ok_or_else(|| self.error(&name, "is missing; download the artefact again"))?;
-        let weight = Weight::new(storage, rows, cols, view.bytes.clone());
-        weight.map_err(|e| self.error(&name, e.to_string()))
+    /// If a tensor is absent or has the wrong size.
+    pub fn own_weight(&self, site: Site, own: &Own, [rows, cols]: [usize; 2]) -> Result<(Weight, Vec<String>)> {
+        let mut names = Vec::new();
+        let mut weight = |part: &str, storage: Storage, shape: &dyn Fn(&[usize]) -> [usize; 2]| {
+            let name = own_name(site, part);
+            let Source::Safetensors(archive) = self else { return Err(self.error(&name, "is missing")) };
+            let view = archive.get(&name).ok_or_else(|| self.error(&name, "is missing; download the artefact again"))?;
+            let [rows, cols] = shape(&view.shape);
+            let weight = Weight::new(storage, rows, cols, view.bytes.clone());
+            names.push(name.clone());
+            weight.map_err(|e| self.error(&name, e.to_string()))
+        };
+        let parts = match (own.whole, own.factors) {
+            (Some(storage), [None, None, None]) => vec![weight("", storage, &|_| [rows, cols])?],
+            (None, [Some(up), Some(down), rest]) => {
+                let down = weight(FACTORS[1], down, &|shape| [shape.first().copied().unwrap_or(0), cols])?;
+                let rank = down.rows();
+                let up = weight(FACTORS[0], up, &|_| [rows, rank])?;
+                let rest = rest.map(|rest| weight(FACTORS[2], rest, &|_| [rows, cols])).transpose()?;
+                [Some(up), Some(down), rest].into_iter().flatten().collect()
+            }
+            _ => return Err(self.error(STORAGE_KEY, format!("has neither {site} as one matrix nor both its factors"))),
+        };
+        let weight = Weight::of_parts(parts).map_err(|e| self.error(STORAGE_KEY, format!("has {site}: {e}")))?;
+        Ok((weight, names))
     }
 
     /// An error about a tensor of this source.
@@ -128,7 +154,17 @@ impl Source {
     }
 }
 
-/// The name of a site's tensor in planish's own storage.
-pub fn own_name(site: Site) -> String {
-    format!("planish.{site}")
+/// How planish's own storage holds a site: as one matrix, or as factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    whole: Option<Storage>,
+    factors: [Option<Storage>; 3],
+}
+
+/// Names of the factors of a matrix of low rank, as `tensor::Weight::parts` has them.
+const FACTORS: [&str; 3] = ["up", "down", "rest"];
+
+/// The name of a part's tensor in planish's own storage.
+pub fn own_name(site: Site, part: &str) -> String {
+    format!("planish.{}", site.part_name(part))
 }

@@ -16,7 +16,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
-use tensor::Storage;
+use tensor::{Storage, Weight};
 
 /// The files beside the weights.
 const COMPANIONS: [&str; 4] = ["planish.toml", "manifest.json", "proof.json", "report.html"];
@@ -93,7 +93,7 @@ impl Target {
     /// If it cannot be written.
     pub fn place(self, gpt: &Gpt, model: &Model, out: &Path, overwrite: bool) -> Result<Vec<Fallback>> {
         if self == Target::Gguf {
-            let keep = |site| model.linear(site).map_or(Storage::F32, |l| gguf_storage(l.weight.storage()));
+            let keep = |site| model.linear(site).map_or(Storage::F32, |l| gguf_storage(&l.weight));
             return Ok(save::gguf(model, Some(&gpt.tokenizer), out, &keep)?);
         }
         let beside = crate::journal::partial(out);
@@ -133,6 +133,15 @@ impl Target {
             let why =
                 model.spec.blocks.first().and_then(|_| save::quantized_refusal(model, Site::of(0, Role::Q), format));
             return Err(Error::Asked(why.unwrap_or_else(|| "no matrix would be quantized; name a storage".into())));
+        }
+        if self != Target::Directory
+            && let Some(step) = built.iter().find(|step| step.makes_factors(model))
+        {
+            return Err(Error::Asked(format!(
+                "{} makes products of two matrices, which only a directory of planish's own holds as such; write one, and \
+                 `planish export` multiplies them out for others",
+                step.method
+            )));
         }
         for (group, step) in self.shared(model).iter().flat_map(|g| built.iter().map(move |b| (g, b))) {
             if group.iter().any(|s| step.choice.get(s) != step.choice.get(&group[0])) {
@@ -183,7 +192,7 @@ impl Target {
             }
             Target::Gguf => {
                 let path = staging.join("model.gguf");
-                let keep = |site| model.linear(site).map_or(Storage::F32, |l| gguf_storage(l.weight.storage()));
+                let keep = |site| model.linear(site).map_or(Storage::F32, |l| gguf_storage(&l.weight));
                 let fallbacks = save::gguf(model, Some(&gpt.tokenizer), &path, &keep)?;
                 Ok(Staged { path, fallbacks })
             }
@@ -191,9 +200,10 @@ impl Target {
     }
 }
 
-/// What a weight becomes in a GGUF file when nothing else is asked: itself, or 16-bit floats.
-pub fn gguf_storage(storage: Storage) -> Storage {
-    if GgmlType::of(storage).is_some() { storage } else { Storage::F16 }
+/// What a weight becomes in a GGUF file when nothing else is asked: itself, or 16-bit floats, as the product of factors does.
+pub fn gguf_storage(weight: &Weight) -> Storage {
+    let storage = weight.storage();
+    if GgmlType::of(storage).is_some() && weight.low_rank().is_none() { storage } else { Storage::F16 }
 }
 
 /// Writes the tokenizer's files of a directory artefact.

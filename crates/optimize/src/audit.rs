@@ -130,7 +130,8 @@ fn look(site: Site, weight: &Weight, original: Option<&Weight>) -> Result<Matrix
     let values = weight.to_tensor();
     let effective_bits = weight.code_entropy();
     let mut faults = faults_of(&values);
-    if let (Some(effective), Some(grid)) = (effective_bits, weight.grid())
+    let grid = weight.grid().filter(|_| weight.low_rank().is_none());
+    if let (Some(effective), Some(grid)) = (effective_bits, grid)
         && effective < COLLAPSED * f64::from(grid.code_bits())
         && faults.is_empty()
     {
@@ -141,7 +142,9 @@ fn look(site: Site, weight: &Weight, original: Option<&Weight>) -> Result<Matrix
         let original = original.to_tensor();
         let e = relative(&values, &original);
         error = Some(e);
-        let most = match weight.grid() {
+        let most = match grid {
+            // What a low rank leaves out was meant to go.
+            None if weight.low_rank().is_some() => 1.0,
             None => OF_FLOATS,
             Some(_) => {
                 let rows = values.rows();
@@ -161,7 +164,7 @@ fn look(site: Site, weight: &Weight, original: Option<&Weight>) -> Result<Matrix
     }
     Ok(Matrix {
         site: site.to_string(),
-        storage: weight.storage().name(),
+        storage: weight.name(),
         shape: [weight.rows(), weight.cols()],
         bits: 8.0 * weight.size_bytes() as f64 / weight.len().max(1) as f64,
         effective_bits,

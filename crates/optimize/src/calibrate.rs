@@ -77,6 +77,19 @@ impl Stats {
         }
     }
 
+    /// Of what a matrix `[outputs, cols]` makes of these inputs, as far as that can be told: where only their squares are known,
+    /// as if none hung on another.
+    pub fn through(&self, matrix: &Tensor) -> Stats {
+        let gram = self.gram.as_ref().filter(|g| g.cols() == matrix.cols());
+        let squares = self.squares.as_ref().filter(|s| s.rows() > 0).map(|s| {
+            let mean = s.mean();
+            let each = (0..matrix.rows()).map(|row| matrix.row(row).iter().zip(&mean));
+            let sums = each.map(|row| row.map(|(w, s)| f64::from(*w).powi(2) * f64::from(*s)).sum::<f64>());
+            Squares::from_sums(s.rows(), sums.map(|sum| sum * s.rows() as f64).collect())
+        });
+        Stats { gram: gram.map(|g| g.through(matrix)), squares, shift: None, peak: None }
+    }
+
     /// Is nothing known?
     pub fn is_empty(&self) -> bool {
         self.gram.is_none() && self.squares.is_none() && self.peak.is_none()

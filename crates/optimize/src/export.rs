@@ -70,7 +70,7 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
             fallbacks.iter().map(|f| format!("{} ({} in place of {})", f.site, f.got, f.asked)).collect();
         return Err(Error::Gate(format!("--strict: not stored as asked: {}", list.join(", "))));
     }
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = multiplied_out(gpt).into_iter().collect();
     match settings.format {
         Format::Gguf => {
             let stored = |site: Site| expected.linear(site).map_or(Storage::F32, |l| l.weight.storage());
@@ -126,22 +126,36 @@ fn check(difference: f32, out: &Path) -> Result<f32> {
 
 /// The storage of a site in the export.
 fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
-    let now = gpt.model.linear(site).map_or(Storage::F32, |l| l.weight.storage());
+    let linear = gpt.model.linear(site).ok();
+    let now = linear.map_or(Storage::F32, |l| whole(&l.weight));
     let floats = !matches!(now, Storage::Grid(_));
     match (settings.storage, settings.format) {
         // Learned positions stay floats: they are few, and llama.cpp reads them so.
         (Some(Storage::Grid(_)), _) if site == Site::POSITION => Storage::F32,
         (asked, Format::Quantized(format)) => quantized_storage(gpt, site, format, asked.unwrap_or(now)),
         (Some(storage), _) => storage,
-        (None, Format::Gguf) => artefact::gguf_storage(now),
+        (None, Format::Gguf) => linear.map_or(Storage::F32, |l| artefact::gguf_storage(&l.weight)),
         (None, Format::Safetensors) if floats => now,
         (None, Format::Safetensors) => Storage::F32,
     }
 }
 
+/// The storage of a matrix; no format holds the product of two but planish's own, and it is written as 16-bit floats.
+fn whole(weight: &Weight) -> Storage {
+    if weight.low_rank().is_some() { Storage::F16 } else { weight.storage() }
+}
+
+/// Tells of products of two matrices, which are multiplied out.
+fn multiplied_out(gpt: &Gpt) -> Option<String> {
+    let count = gpt.model.linears.values().filter(|l| l.weight.low_rank().is_some()).count();
+    (count > 0).then(|| {
+        format!("{count} matrices are products of two and were written multiplied out, which is larger and takes more time")
+    })
+}
+
 /// The storage of a site in another quantizer's format: as it is or as asked where that has it, floats where not.
 fn quantized_storage(gpt: &Gpt, site: Site, format: quantized::Format, wanted: Storage) -> Storage {
-    let now = gpt.model.linear(site).map_or(Storage::F32, |l| l.weight.storage());
+    let now = gpt.model.linear(site).map_or(Storage::F32, |l| whole(&l.weight));
     let [rows, cols] = gpt.model.spec.shape(site).unwrap_or([1, 1]);
     let held =
         save::quantized_refusal(&gpt.model, site, format).is_none() && format.refuses(wanted, rows, cols).is_none();
@@ -167,7 +181,7 @@ fn widened(gpt: &Gpt, expected: &Model, format: &str) -> Option<String> {
 }
 
 fn refuse(gpt: &Gpt, settings: &Settings, site: Site, to: Storage) -> Result<()> {
-    let from = gpt.model.linear(site)?.weight.storage();
+    let from = whole(&gpt.model.linear(site)?.weight);
     if settings.format == Format::Safetensors && matches!(to, Storage::Grid(_)) {
         return Err(Error::Asked(format!(
             "plain safetensors hold floats, not {to}; take --type bf16, f16 or f32, or --to compressed-tensors"
@@ -193,7 +207,7 @@ fn restored(model: &Model, storage: &dyn Fn(Site) -> Storage) -> Result<(Model, 
         if got != asked {
             fallbacks.push(Fallback { site, asked, got });
         }
-        if got != linear.weight.storage() {
+        if got != linear.weight.storage() || linear.weight.low_rank().is_some() {
             let weight = Weight::encode(&linear.weight.to_tensor(), got, None)
                 .map_err(|e| Error::Site { site, reason: e.to_string() })?;
             out.replace(site, Linear { weight, ..linear.clone() })?;

@@ -7,6 +7,7 @@ use formats::{
     safetensors::{self, Archive, Entry},
 };
 use model::{Model, Site};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
@@ -125,19 +126,22 @@ impl Journal {
         let archive = Archive::open(&path)?;
         let bad = |reason: String| formats::Error::field(&path, "sites", reason);
         let text = archive.metadata("sites").unwrap_or("{}");
-        let sites: BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let sites: BTreeMap<String, Vec<Kept>> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let floats = |name: &str| {
             archive
                 .get(name)
                 .map(|v| v.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
         };
-        for (name, storage) in sites {
+        for (name, parts) in sites {
             let site: Site = name.parse().map_err(|e: model::NoSite| bad(e.to_string()))?;
-            let storage = Storage::parse(&storage)?;
-            let view = archive.get(&name).ok_or_else(|| bad(format!("lack {name}")))?;
-            let [rows, cols] =
-                model.spec.shape(site).ok_or_else(|| bad(format!("hold {name}, no site of this model")))?;
-            let weight = Weight::new(storage, rows, cols, view.bytes.clone()).map_err(|e| bad(e.to_string()))?;
+            let part = |Kept { part, storage, shape: [rows, cols] }: Kept| {
+                let name = site.part_name(&part);
+                let view = archive.get(&name).ok_or_else(|| bad(format!("lack {name}")))?;
+                Weight::new(Storage::parse(&storage)?, rows, cols, view.bytes.clone())
+                    .map_err(|e| bad(e.to_string()).into())
+            };
+            let parts = parts.into_iter().map(part).collect::<Result<_>>()?;
+            let weight = Weight::of_parts(parts).map_err(|e| bad(e.to_string()))?;
             let bias = floats(&format!("{name}.bias")).or_else(|| model.linear(site).ok()?.bias.clone());
             model.replace(site, Linear::with_bias(weight, bias))?;
         }
@@ -166,14 +170,14 @@ impl Journal {
         let mut entries = Vec::new();
         for site in sites {
             let linear = model.linear(*site)?;
-            let w = &linear.weight;
-            storages.insert(site.to_string(), w.storage().name());
-            entries.push(Entry {
-                name: site.to_string(),
-                dtype: Dtype::U8,
-                shape: vec![w.bytes().len()],
-                bytes: w.bytes().clone(),
-            });
+            let mut kept = Vec::new();
+            for (part, w) in linear.weight.parts() {
+                let shape = [w.rows(), w.cols()];
+                kept.push(Kept { part: part.into(), storage: w.storage().name(), shape });
+                let (name, bytes) = (site.part_name(part), w.bytes().clone());
+                entries.push(Entry { name, dtype: Dtype::U8, shape: vec![bytes.len()], bytes });
+            }
+            storages.insert(site.to_string(), kept);
             if let Some(bias) = &linear.bias {
                 entries.push(floats(format!("{site}.bias"), bias));
             }
@@ -188,6 +192,14 @@ impl Journal {
         let text = serde_json::to_string(&storages).map_err(|e| Error::Asked(e.to_string()))?;
         Ok(safetensors::write(&path, &entries, &[("sites", text)])?)
     }
+}
+
+/// A matrix of a finished unit, or a factor of one.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    part: String,
+    storage: String,
+    shape: [usize; 2],
 }
 
 fn remove(directory: &Path) -> Result<()> {

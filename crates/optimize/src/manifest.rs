@@ -60,12 +60,13 @@ fn name(path: &Path) -> String {
     path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Hashes the stored bytes of every matrix.
+/// Hashes the stored bytes of every matrix, and of a factorized one those of every factor.
 pub fn tensors(model: &Model) -> BTreeMap<String, String> {
-    let hash = |(site, l): (&model::Site, &tensor::Linear)| {
-        (site.to_string(), blake3::hash(l.weight.bytes()).to_hex().to_string())
+    let parts = model.linears.iter().flat_map(|(site, l)| l.weight.parts().into_iter().map(move |part| (*site, part)));
+    let hash = |(site, (part, w)): (model::Site, (&str, &tensor::Weight))| {
+        (site.part_name(part), blake3::hash(w.bytes()).to_hex().to_string())
     };
-    model.linears.iter().map(hash).collect()
+    parts.map(hash).collect()
 }
 
 /// Where the manifest of an artefact lies: inside a directory, beside a GGUF.

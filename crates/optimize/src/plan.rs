@@ -5,6 +5,7 @@ use crate::{
     artefact::Target,
     calibrate::reader,
     data,
+    methods::Factors,
     optimize::{self, Goal, Turned},
     progress::{Progress, Silent},
     recipe::{Built, Recipe},
@@ -14,7 +15,7 @@ use crate::{
 use model::{Gpt, Model, Site};
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Instant};
-use tensor::Storage;
+use tensor::{Storage, Weight};
 
 /// A recipe and what it will take.
 pub struct Plan {
@@ -123,17 +124,10 @@ pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
     let gpt = shaped.as_ref().unwrap_or(gpt);
     let built = recipe.build(&gpt.model)?;
     recipe.stats.as_ref().map_or(Ok(()), |path| stats::check(path, &built))?;
-    let chosen = |site: &Site| built.iter().rev().find_map(|b| b.choice.get(site)).copied();
     let one = |(site, l): (&Site, &tensor::Linear)| {
-        let (now, [rows, cols]) = (l.weight.storage(), [l.weight.rows(), l.weight.cols()]);
-        let becomes = chosen(site).unwrap_or(now);
-        Becomes {
-            site: site.to_string(),
-            shape: [rows, cols],
-            now: now.name(),
-            becomes: becomes.name(),
-            bytes: becomes.row_bytes(cols) * rows,
-        }
+        let shape = [l.weight.rows(), l.weight.cols()];
+        let form = Form::of(*site, &l.weight, &built);
+        Becomes { site: site.to_string(), shape, now: l.weight.name(), becomes: form.name(), bytes: form.bytes(shape) }
     };
     let sites: Vec<Becomes> = gpt.model.linears.iter().map(one).collect();
     let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
@@ -150,11 +144,59 @@ pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
     })
 }
 
+/// What steps make of a matrix.
+#[derive(Clone, Copy)]
+enum Form {
+    Whole(Storage),
+    Factored(Factors),
+}
+
+impl Form {
+    fn of(site: Site, weight: &Weight, built: &[Built]) -> Form {
+        let shape = [weight.rows(), weight.cols()];
+        let mut form = match weight.low_rank() {
+            None => Form::Whole(weight.storage()),
+            Some(low) => {
+                let (rank, storage) = (low.rank(), low.down().storage());
+                Form::Factored(Factors { rank, storage, rest: low.rest().map(Weight::storage) })
+            }
+        };
+        for (step, storage) in built.iter().filter_map(|b| Some((b, *b.choice.get(&site)?))) {
+            let method = step.plan.each_matrix().ok();
+            form = match (method.and_then(|m| m.factors(site, shape, storage)), form) {
+                (Some(factors), _) => Form::Factored(factors),
+                (None, Form::Factored(old)) if method.is_some_and(|m| !m.changes_floats()) => match old.rest {
+                    Some(_) => Form::Factored(Factors { rest: Some(storage), ..old }),
+                    None => Form::Factored(Factors { storage, ..old }),
+                },
+                _ => Form::Whole(storage),
+            };
+        }
+        form
+    }
+
+    fn name(self) -> String {
+        match self {
+            Form::Whole(storage) => storage.name(),
+            Form::Factored(Factors { rank, storage, rest }) => {
+                let rest = rest.map(|rest| format!("{rest} + ")).unwrap_or_default();
+                format!("{rest}rank {rank} of {storage}")
+            }
+        }
+    }
+
+    fn bytes(self, [rows, cols]: [usize; 2]) -> usize {
+        match self {
+            Form::Whole(storage) => storage.row_bytes(cols) * rows,
+            Form::Factored(factors) => factors.bytes([rows, cols]),
+        }
+    }
+}
+
 /// Bytes of the result's matrices.
 fn result(model: &Model, built: &[Built]) -> usize {
     let size = |(site, l): (&Site, &tensor::Linear)| {
-        let storage = built.iter().rev().find_map(|b| b.choice.get(site)).copied();
-        storage.map_or(l.weight.size_bytes(), |s| s.row_bytes(l.weight.cols()) * l.weight.rows())
+        Form::of(*site, &l.weight, built).bytes([l.weight.rows(), l.weight.cols()])
     };
     model.linears.iter().map(size).sum()
 }

@@ -217,6 +217,17 @@ pub struct Built {
     pub fallbacks: BTreeMap<Site, Storage>,
 }
 
+impl Built {
+    /// Does any matrix become the product of two?
+    pub fn makes_factors(&self, model: &Model) -> bool {
+        let Ok(method) = self.plan.each_matrix() else { return false };
+        let makes = |(site, storage): (&Site, &Storage)| {
+            model.spec.shape(*site).is_some_and(|shape| method.factors(*site, shape, *storage).is_some())
+        };
+        self.choice.iter().any(makes)
+    }
+}
+
 impl Step {
     fn build(&self, spec: &Spec, limits: &Limits<'_>) -> Result<Built> {
         let method = methods::find(&self.method)?;

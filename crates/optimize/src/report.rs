@@ -126,13 +126,13 @@ impl Report {
             self.sensitivities.iter().flat_map(|s| s.sites.iter().map(move |site| (*site, s))).collect();
         out.push_str("<h2>Site by site</h2><table><tr><th>site</th><th>shape</th><th>was</th><th>is</th><th>bits</th><th>its loss alone</th><th>why</th></tr>");
         for (site, l) in &after.model.linears {
-            let was = before.model.linear(*site).map_or(Storage::F32, |l| l.weight.storage());
-            let storage = l.weight.storage();
+            let was = before.model.linear(*site).map_or_else(|_| Storage::F32.name(), |l| l.weight.name());
+            let (storage, name) = (l.weight.storage(), l.weight.name());
             let bits = 8.0 * l.weight.size_bytes() as f64 / l.weight.len().max(1) as f64;
             let (loss, why) = measured.get(site).map_or((String::new(), "asked for".to_string()), |s| why(s, storage));
             let _ = write!(
                 out,
-                "<tr><td>{site}</td><td>{}&times;{}</td><td>{was}</td><td>{storage}</td><td>{bits:.2}</td><td>{loss}</td><td>{why}</td></tr>",
+                "<tr><td>{site}</td><td>{}&times;{}</td><td>{was}</td><td>{name}</td><td>{bits:.2}</td><td>{loss}</td><td>{why}</td></tr>",
                 l.weight.rows(),
                 l.weight.cols(),
             );

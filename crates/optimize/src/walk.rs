@@ -7,13 +7,14 @@ use crate::{
     calibrate::reader,
     data::batches,
     journal::Journal,
+    methods::Factors,
     progress::{self, Progress},
     recipe::Built,
     stats::Known,
 };
 use model::{Flow, Model, Point, Site, Stage, Tap};
 use std::collections::{BTreeMap, BTreeSet};
-use tensor::{Linear, Storage, Tensor, Weight};
+use tensor::{Linear, LowRank, Storage, Tensor, Weight};
 
 /// Tokens of a batch of calibration data.
 pub const BATCH: usize = 2048;
@@ -322,11 +323,35 @@ impl Walker<'_> {
                 reason: "holds values that are infinite or not numbers; the model is damaged".into(),
             });
         }
-        let weight = rewrite_matrix(method, site, &dense, storage, stats)?;
+        let weight = match old.weight.low_rank().filter(|_| !method.changes_floats()) {
+            Some(low) => rewrite_factors(method, site, low, storage, stats)?,
+            None => rewrite_matrix(method, site, &dense, storage, stats)?,
+        };
         let bias = old.bias.clone();
         model.replace(site, Linear::with_bias(weight, bias))?;
         Ok(())
     }
+}
+
+/// Rounds what factors leave, or the factors themselves where that is nothing.
+fn rewrite_factors(
+    method: &dyn Rewrite,
+    site: Site,
+    low: &LowRank,
+    storage: Storage,
+    stats: &Stats,
+) -> Result<Weight> {
+    let misfit = |e: tensor::Misfit| Error::Site { site, reason: e.to_string() };
+    let low = match low.rest() {
+        Some(rest) => low.with_rest(rewrite_matrix(method, site, &rest.to_tensor(), storage, stats)?),
+        None => {
+            let down = rewrite_matrix(method, site, &low.down().to_tensor(), storage, stats)?;
+            let between = stats.through(&down.to_tensor());
+            let outputs = Factors { rank: low.rank(), storage, rest: None }.outputs();
+            LowRank::new(rewrite_matrix(method, site, &low.up().to_tensor(), outputs, &between)?, down, None)
+        }
+    };
+    Ok(Weight::LowRank(Box::new(low.map_err(misfit)?)))
 }
 
 /// Runs a stage of one flow among many, which keeps nothing but what the next stage needs.
@@ -347,7 +372,7 @@ pub fn rewrite_matrix(
     stats: &Stats,
 ) -> Result<Weight> {
     let unknown = site.layer.is_none() && stats.is_empty();
-    if unknown || !matches!(storage, Storage::Grid(_)) {
+    if unknown || !(method.changes_floats() || matches!(storage, Storage::Grid(_))) {
         return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });
     }
     method.matrix(site, dense, storage, stats)

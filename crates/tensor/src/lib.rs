@@ -7,6 +7,7 @@ pub mod grid;
 pub mod kernels;
 pub mod limits;
 mod linear;
+mod low_rank;
 pub mod ops;
 pub mod packed;
 mod storage;
@@ -17,6 +18,7 @@ mod weight;
 
 pub use bytes::{Bytes, Pages};
 pub use linear::{Eight, Linear, Rounding};
+pub use low_rank::{LowRank, Misfit};
 pub use storage::Storage;
 pub use stored::Stored;
 pub use tensor::Tensor;

@@ -2,7 +2,7 @@
 //!
 //! How the values were chosen (a method) is not known here.
 
-use crate::{Bytes, Storage, Tensor, grid::Grid, packed::Packed, stored::Stored};
+use crate::{Bytes, LowRank, Misfit, Storage, Tensor, grid::Grid, packed::Packed, stored::Stored};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -45,6 +45,8 @@ pub enum Weight {
     Quant(Stored),
     /// Either, laid out for fast products: made at load time, never saved.
     Packed(Packed),
+    /// The product of two thin ones, and what they leave.
+    LowRank(Box<LowRank>),
 }
 
 impl Weight {
@@ -109,11 +111,46 @@ impl Weight {
         *self = Weight::from_tensor(values.clone());
     }
 
-    /// The stored rows; `None` once they are packed.
+    /// The stored rows; `None` once they are packed, and of factors, which have them each ([`Weight::parts`]).
     pub fn stored(&self) -> Option<&Stored> {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => Some(s),
-            Weight::Packed(_) => None,
+            Weight::Packed(_) | Weight::LowRank(_) => None,
+        }
+    }
+
+    /// The factors, if it is the product of two.
+    pub fn low_rank(&self) -> Option<&LowRank> {
+        match self {
+            Weight::LowRank(low) => Some(low),
+            _ => None,
+        }
+    }
+
+    /// The matrices that it is stored as, each with the name of what it is: itself, without a name, or its factors.
+    pub fn parts(&self) -> Vec<(&'static str, &Weight)> {
+        self.low_rank().map_or_else(|| vec![("", self)], |low| low.parts().collect())
+    }
+
+    /// The same, to be taken.
+    pub fn into_parts(self) -> Vec<Weight> {
+        match self {
+            Weight::LowRank(low) => low.into_parts(),
+            whole => vec![whole],
+        }
+    }
+
+    /// What [`Weight::into_parts`] took apart, or others of its shapes.
+    ///
+    /// # Errors
+    /// If they do not fit each other.
+    pub fn of_parts(parts: Vec<Weight>) -> Result<Weight, Misfit> {
+        let shapes = || Misfit(parts.iter().map(|p| [p.rows(), p.cols()]).collect());
+        let mut each = parts.clone().into_iter();
+        match (each.next(), each.next(), each.next(), each.next()) {
+            (Some(whole), None, ..) => Ok(whole),
+            (Some(up), Some(down), rest, None) => Ok(Weight::LowRank(Box::new(LowRank::new(up, down, rest)?))),
+            _ => Err(shapes()),
         }
     }
 
@@ -122,6 +159,7 @@ impl Weight {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => s.rows(),
             Weight::Packed(p) => p.rows(),
+            Weight::LowRank(l) => l.up().rows(),
         }
     }
 
@@ -130,12 +168,18 @@ impl Weight {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => s.cols(),
             Weight::Packed(p) => p.cols(),
+            Weight::LowRank(l) => l.down().cols(),
         }
     }
 
-    /// Number of values.
+    /// Number of values that it decodes to.
     pub fn len(&self) -> usize {
         self.rows() * self.cols()
+    }
+
+    /// Number of values that are stored: fewer than [`Weight::len`] where the product of two thin matrices stands for it.
+    pub fn values(&self) -> usize {
+        self.parts().iter().map(|(_, part)| part.len()).sum()
     }
 
     /// Has it no values?
@@ -143,12 +187,20 @@ impl Weight {
         self.len() == 0
     }
 
-    /// How it is stored.
+    /// How it is stored; of factors, how what they leave is, or they themselves where that is nothing.
     pub fn storage(&self) -> Storage {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => s.storage(),
             Weight::Packed(p) => p.storage(),
+            Weight::LowRank(l) => l.storage(),
         }
+    }
+
+    /// How it is stored, in words: `q4_k`, `rank 64 of f16`, `q4_k + rank 16 of int8`.
+    pub fn name(&self) -> String {
+        let Some(low) = self.low_rank() else { return self.storage().name() };
+        let rest = low.rest().map(|rest| format!("{} + ", rest.storage())).unwrap_or_default();
+        format!("{rest}rank {} of {}", low.rank(), low.down().storage())
     }
 
     /// The grid, if it lies on one.
@@ -161,10 +213,10 @@ impl Weight {
 
     /// Payload as it is stored, scales included.
     pub fn size_bytes(&self) -> usize {
-        self.storage().row_bytes(self.cols()) * self.rows()
+        self.parts().iter().map(|(_, part)| part.storage().row_bytes(part.cols()) * part.rows()).sum()
     }
 
-    /// The stored bytes, row by row; those of a packed matrix are gone.
+    /// The stored bytes, row by row; those of a packed matrix are gone, and factors have their own ([`Weight::parts`]).
     pub fn bytes(&self) -> &Bytes {
         static GONE: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
         self.stored().map_or_else(|| GONE.get_or_init(|| Bytes::from_vec(Vec::new())), Stored::bytes)
@@ -175,11 +227,15 @@ impl Weight {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => decode_row(s.storage(), s.row(row), out),
             Weight::Packed(p) => p.decode_row(row, out),
+            Weight::LowRank(l) => l.decode_row(row, out),
         }
     }
 
     /// Decodes everything.
     pub fn to_tensor(&self) -> Tensor {
+        if let Weight::LowRank(low) = self {
+            return low.to_tensor();
+        }
         let mut out = Tensor::zeros(self.rows(), self.cols());
         let cols = self.cols().max(1);
         out.as_mut_slice().par_chunks_mut(cols).enumerate().for_each(|(r, row)| self.decode_row(r, row));
@@ -207,6 +263,9 @@ impl Weight {
 
     /// Rows `from..to` without a copy; `None` where there are not so many, or they are packed.
     pub fn row_range(&self, from: usize, to: usize) -> Option<Weight> {
+        if let Weight::LowRank(low) = self {
+            return low.of_rows(|part| part.row_range(from, to)).map(|low| Weight::LowRank(Box::new(low)));
+        }
         self.stored()?.range(from, to).map(Weight::of)
     }
 
@@ -215,6 +274,10 @@ impl Weight {
         match self {
             Weight::Dense(s) | Weight::Quant(s) => Weight::of(s.select(rows)),
             Weight::Packed(_) => Weight::from_tensor(self.to_tensor().select_rows(rows)),
+            Weight::LowRank(low) => match low.of_rows(|part| Some(part.select_rows(rows))) {
+                Some(low) => Weight::LowRank(Box::new(low)),
+                None => Weight::from_tensor(self.to_tensor().select_rows(rows)),
+            },
         }
     }
 

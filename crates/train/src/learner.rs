@@ -161,7 +161,7 @@ impl Learner {
     fn of(
         model: &Model,
         values: Parameters,
-        scales: BTreeMap<Site, f32>,
+        mut scales: BTreeMap<Site, f32>,
         codes: Codes,
         precision: Precision,
         rule: Rule,
@@ -170,6 +170,13 @@ impl Learner {
         let scaling = Scaling::new(precision);
         let mut working = model.clone();
         working.key_value = precision.key_value();
+        // The factors of a matrix run, and learn, as an adapter of what they leave does.
+        for (site, linear) in working.linears.iter_mut().filter(|(site, _)| values.downs.contains_key(site)) {
+            if let (Some(low), false) = (linear.weight.low_rank(), scales.contains_key(site)) {
+                linear.weight = low.without_factors();
+                scales.insert(*site, 1.0);
+            }
+        }
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
         let mut learner =

@@ -1,8 +1,10 @@
 //! The words of the command line. They are a contract: scripts rely on them.
 
 mod learning;
+mod reducing;
 
 pub use learning::{Distill, Finetune, Lesson, Train};
+pub use reducing::{Factorize, Reduce};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -57,6 +59,11 @@ pub enum Command {
         after_help = "Examples:\n  planish quantize ./model --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
+    /// Make each matrix the product of two thin ones
+    #[command(
+        after_help = "Examples:\n  planish factorize ./model --parameters 80% --data text.txt --out thin\n  planish factorize ./model --parameters 60% --skip down --heal 2M --option distill.lr=3e-4 --data text.txt --out thin\n  planish factorize ./model --method svd --parameters 50% --storage q8_0 --out thin\n\nOnly planish runs products of two as such; `planish export` multiplies them out for other programs."
+    )]
+    Factorize(Factorize),
     /// Gather statistics of the inputs of matrices, for any number of jobs with --stats
     #[command(
         after_help = "Examples:\n  planish calibrate ./model --data text.txt --out imatrix.gguf      # llama.cpp's importance matrix\n  planish calibrate ./model --data chats.jsonl --packed --out stats.safetensors\n  planish quantize ./model --method imatrix --storage q3_k_m --stats imatrix.gguf --out small.gguf\n  planish quantize ./model --method gptq --bits 3 --stats stats.safetensors --out small\n\nOf the text the part for calibration is read, so that the rest can prove the result; --whole reads all of it."

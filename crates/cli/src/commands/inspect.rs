@@ -40,7 +40,7 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
         rows.push(vec![
             site.to_string(),
             format!("{} x {}", w.rows(), w.cols()),
-            w.storage().name(),
+            w.name(),
             w.size_bytes().to_string(),
         ]);
     }
@@ -74,7 +74,7 @@ fn describe(gpt: &Gpt, faults: &[String]) -> Value {
         .map(|(site, l)| {
             let w = &l.weight;
             json!({
-                "site": site.to_string(), "shape": [w.rows(), w.cols()], "storage": w.storage().name(),
+                "site": site.to_string(), "shape": [w.rows(), w.cols()], "storage": w.name(),
                 "bytes": w.size_bytes(), "bits_per_weight": 8.0 * w.size_bytes() as f64 / w.len().max(1) as f64,
             })
         })

@@ -14,7 +14,9 @@ mod inspect;
 mod job;
 mod methods;
 mod optimize;
+mod factorize;
 mod quantize;
+mod reduce;
 mod train;
 mod verify;
 
@@ -41,6 +43,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Run(a) => job::replay(a, common),
         Command::Inspect(a) => inspect::run(a, common),
         Command::Quantize(a) => quantize::run(a, common),
+        Command::Factorize(a) => factorize::run(a, common),
         Command::Calibrate(a) => calibrate::run(a, common),
         Command::Evaluate(a) => evaluate::run(a, common),
         Command::Export(a) => export::run(a, common),
@@ -174,4 +177,27 @@ fn overrides(texts: &[String]) -> Result<BTreeMap<String, String>> {
         Ok((sites.trim().into(), storage.trim().into()))
     });
     each.collect()
+}
+
+/// Options of methods, as in a recipe.
+fn options(texts: &[String]) -> Result<toml::Table> {
+    let mut all = toml::Table::new();
+    for text in texts {
+        let option: toml::Table = toml::from_str(text).map_err(|e| {
+            anyhow::anyhow!(
+                "--option {text:?} is not `name = value` ({}); texts stand in quotes: 'schedule=\"linear\"'",
+                e.message()
+            )
+        })?;
+        for (name, value) in option {
+            match (all.get_mut(&name), value) {
+                // `distill.lr` and `distill.steps` are one table.
+                (Some(toml::Value::Table(held)), toml::Value::Table(more)) => held.extend(more),
+                (_, value) => {
+                    all.insert(name, value);
+                }
+            }
+        }
+    }
+    Ok(all)
 }

@@ -5,7 +5,7 @@ use crate::{
     args::{Common, Quantize},
     show::{self, Bar},
 };
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use model::Gpt;
 use optimize::{
     artefact::Target,
@@ -75,15 +75,7 @@ fn storage(args: &Quantize) -> Result<String> {
 
 /// The method's options.
 fn options(step: &mut Step, args: &Quantize) -> Result<()> {
-    for text in &args.options {
-        let option: toml::Table = toml::from_str(text).map_err(|e| {
-            anyhow!(
-                "--option {text:?} is not `name = value` ({}); texts stand in quotes: 'schedule=\"linear\"'",
-                e.message()
-            )
-        })?;
-        step.options.extend(option);
-    }
+    step.options.extend(super::options(&args.options)?);
     if let Some(damping) = args.damping {
         step.options.insert("damping".into(), damping.into());
     }
@@ -149,7 +141,7 @@ fn to_an_average(args: &Quantize, mut recipe: Recipe, common: &Common) -> Result
 }
 
 /// Shows what each matrix would become.
-fn preview(gpt: &Gpt, recipe: &Recipe, common: &Common) -> Result<u8> {
+pub fn preview(gpt: &Gpt, recipe: &Recipe, common: &Common) -> Result<u8> {
     let p: Preview = plan::preview(gpt, recipe)?;
     if common.json {
         print_json(&json!(p))?;

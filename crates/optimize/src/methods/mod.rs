@@ -10,10 +10,13 @@ mod gptaq;
 mod gptq;
 mod hqq;
 mod imatrix;
+mod lqer;
 mod qat;
 mod rotate;
 mod rtn;
 mod smoothquant;
+mod spectrum;
+mod svd;
 
 pub use rotate::Rotation;
 
@@ -115,6 +118,16 @@ pub trait Rewrite: Send + Sync {
     /// If the storage cannot hold it or the statistics are of no use.
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight>;
 
+    /// Does it change a matrix that is to be stored as floats, too?
+    fn changes_floats(&self) -> bool {
+        false
+    }
+
+    /// What a matrix of a shape becomes where that is the product of two.
+    fn factors(&self, _site: Site, _shape: [usize; 2], _storage: Storage) -> Option<Factors> {
+        None
+    }
+
     /// Is what [`Rewrite::balance`] does of use before another method rounds?
     fn balances_for_others(&self) -> bool {
         false
@@ -130,6 +143,33 @@ pub trait Rewrite: Send + Sync {
     }
 }
 
+/// A matrix that is the product of two, before it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factors {
+    /// Columns of one, rows of the other.
+    pub rank: usize,
+    /// How they are stored, as far as their rows divide into its blocks.
+    pub storage: Storage,
+    /// How what they leave is stored, where that is anything.
+    pub rest: Option<Storage>,
+}
+
+impl Factors {
+    /// Bytes for a matrix of that shape.
+    pub fn bytes(self, [rows, cols]: [usize; 2]) -> usize {
+        let up = self.outputs().row_bytes(self.rank) * rows;
+        up + self.storage.row_bytes(cols) * self.rank + self.rest.map_or(0, |rest| rest.row_bytes(cols) * rows)
+    }
+
+    /// How the factor of the outputs is stored, whose rows are as long as the rank.
+    pub fn outputs(self) -> Storage {
+        model::save::fallback(self.storage, self.rank)
+    }
+}
+
+/// The method that heals what an earlier step broke.
+pub const HEALS: &str = "distill";
+
 /// Every method.
 pub static METHODS: &[&Method] = &[
     &rtn::RTN,
@@ -141,6 +181,10 @@ pub static METHODS: &[&Method] = &[
     &gptq::GPTQ,
     &gptaq::GPTAQ,
     &autoround::AUTOROUND,
+    &lqer::LQER,
+    &svd::SVD,
+    &svd::ASVD,
+    &svd::SVD_LLM,
     &qat::QAT,
     &distill::DISTILL,
 ];

@@ -46,7 +46,7 @@ impl Limits {
         }
     }
 
-    /// Operations per second, in billions, of the products of a weight.
+    /// Operations per second, in billions, of the products of a weight that is no product of others.
     pub fn peak(&self, weight: &Weight) -> f64 {
         match weight {
             Weight::Packed(p) => match InputKind::of(p.form(), kernels()) {
@@ -80,7 +80,7 @@ pub struct Work {
 impl Work {
     /// That of a model.
     pub fn of(model: &Model) -> Work {
-        let operations = |l: &Linear| 2 * l.weight.len();
+        let operations = |l: &Linear| 2 * l.weight.values();
         let blocks = model.linears.iter().filter(|(s, _)| s.layer.is_some()).map(|(_, l)| operations(l)).sum();
         let head = model.linear(Site::HEAD).map_or(0, operations);
         let mut cache = model::Cache::new(model);
@@ -101,7 +101,8 @@ impl Work {
 /// Seconds, in units of a billionth, that the blocks' products of a token take at the machine's peaks.
 pub fn least_nanoseconds(model: &Model, limits: &Limits) -> f64 {
     let blocks = model.linears.iter().filter(|(s, _)| s.layer.is_some());
-    blocks.map(|(_, l)| 2.0 * l.weight.len() as f64 / limits.peak(&l.weight)).sum()
+    let parts = blocks.flat_map(|(_, l)| l.weight.parts());
+    parts.map(|(_, part)| 2.0 * part.len() as f64 / limits.peak(part)).sum()
 }
 
 /// Stored bytes of the weights that decoding one token reads: all products, and one row of each table.
@@ -109,7 +110,7 @@ fn bytes_per_token(model: &Model) -> usize {
     let head = model.spec.resolve(Site::HEAD);
     let read = |(site, l): (&Site, &Linear)| {
         let looked_up = *site != head && matches!(site.role, Role::Embed | Role::Position);
-        if looked_up { l.weight.storage().row_bytes(l.weight.cols()) } else { l.weight.size_bytes() }
+        if looked_up { l.weight.size_bytes() / l.weight.rows().max(1) } else { l.weight.size_bytes() }
     };
     model.linears.iter().map(read).sum()
 }

@@ -8,7 +8,7 @@ use super::{
     passes::{MANY, passes},
 };
 use crate::{
-    Linear, Rounding, Tensor, Weight,
+    Linear, LowRank, Rounding, Tensor, Weight,
     kernels::{Tile, kernels},
     packed::{Form, InputKind, Inputs, Span, form::LANES},
     threads::{self, Shared},
@@ -21,6 +21,8 @@ pub struct Operand {
     x: Tensor,
     packed: Vec<Made>,
     fresh: usize,
+    /// What stands between the factors of a product of low rank.
+    low: Option<Box<Operand>>,
 }
 
 /// What kernels of a kind read of inputs that were rounded first.
@@ -46,7 +48,7 @@ impl Made {
 impl Operand {
     /// An input with these values.
     pub fn new(x: Tensor) -> Operand {
-        Operand { x, packed: Vec::new(), fresh: 0 }
+        Operand { x, ..Operand::default() }
     }
 
     /// The values, `[tokens, inputs]`.
@@ -116,7 +118,10 @@ enum Before {
 /// If sizes differ, which is the caller's fault.
 pub fn add_product(x: &mut Operand, linear: &Linear, out: &mut Tensor) {
     assert_eq!((out.rows(), out.cols()), (x.x.rows(), linear.weight.rows()), "what a product is added to");
-    run_products(x, [Target { linear, out }], Before::Keep);
+    match &linear.weight {
+        Weight::LowRank(low) => low_rank(x, linear, low, out, Before::Keep),
+        _ => run_products(x, [Product::of(linear, out)], Before::Keep),
+    }
 }
 
 /// Applies linear maps to one input.
@@ -124,17 +129,78 @@ pub fn add_product(x: &mut Operand, linear: &Linear, out: &mut Tensor) {
 /// # Panics
 /// If the inner sizes differ, which is the caller's fault.
 pub fn products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N]) {
-    run_products(x, targets, Before::Forget);
+    if targets.iter().all(|target| target.linear.weight.low_rank().is_none()) {
+        return run_products(x, targets.map(|t| Product::of(t.linear, t.out)), Before::Forget);
+    }
+    for Target { linear, out } in targets {
+        match &linear.weight {
+            Weight::LowRank(low) => low_rank(x, linear, low, out, Before::Forget),
+            _ => run_products(x, [Product::of(linear, out)], Before::Forget),
+        }
+    }
 }
 
-fn run_products<const N: usize>(x: &mut Operand, targets: [Target<'_>; N], before: Before) {
+/// The product of what the factors leave, if that is anything, and then, added to it, that of the factors. These read inputs that are
+/// not rounded: what a rounding would spoil is what they are there for (SVDQuant, arXiv 2411.05007).
+fn low_rank(x: &mut Operand, linear: &Linear, weight: &LowRank, out: &mut Tensor, before: Before) {
+    let bias = linear.bias.as_deref();
+    if weight.rank() == 0 {
+        return match weight.rest() {
+            Some(rest) => run_products(x, [Product { rounding: linear.rounding, ..Product::plain(rest, bias, out) }], before),
+            None => only_bias(x.x.rows(), weight.up().rows(), bias, out, before),
+        };
+    }
+    let mut low = x.low.take().unwrap_or_default();
+    run_products(x, [Product::plain(weight.down(), None, low.values_mut())], Before::Forget);
+    let before = match weight.rest() {
+        Some(rest) => {
+            run_products(x, [Product { rounding: linear.rounding, ..Product::plain(rest, None, out) }], before);
+            Before::Keep
+        }
+        None => before,
+    };
+    run_products(&mut low, [Product::plain(weight.up(), bias, out)], before);
+    x.low = Some(low);
+}
+
+/// The outputs of a matrix of zeros.
+fn only_bias(tokens: usize, rows: usize, bias: Option<&[f32]>, out: &mut Tensor, before: Before) {
+    if before == Before::Forget {
+        out.reset(tokens, rows);
+        super::clear(out.as_mut_slice());
+    }
+    (0..tokens).for_each(|token| add_slice(out.row_mut(token), bias));
+}
+
+/// A product of a matrix that is not of low rank.
+struct Product<'a> {
+    weight: &'a Weight,
+    bias: Option<&'a [f32]>,
+    rounding: Option<Rounding>,
+    out: &'a mut Tensor,
+}
+
+impl<'a> Product<'a> {
+    fn of(linear: &'a Linear, out: &'a mut Tensor) -> Product<'a> {
+        Product { rounding: linear.rounding, ..Product::plain(&linear.weight, linear.bias.as_deref(), out) }
+    }
+
+    /// Of inputs as they are.
+    fn plain(weight: &'a Weight, bias: Option<&'a [f32]>, out: &'a mut Tensor) -> Product<'a> {
+        Product { weight, bias, rounding: None, out }
+    }
+}
+
+fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], before: Before) {
     let tokens = x.x.rows();
-    let jobs = targets.map(|target| {
-        let (linear, source) = (target.linear, Source::of(target.linear));
-        assert_eq!(x.x.cols(), linear.weight.cols(), "inner sizes of a product");
-        target.out.reset(tokens, source.rows());
+    let jobs = products.map(|product| {
+        let source = Source::of(product.weight, product.rounding);
+        assert_eq!(x.x.cols(), product.weight.cols(), "inner sizes of a product");
+        if before == Before::Forget {
+            product.out.reset(tokens, source.rows());
+        }
         x.prepare(source.wanted());
-        (source, linear.bias.as_deref(), Shared::new(target.out.as_mut_slice()))
+        (source, product.bias, Shared::new(product.out.as_mut_slice()))
     });
     let x = &*x;
     let run = |job: usize, first: usize, panels: usize, spans: &dyn Fn(&Inputs) -> Range<usize>| {
@@ -233,7 +299,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
     assert_eq!(gate.weight.rows(), up.weight.rows(), "outputs of gate and up");
     let rows = gate.weight.rows();
     out.reset(x.x.rows(), rows);
-    let sources = [Source::of(gate), Source::of(up)];
+    let sources = [gate, up].map(|linear| Source::of(&linear.weight, linear.rounding));
     assert_eq!(sources[0].wanted(), sources[1].wanted(), "kinds of the inputs of gate and up");
     sources.iter().for_each(|s| x.prepare(s.wanted()));
     let shared = Shared::new(out.as_mut_slice());
@@ -299,14 +365,14 @@ enum Rows<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn of(linear: &'a Linear) -> Source<'a> {
-        match &linear.weight {
+    fn of(weight: &'a Weight, rounding: Option<Rounding>) -> Source<'a> {
+        match weight {
             // Kernels of codes round inputs themselves, and more finely.
             Weight::Packed(packed) if matches!(packed.form(), Form::Codes(_)) => {
                 Source { rows: Rows::Packed(packed), rounding: None }
             }
-            Weight::Packed(packed) => Source { rows: Rows::Packed(packed), rounding: linear.rounding },
-            other => Source { rows: Rows::Stored(other), rounding: linear.rounding },
+            Weight::Packed(packed) => Source { rows: Rows::Packed(packed), rounding },
+            other => Source { rows: Rows::Stored(other), rounding },
         }
     }
 

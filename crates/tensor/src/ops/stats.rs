@@ -36,6 +36,30 @@ impl Gram {
         divide(&mut self.sums, by, by);
     }
 
+    /// That of what a matrix `[outputs, cols]` makes of the same rows.
+    ///
+    /// # Panics
+    /// If it has other columns, which is the caller's fault.
+    pub fn through(&self, matrix: &Tensor) -> Gram {
+        assert_eq!(self.cols, matrix.cols(), "inputs of a matrix and their moments");
+        let (n, cols) = (matrix.rows(), self.cols);
+        let dot = |a: &[f64], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum::<f64>();
+        // `S M^T`, by its columns: `S` is its own transpose.
+        let mut seen = vec![0.0; n * cols];
+        seen.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, out)| {
+            out.iter_mut().enumerate().for_each(|(j, o)| *o = dot(&self.sums[j * cols..(j + 1) * cols], matrix.row(i)));
+        });
+        let mut sums = vec![0.0; n * n];
+        sums.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, out)| {
+            for (j, o) in out.iter_mut().enumerate() {
+                // Either half from the same numbers, so that they agree to the bit.
+                let (i, j) = (i.max(j), i.min(j));
+                *o = dot(&seen[i * cols..(i + 1) * cols], matrix.row(j));
+            }
+        });
+        Gram { cols: n, rows: self.rows, sums }
+    }
+
     /// Columns.
     pub fn cols(&self) -> usize {
         self.cols

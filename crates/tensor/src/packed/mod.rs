@@ -36,11 +36,22 @@ const RUN: usize = 1 << 20;
 
 impl Packed {
     /// Packs matrices into one run of huge pages, each in turn; a weight's own bytes are let go as soon as they are
-    /// packed. What is packed already is returned as it is.
+    /// packed. What is packed already is returned as it is; of factors each is packed.
     ///
     /// # Errors
     /// If the system has no memory for them.
     pub fn all(weights: Vec<Weight>) -> io::Result<Vec<Weight>> {
+        let counts: Vec<usize> = weights.iter().map(|w| w.parts().len()).collect();
+        let mut packed = Packed::each(weights.into_iter().flat_map(Weight::into_parts).collect())?.into_iter();
+        let whole = |count| {
+            let parts = packed.by_ref().take(count).collect();
+            Weight::of_parts(parts).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        };
+        counts.into_iter().map(whole).collect()
+    }
+
+    /// Packs matrices none of which is of low rank.
+    fn each(weights: Vec<Weight>) -> io::Result<Vec<Weight>> {
         let mut matrices = Vec::with_capacity(weights.len());
         let mut done: Vec<Option<Weight>> = Vec::with_capacity(weights.len());
         let mut size = 0;
@@ -53,7 +64,7 @@ impl Packed {
                     size = (size + bytes).next_multiple_of(64);
                     done.push(None);
                 }
-                other @ Weight::Packed(_) => done.push(Some(other)),
+                other @ (Weight::Packed(_) | Weight::LowRank(_)) => done.push(Some(other)),
             }
         }
         let mut pages = Pages::new(size)?;

@@ -1,0 +1,48 @@
+//! Words of the commands that take numbers of a model away.
+
+use super::{Data, Model, Writing};
+use clap::Args;
+
+#[derive(Args)]
+pub struct Factorize {
+    #[command(flatten)]
+    pub model: Model,
+    /// svd (by the weights), asvd (and the size of each input) or svd-llm (by what comes out); `planish methods` tells more
+    #[arg(long, default_value = "svd-llm")]
+    pub method: String,
+    /// Numbers that remain of each matrix of the blocks: 80%
+    #[arg(long, value_name = "PERCENT", default_value = "80%")]
+    pub parameters: String,
+    /// How the factors are stored: bf16, f16, f32, q8_0, int8 ... (default: as the model's matrices are)
+    #[arg(long, value_name = "NAME")]
+    pub storage: Option<String>,
+    #[command(flatten)]
+    pub reduce: Reduce,
+}
+
+/// What all of them take.
+#[derive(Args)]
+pub struct Reduce {
+    /// Leave some sites as they are: 'down', 'layers 0,1', '3.o'; may be repeated
+    #[arg(long = "skip", value_name = "SITES")]
+    pub skips: Vec<String>,
+    /// Teach the result so many tokens of the calibration text again, as the original would continue them: 2M
+    #[arg(long, value_name = "TOKENS")]
+    pub heal: Option<String>,
+    /// An option of the method or of what heals, as in a recipe: 'ranks={"0.q"=48}', 'distill.lr=3e-4'; may be repeated
+    #[arg(long = "option", value_name = "NAME=VALUE")]
+    pub options: Vec<String>,
+    /// Show what each matrix would become, with size, memory and disk, and do nothing else
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Most that the perplexity may rise: `1%`
+    #[arg(long, value_name = "PERCENT")]
+    pub max_loss: Option<String>,
+    /// Largest mean KL divergence from the original in nats
+    #[arg(long, value_name = "NATS")]
+    pub max_kl: Option<f64>,
+    #[command(flatten)]
+    pub data: Data,
+    #[command(flatten)]
+    pub writing: Writing,
+}
