@@ -13,9 +13,10 @@ pub use block::BlockBackward;
 
 use crate::{Aim, Bucket, Change, Flow, Kept, Likelihood, Model, Parameters, Result, Site, Tokens};
 use block::{Out, Way};
+use std::collections::BTreeMap;
 use tensor::{
     Tensor,
-    ops::{self, Operand},
+    ops::{self, Gram, Operand},
     packed::Form,
 };
 
@@ -67,6 +68,16 @@ impl Backward {
             self.entries.resize_with(self.kept.len(), Tensor::default);
             self.kept.truncate(1);
         }
+    }
+
+    /// From here on keeps the second moments of the gradients of what the matrices of blocks return.
+    pub fn watch_outputs(&mut self) {
+        self.way.moments.get_or_insert_default();
+    }
+
+    /// What was kept since [`Backward::watch_outputs`]: of each matrix the sum of `g g^T` over tokens.
+    pub fn outputs(self) -> BTreeMap<Site, Gram> {
+        self.way.moments.unwrap_or_default()
     }
 
     /// Takes over the values of a matrix: into the model, packed, and transposed for the way back.

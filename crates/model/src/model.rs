@@ -109,7 +109,8 @@ impl Model {
 
     /// Number of parameters, those of adapters too, tied tensors once.
     pub fn parameters(&self) -> usize {
-        let linears: usize = self.linears.values().map(|l| l.weight.values() + l.bias.as_ref().map_or(0, Vec::len)).sum();
+        let linears: usize =
+            self.linears.values().map(|l| l.weight.values() + l.bias.as_ref().map_or(0, Vec::len)).sum();
         let norms: usize = self.norms.values().map(|n| n.scale.len() + n.shift.as_ref().map_or(0, Vec::len)).sum();
         let adapters: usize = self.adapters.values().map(|b| b.size_bytes() / 4).sum();
         linears + norms + adapters

@@ -1,6 +1,6 @@
 //! A model of some of the channels of another: an ordinary smaller model, in files as in memory.
 
-use crate::{Error, Model, Result, Role, Site, model::NormWeights};
+use crate::{BlockSpec, Error, Model, Result, Role, Site, model::NormWeights};
 use std::collections::BTreeMap;
 use tensor::{Linear, Tensor, Weight};
 
@@ -53,6 +53,12 @@ pub struct Channels {
 }
 
 impl Channels {
+    /// All of a model.
+    pub fn all(model: &Model) -> Channels {
+        let each = |count: fn(&BlockSpec) -> usize| model.spec.blocks.iter().map(|b| (0..count(b)).collect()).collect();
+        Channels { dim: (0..model.spec.dim).collect(), hidden: each(|b| b.hidden), kv_heads: each(|b| b.kv_heads) }
+    }
+
     /// Those whose weights are the largest: of a channel the squares of all that reads or writes it, of a neuron and a
     /// group of heads the product of what goes in and what comes out.
     ///
@@ -143,8 +149,15 @@ impl Model {
         {
             return Err(Error::Asked("channels are listed in rising order, some for each block".into()));
         }
-        let mut model = Model { linears: BTreeMap::new(), norms: BTreeMap::new(), ..self.clone() };
-        self.say_widths(channels, &mut model)?;
+        let same = |counts: Vec<usize>, what: &str| match counts.windows(2).all(|pair| pair[0] == pair[1]) {
+            true => Ok(counts.first().copied()),
+            false => Err(Error::Asked(format!("{what} differ from block to block, which config.json cannot say"))),
+        };
+        let mut model = self.shell(Widths {
+            dim: Some(channels.dim.len()),
+            hidden: same(channels.hidden.iter().map(Vec::len).collect(), "widths of feed-forward networks")?,
+            kv_heads: same(channels.kv_heads.iter().map(Vec::len).collect(), "numbers of heads")?,
+        })?;
         for (site, linear) in &self.linears {
             let [rows, cols] = self.stay(*site, channels);
             let values = linear.weight.to_tensor();
@@ -187,15 +200,16 @@ impl Model {
         }
     }
 
-    /// Writes widths into a configuration and reads from it what they make of the model.
-    fn say_widths(&self, channels: &Channels, model: &mut Model) -> Result<()> {
-        let same = |counts: Vec<usize>, what: &str| match counts.windows(2).all(|pair| pair[0] == pair[1]) {
-            true => Ok(counts[0]),
-            false => Err(Error::Asked(format!("{what} differ from block to block, which config.json cannot say"))),
-        };
-        let hidden = same(channels.hidden.iter().map(Vec::len).collect(), "widths of feed-forward networks")?;
-        let kv_heads = same(channels.kv_heads.iter().map(Vec::len).collect(), "numbers of heads")?;
+    /// A model of these widths without any weights: its configuration says them, and its spec is what that makes of it.
+    ///
+    /// # Errors
+    /// If the family's configuration cannot say them.
+    pub fn shell(&self, widths: Widths) -> Result<Model> {
+        let mut model = Model { linears: BTreeMap::new(), norms: BTreeMap::new(), ..self.clone() };
         let before = &self.spec.blocks[0];
+        let dim = widths.dim.unwrap_or(self.spec.dim);
+        let hidden = widths.hidden.unwrap_or(before.hidden);
+        let kv_heads = widths.kv_heads.unwrap_or(before.kv_heads);
         let heads = kv_heads * (before.heads / before.kv_heads);
         let fields = model.config.fields_mut();
         let gpt2 = fields.contains_key("n_embd");
@@ -204,7 +218,7 @@ impl Model {
         } else {
             ["hidden_size", "intermediate_size", "num_attention_heads"]
         };
-        for (name, value) in names.into_iter().zip([channels.dim.len(), hidden, heads]) {
+        for (name, value) in names.into_iter().zip([dim, hidden, heads]) {
             fields.insert(name.into(), value.into());
         }
         if !gpt2 {
@@ -213,7 +227,7 @@ impl Model {
             fields.insert("head_dim".into(), before.head_dim.into());
         }
         let mut made = (self.family.spec)(&model.config)?;
-        let fits = made.dim == channels.dim.len()
+        let fits = made.dim == dim
             && made.blocks.iter().zip(&self.spec.blocks).all(|(new, old)| {
                 [new.hidden, new.kv_heads, new.heads] == [hidden, kv_heads, heads]
                     && (new.head_dim, new.window, new.rope, new.score_scale)
@@ -223,14 +237,12 @@ impl Model {
         if !fits {
             return Err(Error::Asked(format!(
                 "the configuration of {} cannot say {} channels in {heads} heads of {}: there the width of heads follows from both; take as many channels of each away",
-                self.family.name,
-                channels.dim.len(),
-                before.head_dim
+                self.family.name, dim, before.head_dim
             )));
         }
         made.origin.clone_from(&self.spec.origin);
         model.spec = made;
-        Ok(())
+        Ok(model)
     }
 }
 

@@ -127,7 +127,8 @@ impl Source {
         let mut weight = |part: &str, storage: Storage, shape: &dyn Fn(&[usize]) -> [usize; 2]| {
             let name = own_name(site, part);
             let Source::Safetensors(archive) = self else { return Err(self.error(&name, "is missing")) };
-            let view = archive.get(&name).ok_or_else(|| self.error(&name, "is missing; download the artefact again"))?;
+            let view =
+                archive.get(&name).ok_or_else(|| self.error(&name, "is missing; download the artefact again"))?;
             let [rows, cols] = shape(&view.shape);
             let weight = Weight::new(storage, rows, cols, view.bytes.clone());
             names.push(name.clone());

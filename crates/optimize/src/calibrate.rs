@@ -20,6 +20,8 @@ pub struct Needs {
     pub peak: bool,
     /// What each block of the original returns: it then runs beside the model.
     pub outputs: bool,
+    /// The second moments of the gradients of what each matrix returns.
+    pub gradients: bool,
 }
 
 impl Needs {
@@ -30,7 +32,7 @@ impl Needs {
 
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram || self.squares || self.peak || self.outputs
+        self.gram || self.squares || self.peak || self.outputs || self.gradients
     }
 }
 
@@ -45,6 +47,8 @@ pub struct Stats {
     pub shift: Option<Cross>,
     /// The largest magnitude of each input, where it was asked for.
     pub peak: Option<Vec<f32>>,
+    /// `sum g g^T` of the gradients of the outputs of the one matrix in question, where it was asked for.
+    pub gradients: Option<Gram>,
 }
 
 impl Stats {
@@ -87,7 +91,7 @@ impl Stats {
             let sums = each.map(|row| row.map(|(w, s)| f64::from(*w).powi(2) * f64::from(*s)).sum::<f64>());
             Squares::from_sums(s.rows(), sums.map(|sum| sum * s.rows() as f64).collect())
         });
-        Stats { gram: gram.map(|g| g.through(matrix)), squares, shift: None, peak: None }
+        Stats { gram: gram.map(|g| g.through(matrix)), squares, ..Stats::default() }
     }
 
     /// Is nothing known?

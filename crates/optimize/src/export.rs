@@ -149,7 +149,9 @@ fn whole(weight: &Weight) -> Storage {
 fn multiplied_out(gpt: &Gpt) -> Option<String> {
     let count = gpt.model.linears.values().filter(|l| l.weight.low_rank().is_some()).count();
     (count > 0).then(|| {
-        format!("{count} matrices are products of two and were written multiplied out, which is larger and takes more time")
+        format!(
+            "{count} matrices are products of two and were written multiplied out, which is larger and takes more time"
+        )
     })
 }
 

@@ -105,7 +105,7 @@ pub struct Preview {
 pub struct Becomes {
     /// The site.
     pub site: String,
-    /// Outputs and inputs.
+    /// Outputs and inputs, afterwards.
     pub shape: [usize; 2],
     /// Its storage.
     pub now: String,
@@ -125,11 +125,11 @@ pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
     let built = recipe.build(&gpt.model)?;
     recipe.stats.as_ref().map_or(Ok(()), |path| stats::check(path, &built))?;
     let one = |(site, l): (&Site, &tensor::Linear)| {
-        let shape = [l.weight.rows(), l.weight.cols()];
-        let form = Form::of(*site, &l.weight, &built);
-        Becomes { site: site.to_string(), shape, now: l.weight.name(), becomes: form.name(), bytes: form.bytes(shape) }
+        let (form, shape) = (Form::of(*site, &l.weight, &built), shape_after(*site, &l.weight, &built)?);
+        let (now, becomes) = (l.weight.name(), form.name());
+        Some(Becomes { site: site.to_string(), shape, now, becomes, bytes: form.bytes(shape) })
     };
-    let sites: Vec<Becomes> = gpt.model.linears.iter().map(one).collect();
+    let sites: Vec<Becomes> = gpt.model.linears.iter().filter_map(one).collect();
     let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
     let size_bytes = sites.iter().map(|s| s.bytes).sum::<usize>() + fixed;
     let notes = built.iter().flat_map(|b| &b.fallbacks);
@@ -196,9 +196,17 @@ impl Form {
 /// Bytes of the result's matrices.
 fn result(model: &Model, built: &[Built]) -> usize {
     let size = |(site, l): (&Site, &tensor::Linear)| {
-        Form::of(*site, &l.weight, built).bytes([l.weight.rows(), l.weight.cols()])
+        Some(Form::of(*site, &l.weight, built).bytes(shape_after(*site, &l.weight, built)?))
     };
-    model.linears.iter().map(size).sum()
+    model.linears.iter().filter_map(size).sum()
+}
+
+/// The shape that a matrix has after the steps; none where it is gone.
+fn shape_after(site: Site, weight: &Weight, built: &[Built]) -> Option<[usize; 2]> {
+    match built.iter().rev().find_map(|b| b.cut_to.as_ref()) {
+        Some(spec) => spec.shape(site),
+        None => Some([weight.rows(), weight.cols()]),
+    }
 }
 
 /// The journal and the result, each with every matrix, and what lies beside them.

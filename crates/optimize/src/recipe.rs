@@ -2,7 +2,7 @@
 //! manifest keeps them, `planish run` replays them.
 
 use crate::activations::Activations;
-use crate::{Error, Plan, Result, methods, mixes};
+use crate::{Error, Plan, Result, Rewrite, methods, mixes};
 use formats::quantized::Format;
 use model::{Model, Role, Site, Spec, save};
 use serde::{Deserialize, Serialize};
@@ -149,10 +149,19 @@ impl Recipe {
         let shaped = self.shape(model)?;
         let model = shaped.as_ref().unwrap_or(model);
         let quantizer = self.quantizer()?;
-        let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
         let fused = save::shared(model, true).iter().flatten().any(|s| s.role == Role::V);
-        let limits = Limits { floats: &floats, fused };
-        self.steps.iter().map(|s| s.build(&model.spec, &limits)).collect()
+        let (mut built, mut shell) = (Vec::new(), None);
+        for step in &self.steps {
+            let model = shell.as_ref().unwrap_or(model);
+            let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
+            let mut step = step.build(&model.spec, &Limits { floats: &floats, fused })?;
+            if let Some(next) = step.plan.shell(model)? {
+                step.cut_to = Some(next.spec.clone());
+                shell = Some(next);
+            }
+            built.push(step);
+        }
+        Ok(built)
     }
 
     /// What the last step does: it is the one that rounds.
@@ -215,9 +224,17 @@ pub struct Built {
     pub choice: BTreeMap<Site, Storage>,
     /// Sites whose rows do not divide into the blocks that were asked for, and what was asked.
     pub fallbacks: BTreeMap<Site, Storage>,
+    /// What the model is after it, where it has another shape than before.
+    pub cut_to: Option<Spec>,
 }
 
 impl Built {
+    /// The same step by another method.
+    pub fn with(&self, method: Box<dyn Rewrite>) -> Built {
+        let (choice, fallbacks) = (self.choice.clone(), self.fallbacks.clone());
+        Built { method: self.method, plan: Plan::EachMatrix(method), choice, fallbacks, cut_to: self.cut_to.clone() }
+    }
+
     /// Does any matrix become the product of two?
     pub fn makes_factors(&self, model: &Model) -> bool {
         let Ok(method) = self.plan.each_matrix() else { return false };
@@ -232,11 +249,11 @@ impl Step {
     fn build(&self, spec: &Spec, limits: &Limits<'_>) -> Result<Built> {
         let method = methods::find(&self.method)?;
         let plan = (method.build)(self.options.clone())?;
-        if matches!(plan, Plan::Rotated(_)) && self.storage != "keep" {
+        if matches!(plan, Plan::Rotated(_) | Plan::Cut(_)) && self.storage != "keep" {
             plan.each_matrix()?;
         }
         let (choice, fallbacks) = choose(&self.storage, &self.sites, spec, limits)?;
-        Ok(Built { method: method.name, plan, choice, fallbacks })
+        Ok(Built { method: method.name, plan, choice, fallbacks, cut_to: None })
     }
 }
 

@@ -120,6 +120,7 @@ fn own_tokens(recipe: &Recipe) -> Result<usize> {
     for step in &recipe.steps {
         calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
             Plan::Learned(_) => true,
+            Plan::Cut(cut) => cut.reads(),
             plan => plan.needs().data() && !known,
         };
     }
@@ -264,13 +265,35 @@ pub fn transform(
                 let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
                 heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
             }
+            Plan::Cut(cut) => {
+                let texts = match cut.reads() {
+                    true => data::calibration(&data.split.calibration, recipe, gpt)?,
+                    false => Vec::new(),
+                };
+                model = cut.run(&model, &texts, progress)?;
+            }
             plan => {
                 let texts = match known.is_none() && plan.needs().data() {
                     true => data::calibration(&data.split.calibration, recipe, gpt)?,
                     false => Vec::new(),
                 };
                 let inputs = known.as_ref().map_or(Inputs::Texts(&texts), Inputs::Known);
+                let gradients = match plan.needs().gradients {
+                    true => {
+                        walk::gradients(&model, &data::calibration(&data.split.calibration, recipe, gpt)?, progress)?
+                    }
+                    false => walk::Gradients::new(),
+                };
+                let inputs = (inputs, &gradients);
+                let prepared = plan.each_matrix()?.prepare(&model, &mut |survey| {
+                    walk::look(&model, &step.choice, survey, inputs, recipe.seed, progress)
+                })?;
+                let prepared = prepared.map(|method| step.with(method));
+                let step = prepared.as_ref().unwrap_or(step);
                 walk::walk(&mut model, step, inputs, recipe.seed, journal, progress)?;
+                if let Some(cut) = step.plan.each_matrix()?.cut(&model)? {
+                    model = cut;
+                }
             }
         }
     }

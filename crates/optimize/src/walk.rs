@@ -12,9 +12,9 @@ use crate::{
     recipe::Built,
     stats::Known,
 };
-use model::{Flow, Model, Point, Site, Stage, Tap};
+use model::{Backward, Flow, Likelihood, Model, Parameters, Point, Site, Stage, Tap, Tokens};
 use std::collections::{BTreeMap, BTreeSet};
-use tensor::{Linear, LowRank, Storage, Tensor, Weight};
+use tensor::{Linear, LowRank, Storage, Tensor, Weight, ops::Gram, packed::Form};
 
 /// Tokens of a batch of calibration data.
 pub const BATCH: usize = 2048;
@@ -28,14 +28,17 @@ pub enum Inputs<'a> {
     Known(&'a Known),
 }
 
-/// Runs one step of a method over the model.
+/// Second moments of the gradients of what matrices return.
+pub type Gradients = BTreeMap<Site, Gram>;
+
+/// Runs one step of a method over the model; `gradients` are empty where it needs none.
 ///
 /// # Errors
 /// If a weight cannot be treated as asked, or the job was interrupted.
 pub fn walk(
     model: &mut Model,
     step: &Built,
-    inputs: Inputs<'_>,
+    (inputs, gradients): (Inputs<'_>, &Gradients),
     seed: u64,
     journal: &mut Journal,
     progress: &dyn Progress,
@@ -56,11 +59,36 @@ pub fn walk(
         choice: &step.choice,
         calibration: if needs.data() { calibration } else { &[] },
         known,
+        gradients,
         seed,
         journal,
         progress,
     };
     walker.run(model)
+}
+
+/// Shows a method every matrix that is chosen, with its statistics, in the model as it is.
+///
+/// # Errors
+/// As [`walk`], or what the method says.
+pub fn look(
+    model: &Model,
+    choice: &BTreeMap<Site, Storage>,
+    method: &dyn Rewrite,
+    (inputs, gradients): (Inputs<'_>, &Gradients),
+    seed: u64,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let (calibration, known) = match inputs {
+        Inputs::Texts(texts) => (texts, None),
+        Inputs::Known(known) => (&[][..], Some(known)),
+    };
+    let (base, needs) = (model.clone(), method.needs());
+    let mut journal = Journal::none();
+    let journal = &mut journal;
+    let mut walker =
+        Walker { base, method, blocks: None, needs, choice, calibration, known, gradients, seed, journal, progress };
+    walker.run(&mut model.clone())
 }
 
 struct Walker<'a> {
@@ -73,6 +101,7 @@ struct Walker<'a> {
     choice: &'a BTreeMap<Site, Storage>,
     calibration: &'a [Vec<u32>],
     known: Option<&'a Known>,
+    gradients: &'a Gradients,
     seed: u64,
     journal: &'a mut Journal,
     progress: &'a dyn Progress,
@@ -323,8 +352,12 @@ impl Walker<'_> {
                 reason: "holds values that are infinite or not numbers; the model is damaged".into(),
             });
         }
+        let gradients = self.gradients.get(&site).filter(|_| method.needs().gradients);
+        let own = gradients.map(|gradients| Stats { gradients: Some(gradients.clone()), ..stats.clone() });
+        let stats = own.as_ref().unwrap_or(stats);
         let weight = match old.weight.low_rank().filter(|_| !method.changes_floats()) {
             Some(low) => rewrite_factors(method, site, low, storage, stats)?,
+            None if method.changes_floats() => method.matrix_of(&model.spec, site, &dense, storage, stats)?,
             None => rewrite_matrix(method, site, &dense, storage, stats)?,
         };
         let bias = old.bias.clone();
@@ -334,13 +367,7 @@ impl Walker<'_> {
 }
 
 /// Rounds what factors leave, or the factors themselves where that is nothing.
-fn rewrite_factors(
-    method: &dyn Rewrite,
-    site: Site,
-    low: &LowRank,
-    storage: Storage,
-    stats: &Stats,
-) -> Result<Weight> {
+fn rewrite_factors(method: &dyn Rewrite, site: Site, low: &LowRank, storage: Storage, stats: &Stats) -> Result<Weight> {
     let misfit = |e: tensor::Misfit| Error::Site { site, reason: e.to_string() };
     let low = match low.rest() {
         Some(rest) => low.with_rest(rewrite_matrix(method, site, &rest.to_tensor(), storage, stats)?),
@@ -376,6 +403,55 @@ pub fn rewrite_matrix(
         return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });
     }
     method.matrix(site, dense, storage, stats)
+}
+
+/// The second moments of the gradients of what the matrices of blocks return, of the likelihood of calibration texts.
+///
+/// # Errors
+/// If the model cannot run, or the job was interrupted.
+pub fn gradients(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<Gradients> {
+    let mut back = Backward::new(model, Form::F32);
+    back.watch_outputs();
+    progress.begin("gathering gradients", calibration.iter().map(|s| s.len() as u64).sum());
+    for range in batches(calibration, BATCH) {
+        progress::check()?;
+        let sequences = calibration[range].to_vec();
+        // Nothing follows the last token of a text.
+        let targets = sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
+        let count = sequences.iter().map(Vec::len).sum::<usize>();
+        let batch = Tokens { sequences, targets, places: Vec::new() };
+        back.run(model, &batch, &mut Likelihood, 1.0, &mut Parameters::default())?;
+        progress.advance(count as u64);
+    }
+    Ok(back.outputs())
+}
+
+/// How much each block changes what goes through it: 1 less the cosine between a token's residual stream before and after it, a
+/// mean over tokens (arXiv 2403.03853).
+///
+/// # Errors
+/// If the job was interrupted.
+pub fn influence(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<Vec<f64>> {
+    let mut sums = vec![0.0; usize::from(model.spec.layers())];
+    let tokens: usize = calibration.iter().map(Vec::len).sum();
+    progress.begin("measuring the influence of layers", tokens as u64);
+    for range in batches(calibration, BATCH) {
+        progress::check()?;
+        let sequences: Vec<&[u32]> = calibration[range].iter().map(|s| &s[..]).collect();
+        let mut flow = model.start(&sequences, &vec![0; sequences.len()])?;
+        for (layer, sum) in (0..model.spec.layers()).zip(&mut sums) {
+            let before = flow.residual().clone();
+            model.block_once(layer, &mut flow, &mut ())?;
+            for token in 0..before.rows() {
+                let [a, b] = [before.row(token), flow.residual().row(token)];
+                let dot =
+                    |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+                *sum += 1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE);
+            }
+        }
+        progress.advance(flow.tokens() as u64);
+    }
+    Ok(sums.into_iter().map(|sum| sum / tokens.max(1) as f64).collect())
 }
 
 /// Statistics of the inputs of every matrix of a model in one pass, one entry for all that read the same ([`reader`]).

@@ -13,7 +13,9 @@ pub struct LowRank {
 
 /// Why matrices do not make a [`LowRank`].
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-#[error("matrices of {0:?} do not make one of low rank: that takes [outputs, rank], [rank, inputs] and at most [outputs, inputs]")]
+#[error(
+    "matrices of {0:?} do not make one of low rank: that takes [outputs, rank], [rank, inputs] and at most [outputs, inputs]"
+)]
 pub struct Misfit(pub(crate) Vec<[usize; 2]>);
 
 impl LowRank {
@@ -214,7 +216,8 @@ mod tests {
         let nothing = bare(false);
         assert_eq!((nothing.rows(), nothing.cols(), nothing.values()), (48, 96, 0));
         assert!(ops::matmul(&x, &nothing).as_slice().iter().chain(nothing.to_tensor().as_slice()).all(|v| *v == 0.0));
-        let (linear, mut y) = (Linear::with_bias(nothing, Some(vec![2.0; 48])), Tensor::from_vec(3, 48, vec![1.0; 144]));
+        let (linear, mut y) =
+            (Linear::with_bias(nothing, Some(vec![2.0; 48])), Tensor::from_vec(3, 48, vec![1.0; 144]));
         ops::add_product(&mut Operand::new(x), &linear, &mut y);
         assert!(y.as_slice().iter().all(|v| *v == 3.0));
     }

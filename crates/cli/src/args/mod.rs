@@ -4,7 +4,7 @@ mod learning;
 mod reducing;
 
 pub use learning::{Distill, Finetune, Lesson, Train};
-pub use reducing::{Factorize, Reduce};
+pub use reducing::{Factorize, Prune, Reduce};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -59,6 +59,11 @@ pub enum Command {
         after_help = "Examples:\n  planish quantize ./model --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
+    /// Take neurons, heads, layers or channels out of a model: an ordinary smaller one remains
+    #[command(
+        after_help = "Examples:\n  planish prune ./model --pattern neurons --sparsity 30% --data text.txt --out narrow\n  planish prune ./model --pattern layers --sparsity 25% --keep 0,1 --heal 5M --data text.txt --out short\n  planish prune ./model --pattern heads --sparsity 50% --method wanda --data text.txt --out small.gguf\n  planish prune ./model --pattern width --sparsity 25% --heal 20M --option distill.lr=1e-3 --data text.txt --out slim\n\nThe result is a model of the same family with another config.json, which transformers and llama.cpp load."
+    )]
+    Prune(Prune),
     /// Make each matrix the product of two thin ones
     #[command(
         after_help = "Examples:\n  planish factorize ./model --parameters 80% --data text.txt --out thin\n  planish factorize ./model --parameters 60% --skip down --heal 2M --option distill.lr=3e-4 --data text.txt --out thin\n  planish factorize ./model --method svd --parameters 50% --storage q8_0 --out thin\n\nOnly planish runs products of two as such; `planish export` multiplies them out for other programs."

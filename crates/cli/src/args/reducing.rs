@@ -7,8 +7,9 @@ use clap::Args;
 pub struct Factorize {
     #[command(flatten)]
     pub model: Model,
-    /// svd (by the weights), asvd (and the size of each input) or svd-llm (by what comes out); `planish methods` tells more
-    #[arg(long, default_value = "svd-llm")]
+    /// svd (by the weights), asvd (and the size of each input), svd-llm (by what comes out) or gfwsvd (by what that does to the
+    /// loss); `planish methods` tells more
+    #[arg(long, default_value = "gfwsvd")]
     pub method: String,
     /// Numbers that remain of each matrix of the blocks: 80%
     #[arg(long, value_name = "PERCENT", default_value = "80%")]
@@ -16,6 +17,27 @@ pub struct Factorize {
     /// How the factors are stored: bf16, f16, f32, q8_0, int8 ... (default: as the model's matrices are)
     #[arg(long, value_name = "NAME")]
     pub storage: Option<String>,
+    #[command(flatten)]
+    pub reduce: Reduce,
+}
+
+#[derive(Args)]
+pub struct Prune {
+    #[command(flatten)]
+    pub model: Model,
+    /// sparsegpt, fisher, wanda or magnitude for neurons and heads, without or influence for layers, magnitude for width (default: the
+    /// first of each); `planish methods` tells more
+    #[arg(long)]
+    pub method: Option<String>,
+    /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers or width
+    #[arg(long, value_name = "NAME", default_value = "neurons")]
+    pub pattern: String,
+    /// How much of it: 30%; neurons and channels that remain are a multiple of 32 or more where those that are there are one
+    #[arg(long, value_name = "PERCENT", default_value = "30%")]
+    pub sparsity: String,
+    /// Layers that stay whatever they are worth: 0,1,7
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    pub keep: Vec<u16>,
     #[command(flatten)]
     pub reduce: Reduce,
 }

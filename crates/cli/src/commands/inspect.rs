@@ -37,12 +37,7 @@ pub fn run(args: &Model, common: &Common) -> Result<u8> {
     let mut rows = vec![vec!["site".to_string(), "shape".into(), "storage".into(), "bytes".into()]];
     for (site, l) in &m.linears {
         let w = &l.weight;
-        rows.push(vec![
-            site.to_string(),
-            format!("{} x {}", w.rows(), w.cols()),
-            w.name(),
-            w.size_bytes().to_string(),
-        ]);
+        rows.push(vec![site.to_string(), format!("{} x {}", w.rows(), w.cols()), w.name(), w.size_bytes().to_string()]);
     }
     show::table(&rows);
     for fault in faults {

@@ -8,13 +8,14 @@ mod distill;
 mod doctor;
 mod evaluate;
 mod export;
+mod factorize;
 mod finetune;
 mod generate;
 mod inspect;
 mod job;
 mod methods;
 mod optimize;
-mod factorize;
+mod prune;
 mod quantize;
 mod reduce;
 mod train;
@@ -43,6 +44,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Run(a) => job::replay(a, common),
         Command::Inspect(a) => inspect::run(a, common),
         Command::Quantize(a) => quantize::run(a, common),
+        Command::Prune(a) => prune::run(a, common),
         Command::Factorize(a) => factorize::run(a, common),
         Command::Calibrate(a) => calibrate::run(a, common),
         Command::Evaluate(a) => evaluate::run(a, common),

@@ -40,7 +40,8 @@ pub fn run(model: &Model, step: Step, args: &Reduce, common: &Common) -> Result<
     if args.dry_run {
         recipe.stats.clone_from(&args.data.stats);
         let built = recipe.build(&gpt.model)?;
-        Target::of_recipe(&recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?.check(&gpt.model, &built)?;
+        Target::of_recipe(&recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?
+            .check(&gpt.model, &built)?;
         return quantize::preview(&gpt, &recipe, common);
     }
     job::run(model, &args.data, recipe, &args.writing, common)

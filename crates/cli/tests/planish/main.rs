@@ -10,6 +10,7 @@ mod healing;
 mod learning;
 #[cfg(feature = "mpi")]
 mod ranks;
+mod reducing;
 mod rounding;
 
 use serde_json::Value;

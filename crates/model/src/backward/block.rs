@@ -10,7 +10,7 @@ use crate::{
 use std::collections::BTreeMap;
 use tensor::{
     Linear, Tensor, Weight,
-    ops::{self, Attended, Columns, Memory, Normed, Operand, Target},
+    ops::{self, Attended, Columns, Gram, Memory, Normed, Operand, Target},
     packed::{Form, InputKind, Inputs, Packed, Turn},
 };
 
@@ -87,6 +87,8 @@ pub(super) struct Way {
     pub(super) scratch: Vec<f32>,
     /// Where the gradients of norms go that do not learn.
     pub(super) unlearned: Vec<f32>,
+    /// Second moments of gradients of outputs, where somebody asks for them.
+    pub(super) moments: Option<BTreeMap<Site, Gram>>,
 }
 
 impl Way {
@@ -110,6 +112,7 @@ impl Way {
             rows: Inputs::default(),
             scratch: Vec::new(),
             unlearned: vec![0.0; widest.max(model.spec.dim)],
+            moments: None,
         }
     }
 
@@ -372,6 +375,9 @@ impl Way {
             Out::Residual => self.dx.values(),
             Out::Beside => self.beside.values(),
         };
+        if let Some(moments) = self.moments.as_mut().filter(|_| site.layer.is_some()) {
+            moments.entry(site).or_insert_with(|| Gram::new(dy.cols())).add(dy);
+        }
         if let Some(gradient) = into.matrices.get_mut(&site) {
             let kernels = tensor::kernels::kernels();
             self.rows.pack_columns(dy, InputKind::of(self.form, kernels), kernels);

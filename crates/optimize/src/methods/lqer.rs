@@ -31,7 +31,9 @@ pub static LQER: Method = Method {
             Plan::EachMatrix(inner) if !inner.changes_floats() => {
                 Ok(Plan::EachMatrix(Box::new(Lqer { rank: asked.rank, rounds: asked.rounds, factors, inner })))
             }
-            _ => Err(bad(format!("`method` rounds matrix by matrix, as gptq, awq or rtn do; {} does not", asked.method))),
+            _ => {
+                Err(bad(format!("`method` rounds matrix by matrix, as gptq, awq or rtn do; {} does not", asked.method)))
+            }
         }
     },
 };

@@ -11,6 +11,7 @@ mod gptq;
 mod hqq;
 mod imatrix;
 mod lqer;
+pub mod prune;
 mod qat;
 mod rotate;
 mod rtn;
@@ -18,10 +19,11 @@ mod smoothquant;
 mod spectrum;
 mod svd;
 
+pub use prune::Cut;
 pub use rotate::Rotation;
 
 use crate::{Error, Needs, Result, Stats, blocks::BlockRewrite, heal::Healing};
-use model::Site;
+use model::{Model, Site, Spec};
 use serde::de::DeserializeOwned;
 use tensor::{Storage, Tensor, Weight};
 
@@ -47,6 +49,8 @@ pub enum Plan {
     EachBlock(Box<dyn BlockRewrite>),
     /// It brings the model to another basis and stores nothing anew.
     Rotated(Rotation),
+    /// It takes blocks or channels out of the model.
+    Cut(Cut),
     /// It teaches the model.
     Learned(Box<Healing>),
 }
@@ -62,6 +66,9 @@ impl Plan {
             Plan::EachBlock(method) => Ok(method.outside()),
             Plan::Rotated(_) => Err(Error::Asked(
                 "rotations round nothing; put them before a method that does: --method rotate,gptq".into(),
+            )),
+            Plan::Cut(_) => Err(Error::Asked(
+                "layers and channels are removed whole, which rounds nothing; it is a step before one that does".into(),
             )),
             Plan::Learned(_) => Err(Error::Asked(
                 "storages are chosen with a method that treats each matrix by itself; choose them with --method gptq, and \
@@ -83,18 +90,31 @@ impl Plan {
                     shift: outside.shift || first.shift,
                     peak: outside.peak || first.peak,
                     outputs: true,
+                    gradients: outside.gradients || first.gradients,
                 }
             }
-            Plan::Rotated(_) | Plan::Learned(_) => Needs::default(),
+            Plan::Rotated(_) | Plan::Cut(_) | Plan::Learned(_) => Needs::default(),
         }
     }
 
     /// The storage that a recipe gives this step where another one rounds after it, if it is of use there.
     pub fn storage_before_others(&self) -> Option<&'static str> {
         match self {
-            Plan::Rotated(_) | Plan::Learned(_) => Some("keep"),
+            Plan::Rotated(_) | Plan::Cut(_) | Plan::Learned(_) => Some("keep"),
             Plan::EachMatrix(method) => method.balances_for_others().then_some("f32"),
             Plan::EachBlock(_) => None,
+        }
+    }
+
+    /// The model without its weights as this makes it, where that is another shape.
+    ///
+    /// # Errors
+    /// If the family's configuration cannot say it.
+    pub fn shell(&self, model: &Model) -> Result<Option<Model>> {
+        match self {
+            Plan::EachMatrix(method) => method.shell(model),
+            Plan::Cut(cut) => cut.shell(model).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -121,6 +141,43 @@ pub trait Rewrite: Send + Sync {
     /// Does it change a matrix that is to be stored as floats, too?
     fn changes_floats(&self) -> bool {
         false
+    }
+
+    /// A method that must have seen every matrix before it changes any: `look` shows it all of them, with their statistics, to
+    /// what changes none. The one that is returned goes on in its place.
+    ///
+    /// # Errors
+    /// What `look` says, or if the statistics are of no use.
+    fn prepare(
+        &self,
+        _: &Model,
+        _look: &mut dyn FnMut(&dyn Rewrite) -> Result<()>,
+    ) -> Result<Option<Box<dyn Rewrite>>> {
+        Ok(None)
+    }
+
+    /// [`Rewrite::matrix`] where it counts what the matrix is for in a model of that shape.
+    ///
+    /// # Errors
+    /// As there.
+    fn matrix_of(&self, _: &Spec, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
+        self.matrix(site, weight, storage, stats)
+    }
+
+    /// The model without its weights as it will be, where its shape will be another ([`Rewrite::cut`]).
+    ///
+    /// # Errors
+    /// If the family's configuration cannot say it.
+    fn shell(&self, _: &Model) -> Result<Option<Model>> {
+        Ok(None)
+    }
+
+    /// When all matrices are done: the model without what they no longer read.
+    ///
+    /// # Errors
+    /// As [`Rewrite::shell`].
+    fn cut(&self, _: &Model) -> Result<Option<Model>> {
+        Ok(None)
     }
 
     /// What a matrix of a shape becomes where that is the product of two.
@@ -185,6 +242,13 @@ pub static METHODS: &[&Method] = &[
     &svd::SVD,
     &svd::ASVD,
     &svd::SVD_LLM,
+    &svd::GFWSVD,
+    &prune::MAGNITUDE,
+    &prune::WANDA,
+    &prune::SPARSEGPT,
+    &prune::FISHER,
+    &prune::INFLUENCE,
+    &prune::WITHOUT,
     &qat::QAT,
     &distill::DISTILL,
 ];
@@ -253,7 +317,8 @@ mod tests {
             for method in METHODS {
                 // What autoround does to a block is tested beside it; what it does outside of blocks, here.
                 let plan = (method.build)(toml::Table::new()).unwrap();
-                let Ok(m) = plan.each_matrix() else { continue };
+                // What takes numbers away is tested beside it too.
+                let Some(m) = plan.each_matrix().ok().filter(|m| !m.changes_floats()) else { continue };
                 let q = m.matrix(site, &w, storage, &stats).unwrap();
                 assert_eq!((q.rows(), q.cols(), q.storage()), (24, 256, storage), "{}", method.name);
                 assert_eq!(q.bytes()[..], m.matrix(site, &w, storage, &stats).unwrap().bytes()[..], "{}", method.name);

@@ -146,7 +146,9 @@ fn low_rank(x: &mut Operand, linear: &Linear, weight: &LowRank, out: &mut Tensor
     let bias = linear.bias.as_deref();
     if weight.rank() == 0 {
         return match weight.rest() {
-            Some(rest) => run_products(x, [Product { rounding: linear.rounding, ..Product::plain(rest, bias, out) }], before),
+            Some(rest) => {
+                run_products(x, [Product { rounding: linear.rounding, ..Product::plain(rest, bias, out) }], before)
+            }
             None => only_bias(x.x.rows(), weight.up().rows(), bias, out, before),
         };
     }

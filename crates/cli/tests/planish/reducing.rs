@@ -1,0 +1,158 @@
+//! What takes numbers of a model away: factors, and neurons, heads, layers and channels that are gone.
+
+use crate::{fails, json, kill_again_and_again, path, planish, sample};
+use serde_json::Value;
+use std::{fs, path::Path, time::Instant};
+
+fn words<'a>(command: &'a str, folder: &'a str, text: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let all = [command, folder, "--data", text, "--calibration-tokens", "8192", "--force"];
+    [&all[..], more].concat()
+}
+
+fn divergence(outcome: &Value) -> f64 {
+    outcome["proof"]["after"]["against"]["kl_mean"].as_f64().unwrap()
+}
+
+/// A dry run says what the result will be: within 5 %, in the file and for each token.
+fn as_foreseen(words: &[&str], out: &str) -> Value {
+    let foreseen = json(&[words, &["--dry-run"]].concat());
+    let outcome = json(&[words, &["--out", out]].concat());
+    let shown = json(&["inspect", out]);
+    let near = |a: f64, b: f64, what: &str| assert!((a / b - 1.0).abs() < 0.05, "{what}: {a} foreseen, {b} found");
+    let size = foreseen["size_bytes"].as_f64().unwrap();
+    near(size, shown["size_bytes"].as_f64().unwrap(), "size");
+    near(size, outcome["proof"]["after"]["file_bytes"].as_f64().unwrap(), "file");
+    let read = |w: &Value| w["bytes"].as_f64().unwrap();
+    let foreseen: f64 = foreseen["sites"].as_array().unwrap().iter().map(read).sum();
+    let found: f64 = shown["sites"].as_array().unwrap().iter().map(read).sum();
+    near(foreseen, found, "bytes of matrices");
+    outcome
+}
+
+#[test]
+fn factors_take_the_room_that_was_foreseen_and_lose_less_where_they_know_the_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |method: &str, out: &str| {
+        let words = words("factorize", &folder, &text, &["--method", method, "--parameters", "90%"]);
+        divergence(&as_foreseen(&words, &path(&dir, out)))
+    };
+    let (plain, scaled, whitened) = (run("svd", "plain"), run("asvd", "scaled"), run("svd-llm", "whitened"));
+    let counted = run("gfwsvd", "counted");
+    println!("svd {plain}, asvd {scaled}, svd-llm {whitened}, gfwsvd {counted}");
+    assert!(whitened < 0.5 * plain && scaled < plain, "{plain} {scaled} {whitened}");
+    assert!(counted < 0.1 * whitened, "{counted} {whitened}");
+
+    // It runs packed as well, is read again, and goes to others multiplied out.
+    let thin = path(&dir, "whitened");
+    let fast = json(&["evaluate", &thin, "--data", &text, "--against", &thin, "--fast", "--documents", "5"]);
+    assert!(fast["against"]["kl_mean"].as_f64().unwrap() < 1e-4, "{fast}");
+    let gguf = path(&dir, "whole.gguf");
+    let out = json(&["export", &thin, "--to", "gguf", "--type", "f32", "--out", &gguf]);
+    assert!(out["notes"].to_string().contains("multiplied out"), "{out}");
+    let alike = json(&["evaluate", &gguf, "--data", &text, "--against", &thin, "--documents", "5"]);
+    assert!(alike["against"]["kl_mean"].as_f64().unwrap() < 1e-8, "{alike}");
+    fails(&words("factorize", &folder, &text, &["--out", &path(&dir, "x.gguf")]), 2, "planish export");
+    fails(&words("factorize", &folder, &text, &["--out", "x", "--parameters", "150%"]), 2, "at most 1");
+
+    // Factors are rounded as matrices are.
+    let small = path(&dir, "small");
+    let rounded = words("quantize", &thin, &text, &["--method", "gptq", "--storage", "int8g32", "--out", &small]);
+    let loss = divergence(&json(&rounded));
+    assert!(loss < 2e-3, "{loss}");
+    let shown = json(&["inspect", &small]);
+    assert!(shown["sites"].to_string().contains("of int8g32"), "{shown}");
+}
+
+#[test]
+fn what_rounding_leaves_is_kept_beside_it_and_the_bytes_repeat() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let all = |method: &'static str, more: &[&'static str]| {
+        let words = words("quantize", &folder, &text, &["--method", method, "--storage", "int2g32"]);
+        words.into_iter().chain(more.iter().copied()).map(String::from).collect::<Vec<_>>()
+    };
+    let to = |words: &[String], out: &str| {
+        let out = path(&dir, out);
+        let words: Vec<&str> = words.iter().map(String::as_str).chain(["--out", &out]).collect();
+        divergence(&json(&words))
+    };
+    let lqer = all("lqer", &["--option", "rank=8"]);
+    let begin = Instant::now();
+    let (with, without) = (to(&lqer, "with"), to(&all("gptq", &[]), "without"));
+    let time = begin.elapsed();
+    println!("gptq {without}, lqer {with}");
+    assert!(with < 0.85 * without, "{with} {without}");
+    to(&[lqer.clone(), ["--threads", "1"].map(String::from).to_vec()].concat(), "one");
+    let killed = path(&dir, "killed");
+    let again: Vec<&str> = lqer.iter().map(String::as_str).chain(["--out", &killed]).collect();
+    kill_again_and_again(&again, 4, time);
+    assert!(planish().args(&again).output().unwrap().status.success());
+    for other in ["one", "killed"] {
+        for name in ["model.safetensors", "manifest.json"] {
+            let read = |out: &str| fs::read(Path::new(&path(&dir, out)).join(name)).unwrap();
+            assert!(read("with") == read(other), "{name} of {other} differs");
+        }
+    }
+    fails(&[&again[..], &["--option", "method='distill'"]].concat(), 2, "matrix by matrix");
+}
+
+#[test]
+fn what_is_pruned_is_gone_and_the_rest_makes_up_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let before = json(&["inspect", &folder]);
+    let run = |pattern: &str, method: &str, sparsity: &str, out: &str| {
+        let more = ["--pattern", pattern, "--method", method, "--sparsity", sparsity];
+        divergence(&as_foreseen(&words("prune", &folder, &text, &more), &path(&dir, out)))
+    };
+    let count = |out: &str, what: &str| json(&["inspect", &path(&dir, out)])[what].as_u64().unwrap();
+    let [hidden, kv_heads, layers] = ["hidden", "kv_heads", "blocks"].map(|what| before[what].as_u64().unwrap());
+
+    let losses = ["magnitude", "wanda", "sparsegpt", "fisher"].map(|method| run("neurons", method, "25%", method));
+    println!("neurons: magnitude, wanda, sparsegpt, fisher {losses:?}");
+    assert!(losses[2] < losses[1] && losses[1] < losses[0] && losses[3] < losses[1], "{losses:?}");
+    assert_eq!(count("wanda", "hidden"), hidden * 3 / 4);
+    let heads = ["magnitude", "sparsegpt"].map(|method| run("heads", method, "50%", &format!("heads-{method}")));
+    println!("heads: magnitude, sparsegpt {heads:?}");
+    assert!(heads[1] < heads[0], "{heads:?}");
+    assert_eq!(count("heads-sparsegpt", "kv_heads"), kv_heads.div_ceil(2));
+    let shorter = format!("{}%", 100 / layers);
+    let short = ["influence", "without"].map(|method| run("layers", method, &shorter, &format!("layers-{method}")));
+    println!("layers: influence, without {short:?}");
+    assert!(short[1] <= short[0], "{short:?}");
+    assert_eq!(count("layers-without", "blocks"), layers - 1);
+
+    let out = path(&dir, "x");
+    let refused = |more: &[&str], says: &str| {
+        fails(&[words("prune", &folder, &text, more), vec!["--out", &out]].concat(), 2, says);
+    };
+    refused(&["--pattern", "noses"], "neurons, heads, layers, width");
+    refused(&["--pattern", "layers", "--method", "wanda"], "without, influence");
+    refused(&["--pattern", "layers", "--sparsity", "1%"], "to remove one");
+    refused(&["--heal", "many"], "500k or 2M");
+    refused(&["--option", "distill.lr=1e-3"], "--heal");
+}
+
+#[test]
+fn what_was_pruned_or_factorized_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |command: &str, more: &[&str], out: &str| {
+        let out = path(&dir, out);
+        divergence(&json(&[words(command, &folder, &text, more), vec!["--out", &out]].concat()))
+    };
+    let heal = ["--heal", "60k"];
+    for (command, more) in [
+        ("prune", &["--pattern", "neurons", "--sparsity", "50%"][..]),
+        ("factorize", &["--parameters", "50%", "--storage", "f32"]),
+    ] {
+        let broken = run(command, more, "broken");
+        let healed = run(command, &[more, &heal[..]].concat(), "healed");
+        println!("{command}: {broken} without healing, {healed} with");
+        assert!(healed < 0.6 * broken, "{command}: {healed} {broken}");
+        let shown = json(&["inspect", &path(&dir, "healed")]);
+        assert_eq!(shown["parameters"], json(&["inspect", &path(&dir, "broken")])["parameters"]);
+        ["broken", "healed"].iter().for_each(|out| fs::remove_dir_all(path(&dir, out)).unwrap());
+    }
+}

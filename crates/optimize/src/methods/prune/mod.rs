@@ -1,0 +1,199 @@
+//! Pruning: what is removed is gone from the file, from memory and from the time of a token.
+//!
+//! `neurons` and `heads` are columns of the matrix that reads them (down, o), which goes without them as well as it can; when
+//! all blocks are done, the model is cut. `layers` and `width` are chosen for the whole model at once.
+
+mod layers;
+mod obs;
+mod structure;
+
+use super::{Method, Plan, options};
+use crate::{Error, Result};
+use serde::Deserialize;
+use structure::{Part, Structure};
+
+pub use layers::{Cut, Shape};
+
+/// By the weights alone.
+pub static MAGNITUDE: Method = Method {
+    name: "magnitude",
+    about: "Removes neurons, heads or channels with the smallest weights.",
+    paper: "arXiv 1506.02626",
+    cost: "no data; memory of one matrix",
+    build: |o| build("magnitude", o),
+};
+
+/// By the weights and the size of what they are multiplied by.
+pub static WANDA: Method = Method {
+    name: "wanda",
+    about: "Removes neurons or heads that add least to the outputs; the others make up for them.",
+    paper: "arXiv 2306.11695",
+    cost: "one pass over the calibration data and inputs^3 operations per matrix",
+    build: |o| build("wanda", o),
+};
+
+/// One after the other, by what the best answer to its absence costs.
+pub static SPARSEGPT: Method = Method {
+    name: "sparsegpt",
+    about: "Removes neurons or heads one by one, each time the one that the others make up for best.",
+    paper: "arXiv 2301.00774, of whole columns as ZipLM, arXiv 2302.04089",
+    cost: "one pass over the calibration data and inputs^3 operations per matrix",
+    build: |o| build("sparsegpt", o),
+};
+
+/// The same by what it costs the loss.
+pub static FISHER: Method = Method {
+    name: "fisher",
+    about: "Removes neurons or heads one by one, each time the one whose absence, made up for, costs the loss least.",
+    paper: "arXiv 2301.00774 with the outputs weighed as in K-FAC, arXiv 1503.05671",
+    cost: "two passes over the calibration data, one with gradients, and inputs^3 operations per matrix",
+    build: |o| build("fisher", o),
+};
+
+/// By how little a block changes what goes through it.
+pub static INFLUENCE: Method = Method {
+    name: "influence",
+    about: "Removes the layers whose output is most like their input.",
+    paper: "arXiv 2403.03853",
+    cost: "one pass over the calibration data",
+    build: |o| build("influence", o),
+};
+
+/// By what the model says without it.
+pub static WITHOUT: Method = Method {
+    name: "without",
+    about: "Removes layers one by one, each time the one without which the model's predictions change least.",
+    paper: "arXiv 2402.02834",
+    cost: "some of the calibration data through the model for each layer that is tried",
+    build: |o| build("without", o),
+};
+
+/// What is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Pattern {
+    /// Of feed-forward networks.
+    Neurons,
+    /// Key and value heads, with the query heads that read them.
+    Heads,
+    /// Whole blocks.
+    Layers,
+    /// Channels of the residual stream.
+    Width,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prune {
+    /// What is removed; where none is named, the first that the method removes.
+    pattern: Option<Pattern>,
+    /// How much of it, as a fraction.
+    #[serde(default = "third")]
+    sparsity: f64,
+    /// Neurons and channels that remain are a multiple of this; where none is given, of the largest power of two up to 256 that
+    /// divides those that are there.
+    multiple: Option<usize>,
+    /// Layers that stay whatever they are worth.
+    #[serde(default)]
+    keep: Vec<u16>,
+    /// Layers that are tried each time, those of the least influence; `without` only.
+    #[serde(default = "tried")]
+    tried: usize,
+}
+
+fn third() -> f64 {
+    0.3
+}
+
+fn tried() -> usize {
+    8
+}
+
+/// Which methods remove what.
+const KNOWN: [(Pattern, &[&str]); 4] = [
+    (Pattern::Neurons, &["sparsegpt", "fisher", "wanda", "magnitude"]),
+    (Pattern::Heads, &["sparsegpt", "fisher", "wanda", "magnitude"]),
+    (Pattern::Layers, &["without", "influence"]),
+    (Pattern::Width, &["magnitude"]),
+];
+
+impl Pattern {
+    fn name(self) -> &'static str {
+        match self {
+            Pattern::Neurons => "neurons",
+            Pattern::Heads => "heads",
+            Pattern::Layers => "layers",
+            Pattern::Width => "width",
+        }
+    }
+}
+
+/// The names of what can be removed.
+pub fn patterns() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|(pattern, _)| pattern.name())
+}
+
+/// The method that a pattern is removed by where none is named.
+pub fn usual(pattern: &str) -> Option<&'static str> {
+    KNOWN.iter().find(|(known, _)| known.name() == pattern).map(|(_, methods)| methods[0])
+}
+
+fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
+    let bad = |reason: String| Error::Options { method: method.into(), reason };
+    let asked = options::<Prune>(method, table)?;
+    if !(asked.sparsity > 0.0 && asked.sparsity < 1.0) {
+        return Err(bad("`sparsity` lies above 0 and below 1".into()));
+    }
+    if asked.tried == 0 || asked.multiple == Some(0) {
+        return Err(bad("`tried` and `multiple` are at least 1".into()));
+    }
+    let known =
+        KNOWN.iter().find(|(pattern, methods)| asked.pattern.map_or(methods.contains(&method), |p| p == *pattern));
+    let (pattern, methods) = known.ok_or_else(|| bad("removes nothing".into()))?;
+    if !methods.contains(&method) {
+        return Err(bad(format!("{} are removed by {}", pattern.name(), methods.join(", "))));
+    }
+    let Prune { sparsity, multiple, keep, tried, .. } = asked;
+    let part = match pattern {
+        Pattern::Neurons => Part::Neurons { multiple },
+        Pattern::Heads => Part::Heads,
+        Pattern::Layers => {
+            let tried = (method == "without").then_some(tried);
+            return Ok(Plan::Cut(Cut { sparsity, of: Shape::Layers { keep, tried } }));
+        }
+        Pattern::Width => return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple } })),
+    };
+    Ok(Plan::EachMatrix(Box::new(Structure { method, part, sparsity })))
+}
+
+/// How many of `all` remain: as near to what is asked as a multiple allows, one of them at least.
+fn remain(all: usize, sparsity: f64, multiple: Option<usize>) -> usize {
+    let multiple = multiple.unwrap_or_else(|| 1 << all.trailing_zeros().min(8));
+    // Rounding to whole blocks of 256 must not make nothing or everything of a small width.
+    let multiple = if multiple * 8 > all { (multiple / 8).max(1) } else { multiple };
+    let asked = all as f64 * (1.0 - sparsity);
+    (((asked / multiple as f64).round() as usize) * multiple).clamp(multiple.min(all), all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_remains_is_a_multiple_of_blocks_near_what_is_asked() {
+        assert_eq!(remain(768, 0.3, None), 544);
+        assert_eq!(remain(5632, 0.5, None), 2816);
+        assert_eq!(remain(768, 0.3, Some(1)), 538);
+        assert_eq!(remain(5, 0.99, None), 1);
+        assert_eq!(remain(4096, 0.3, None), 2816);
+    }
+
+    #[test]
+    fn a_pattern_names_the_methods_that_remove_it() {
+        assert_eq!((usual("neurons"), usual("layers"), usual("nose")), (Some("sparsegpt"), Some("without"), None));
+        let e = build("wanda", toml::from_str("pattern = 'layers'\nsparsity = 0.5").unwrap()).err().unwrap();
+        assert!(e.to_string().contains("without, influence"), "{e}");
+        let e = build("wanda", toml::from_str("pattern = 'neurons'\nsparsity = 1.5").unwrap()).err().unwrap();
+        assert!(e.to_string().contains("below 1"), "{e}");
+    }
+}
