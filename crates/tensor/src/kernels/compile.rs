@@ -162,6 +162,7 @@ macro_rules! code_tiles {
         pub(super) const CODES: crate::kernels::CodeTiles = crate::kernels::CodeTiles {
             run: codes,
             widths: &[$($width),*],
+            busy: crate::kernels::tile::BUSY,
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
             pack_panel,
             pack_words,

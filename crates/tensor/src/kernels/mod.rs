@@ -98,6 +98,8 @@ pub struct CodeTiles {
     pub run: unsafe fn(&Tile),
     /// Tokens of the tiles that there are, rising from 1.
     pub widths: &'static [usize],
+    /// Tokens from which on weights are asked for before they are read.
+    pub busy: usize,
     /// Are products of 8-bit codes those of the codes less 128?
     pub signed: bool,
     /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.

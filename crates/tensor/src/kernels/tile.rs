@@ -160,7 +160,7 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
 
 /// Tokens from which on a panel of codes is multiplied more slowly than memory is read, while its inputs, read again and again,
 /// distract the prefetcher of the weights. For fewer tokens what the processor reads ahead by itself is faster.
-const BUSY: usize = 8;
+pub(super) const BUSY: usize = 8;
 /// How far ahead of the products weights are asked for then.
 const AHEAD: usize = 4096;
 
@@ -406,6 +406,8 @@ unsafe fn code_panels<
         let mut w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
         let mut x = tile.inputs;
         let mut left = tile.length;
+        // Whole bytes lie so that any prefetcher follows them: each load is as far from its next one as from its last.
+        let ahead = T >= BUSY || BITS < 8 && T >= super::kernels().codes.busy;
         while left > 0 {
             let mut shared = [[V::zero(); 2]; R];
             for r in 0..R {
@@ -414,7 +416,7 @@ unsafe fn code_panels<
             let mut scales = w.map(|w| w.add(span_header));
             let mut codes = scales.map(|s| s.add(places.codes));
             for _ in 0..span.min(left) {
-                if T >= BUSY {
+                if ahead {
                     read_ahead::<V, R>(codes, places.code_step);
                 }
                 chunk::<V, T, R, BITS, TABLE, SUB, MIN>(form, shared, scales, codes, x, &mut acc);
