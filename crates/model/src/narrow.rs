@@ -134,9 +134,6 @@ impl Model {
                 "merge the adapters first (planish export --merge): they are of the old widths".into(),
             ));
         }
-        if self.is_factored() {
-            return Err(Error::Asked("channels are taken away before matrices are factorized, not after it".into()));
-        }
         let rising = |list: &[usize], below: usize| {
             !list.is_empty() && list.is_sorted_by(|a, b| a < b) && list.last().is_none_or(|last| *last < below)
         };
@@ -205,6 +202,9 @@ impl Model {
     /// # Errors
     /// If the family's configuration cannot say them.
     pub fn shell(&self, widths: Widths) -> Result<Model> {
+        if self.is_factored() {
+            return Err(Error::Asked("channels are taken away before matrices are factorized, not after it".into()));
+        }
         let mut model = Model { linears: BTreeMap::new(), norms: BTreeMap::new(), ..self.clone() };
         let before = &self.spec.blocks[0];
         let dim = widths.dim.unwrap_or(self.spec.dim);

@@ -156,6 +156,13 @@ impl Recipe {
             let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
             let mut step = step.build(&model.spec, &Limits { floats: &floats, fused })?;
             if let Some(next) = step.plan.shell(model)? {
+                let narrows = next.spec.layers() == model.spec.layers();
+                if let Some(before) = built.iter().find(|b: &&Built| narrows && b.makes_factors(model)) {
+                    return Err(Error::Recipe(format!(
+                        "step {} takes channels away after {} made products of two matrices; put it before",
+                        step.method, before.method
+                    )));
+                }
                 step.cut_to = Some(next.spec.clone());
                 shell = Some(next);
             }
