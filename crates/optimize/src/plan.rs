@@ -261,12 +261,17 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     let taught = taught.max().unwrap_or(0);
     let square = if shifted { 34 + 48 } else { 34 };
     let moments = if needs { shapes.iter().map(|[_, c]| square * c * c).max().unwrap_or(0) } else { 0 };
+    // Second moments of the gradients of all outputs stand together.
+    let slopes = |site: &Site| site.layer.and(spec.shape(*site)).map_or(0, |[rows, _]| 8 * rows * rows);
+    let gradients = built.iter().any(|b| b.plan.needs().gradients);
+    let gradients = if gradients { spec.matrices().iter().map(slopes).sum() } else { 0 };
     let read = built.iter().any(|b| b.plan.needs().data()) && recipe.stats.is_none();
     let tokens = if read { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);
     let flows = 4 * tokens * (2 * spec.dim + widest) * if beside { 2 } else { 1 };
     let logits = 4 * 512 * 3 * spec.vocab;
-    let own = result + (taught.max(gathered) + block + 2 * largest + moments + flows + logits + (48 << 20)) as u64;
+    let own = result
+        + (taught.max(gathered) + block + 2 * largest + moments + gradients + flows + logits + (48 << 20)) as u64;
     Memory { own, mapped: (gpt.model.size_bytes() + rotated(&gpt.model, built)) as u64 + result }
 }
 
