@@ -269,6 +269,17 @@ pub struct Run {
     pub writing: Writing,
 }
 
+/// Quality that a result must have to be written.
+#[derive(Args)]
+pub struct Floors {
+    /// Most that the perplexity may rise: `1%`
+    #[arg(long, value_name = "PERCENT")]
+    pub max_loss: Option<String>,
+    /// Largest mean KL divergence from the original in nats
+    #[arg(long, value_name = "NATS")]
+    pub max_kl: Option<f64>,
+}
+
 #[derive(Args)]
 pub struct Quantize {
     #[command(flatten)]
@@ -317,12 +328,8 @@ pub struct Quantize {
     /// gptq, gptaq: round the columns with the largest inputs first
     #[arg(long)]
     pub activation_order: bool,
-    /// Most that the perplexity may rise: `1%`
-    #[arg(long, value_name = "PERCENT")]
-    pub max_loss: Option<String>,
-    /// Largest mean KL divergence from the original in nats
-    #[arg(long, value_name = "NATS")]
-    pub max_kl: Option<f64>,
+    #[command(flatten)]
+    pub floor: Floors,
     #[command(flatten)]
     pub data: Data,
     #[command(flatten)]

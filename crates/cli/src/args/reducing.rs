@@ -1,6 +1,6 @@
 //! Words of the commands that take numbers of a model away.
 
-use super::{Data, Model, Writing};
+use super::{Data, Floors, Model, Writing};
 use clap::Args;
 
 #[derive(Args)]
@@ -57,12 +57,8 @@ pub struct Reduce {
     /// Show what each matrix would become, with size, memory and disk, and do nothing else
     #[arg(long)]
     pub dry_run: bool,
-    /// Most that the perplexity may rise: `1%`
-    #[arg(long, value_name = "PERCENT")]
-    pub max_loss: Option<String>,
-    /// Largest mean KL divergence from the original in nats
-    #[arg(long, value_name = "NATS")]
-    pub max_kl: Option<f64>,
+    #[command(flatten)]
+    pub floor: Floors,
     #[command(flatten)]
     pub data: Data,
     #[command(flatten)]

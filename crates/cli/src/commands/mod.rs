@@ -21,8 +21,8 @@ mod reduce;
 mod train;
 mod verify;
 
-use crate::args::{Attached, Cli, Command, Model};
-use ::optimize::builtin;
+use crate::args::{Attached, Cli, Command, Floors, Model};
+use ::optimize::{builtin, recipe::Floor};
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use serde::Serialize;
@@ -140,6 +140,12 @@ fn key_value(name: Option<&str>) -> Result<Option<KeyValue>> {
 fn print_json(value: &impl Serialize) -> Result<()> {
     sayln!("{}", serde_json::to_string(value).context("cannot write JSON")?);
     Ok(())
+}
+
+/// The quality that was asked for.
+fn floor(asked: &Floors) -> Result<Floor> {
+    let max_loss = asked.max_loss.as_deref().map(|text| fraction(text, "--max-loss")).transpose()?;
+    Ok(Floor { max_loss, max_kl: asked.max_kl })
 }
 
 /// A percentage: `1%` or `0.01`.

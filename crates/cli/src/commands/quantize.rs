@@ -1,6 +1,6 @@
 //! `planish quantize`: a recipe of one step.
 
-use super::{fraction, job, open, overrides, print_json};
+use super::{floor, job, open, overrides, print_json};
 use crate::{
     args::{Common, Quantize},
     show::{self, Bar},
@@ -11,7 +11,7 @@ use optimize::{
     artefact::Target,
     optimize::{Goal, Size, optimize as find},
     plan::{self, Preview},
-    recipe::{Floor, Recipe, Step},
+    recipe::{Recipe, Step},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
@@ -26,10 +26,7 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
     let methods: Vec<&str> = args.method.split(',').map(str::trim).collect();
     let (last, before) = methods.split_last().context("--method names none")?;
     let mut recipe = Recipe::one(last, Storage::F32, common.seed);
-    recipe.floor = Floor {
-        max_loss: args.max_loss.as_deref().map(|t| fraction(t, "--max-loss")).transpose()?,
-        max_kl: args.max_kl,
-    };
+    recipe.floor = floor(&args.floor)?;
     recipe.activations = args.activations.clone();
     let step = &mut recipe.steps[0];
     step.storage = if average { "keep".into() } else { storage(args)? };

@@ -1,13 +1,13 @@
 //! What the commands that take numbers of a model away have in common: a recipe of a step, and one that heals.
 
-use super::{fraction, job, open, options, quantize};
+use super::{floor, job, open, options, quantize};
 use crate::args::{Common, Model, Reduce};
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use optimize::{
     artefact::Target,
     methods,
-    recipe::{Floor, Recipe, Step},
+    recipe::{Recipe, Step},
 };
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,10 +19,7 @@ const CONTEXT: usize = 256;
 pub fn run(model: &Model, step: Step, args: &Reduce, common: &Common) -> Result<u8> {
     let gpt = open(model)?;
     let mut recipe = Recipe { steps: vec![step], ..Recipe::one("rtn", tensor::Storage::F32, common.seed) };
-    recipe.floor = Floor {
-        max_loss: args.max_loss.as_deref().map(|t| fraction(t, "--max-loss")).transpose()?,
-        max_kl: args.max_kl,
-    };
+    recipe.floor = floor(&args.floor)?;
     recipe.steps[0].sites.extend(args.skips.iter().map(|sites| (sites.trim().to_string(), "keep".to_string())));
     let mut given = options(&args.options)?;
     let healing = match given.remove("distill") {
