@@ -2,11 +2,7 @@
 
 use crate::{Config, Error, Family, Result, Role, Site, Spec, adapter::Branch};
 use std::collections::BTreeMap;
-use tensor::{
-    Linear, Stored, Weight,
-    ops::KeyValue,
-    packed::{Form, Packed},
-};
+use tensor::{Linear, Stored, Weight, ops::KeyValue, packed::Packed};
 
 /// The parameters of a normalisation.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +80,7 @@ impl Model {
         let packed = Packed::all(weights).map_err(|source| Error::NoRoom { bytes, source })?;
         let mut widened = Vec::new();
         for ((site, weight), (bias, rounding)) in sites.into_iter().zip(packed).zip(others) {
-            let wide = |w: &Weight| matches!(w, Weight::Packed(p) if p.form() == Form::F16 && w.grid().is_some());
+            let wide = |w: &Weight| matches!(w, Weight::Packed(p) if p.form().is_f16() && w.storage().is_coded());
             if weight.parts().into_iter().any(|(_, part)| wide(part)) {
                 widened.push(site);
             }
@@ -175,7 +171,7 @@ impl Model {
 
     /// Does any weight lie on a grid?
     pub fn is_quantized(&self) -> bool {
-        self.linears.values().flat_map(|l| l.weight.parts()).any(|(_, part)| part.grid().is_some())
+        self.linears.values().flat_map(|l| l.weight.parts()).any(|(_, part)| part.storage().is_coded())
     }
 
     /// Is any weight a product of two?

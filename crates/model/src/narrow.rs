@@ -161,10 +161,11 @@ impl Model {
             let take = |row: usize| cols.iter().map(move |col| (row, *col));
             let kept = rows.iter().flat_map(|row| take(*row)).map(|(row, col)| values.row(row)[col]).collect();
             let weight = Weight::from_tensor(Tensor::from_vec(rows.len(), cols.len(), kept));
-            let weight = match linear.weight.grid() {
-                None => Weight::encode(&weight.to_tensor(), linear.weight.storage(), None)
+            // Codes would be rounded a second time, and holes are no longer as many in each row.
+            let weight = match linear.weight.storage() {
+                coded if coded.is_coded() => weight,
+                floats => Weight::encode(&weight.to_tensor(), floats.dense(), None)
                     .map_err(|e| Error::Site { site: *site, reason: e.to_string() })?,
-                Some(_) => weight,
             };
             let bias = linear.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row]).collect());
             model.linears.insert(*site, Linear::with_bias(weight, bias));

@@ -252,7 +252,7 @@ impl Parameters {
 fn stored_like(values: &Tensor, like: &Weight, site: Site) -> Result<Weight> {
     let weight = match like.storage() {
         Storage::F32 => Ok(Weight::from_tensor(values.clone())),
-        Storage::Grid(_) => Weight::encode(values, Storage::Bf16, None),
+        coded if coded.is_coded() => Weight::encode(values, Storage::Bf16, None),
         float => Weight::encode(values, float, None),
     };
     weight.map_err(|e| Error::Site { site, reason: e.to_string() })

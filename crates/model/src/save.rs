@@ -65,6 +65,13 @@ pub fn quantized(model: &Model, dir: &Path, format: Format) -> Result<()> {
             );
             return Err(Error::Site { site, reason });
         }
+        if matrix && is(|w| matches!(w.storage(), Storage::Sparse(_))) {
+            let reason = format!(
+                "has holes, which {} has no form for; write a directory of planish's own (--format hf)",
+                format.name()
+            );
+            return Err(Error::Site { site, reason });
+        }
         let codes = matrix && is(|w| w.grid().is_some());
         let module = name.strip_suffix(".weight").unwrap_or(&name).to_string();
         if !codes {
@@ -245,7 +252,7 @@ fn own_entry(name: String, w: &Weight) -> Entry {
         Storage::F32 => (Dtype::F32, vec![w.rows(), w.cols()]),
         Storage::F16 => (Dtype::F16, vec![w.rows(), w.cols()]),
         Storage::Bf16 => (Dtype::Bf16, vec![w.rows(), w.cols()]),
-        Storage::Grid(g) => (Dtype::U8, vec![w.rows(), g.row_bytes(w.cols())]),
+        coded => (Dtype::U8, vec![w.rows(), coded.row_bytes(w.cols())]),
     };
     Entry { name, dtype, shape, bytes: w.bytes().clone() }
 }
@@ -266,6 +273,7 @@ pub fn fallback(asked: Storage, cols: usize) -> Storage {
         return asked;
     }
     let next = match asked {
+        Storage::Sparse(sparse) => sparse.values(),
         Storage::Grid(Grid::Tq1 | Grid::Tq2) => Storage::Grid(Grid::Q4_0),
         Storage::Grid(grid) if grid.block_len() == 256 && grid.bits_per_weight() < 4.4 => Storage::Grid(Grid::Iq4Nl),
         Storage::Grid(Grid::Q4K) => Storage::Grid(Grid::Q5_0),

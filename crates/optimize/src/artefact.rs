@@ -170,6 +170,9 @@ impl Target {
                 let remedy = format!("--skip {site} leaves it as it is");
                 format.refuses(storage, rows, cols).map(|reason| format!("{storage}: {reason}; {remedy}"))
             }
+            (Target::Quantized(format), Storage::Sparse(_)) => {
+                Some(format!("{storage}: {} has no holes; write a directory of planish's own", format.name()))
+            }
             _ => None,
         }
     }
@@ -201,8 +204,9 @@ impl Target {
 }
 
 /// What a weight becomes in a GGUF file when nothing else is asked: itself, or 16-bit floats, as the product of factors does.
+/// Holes are filled with zeros.
 pub fn gguf_storage(weight: &Weight) -> Storage {
-    let storage = weight.storage();
+    let storage = weight.storage().dense();
     if GgmlType::of(storage).is_some() && weight.low_rank().is_none() { storage } else { Storage::F16 }
 }
 

@@ -7,12 +7,18 @@ use crate::{
 };
 use formats::atomic;
 use model::Gpt;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 /// Stories of a job on the sample.
 const STORIES: u64 = 1200;
 /// Stories of evaluation come from seeds that training does not use.
 const SEED: u64 = 0x7e57_0000_0000;
+
+/// How long another program may write the same files.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Unpacks the sample into the temporary folder; returns its directory.
 ///
@@ -22,12 +28,21 @@ pub fn unpack() -> Result<PathBuf> {
     let directory = directory();
     std::fs::create_dir_all(&directory).map_err(formats::Error::io(&directory, "make it"))?;
     for (name, bytes) in sample::files() {
-        let path = directory.join(name);
-        if std::fs::read(&path).ok().as_deref() != Some(bytes) {
-            atomic::write_bytes(&path, bytes)?;
-        }
+        write(&directory.join(name), bytes)?;
     }
     Ok(directory)
+}
+
+/// Writes a file of the sample unless it is there; another program that is at it is given time.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let begin = Instant::now();
+    while std::fs::read(path).ok().as_deref() != Some(bytes) {
+        match atomic::write_bytes(path, bytes) {
+            Err(formats::Error::Field { .. }) if begin.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 500),
+            done => return Ok(done?),
+        }
+    }
+    Ok(())
 }
 
 /// Its folder's name holds its hash, so that versions do not meet.

@@ -70,7 +70,7 @@ pub fn export(gpt: &Gpt, settings: &Settings) -> Result<Exported> {
             fallbacks.iter().map(|f| format!("{} ({} in place of {})", f.site, f.got, f.asked)).collect();
         return Err(Error::Gate(format!("--strict: not stored as asked: {}", list.join(", "))));
     }
-    let mut notes: Vec<String> = multiplied_out(gpt).into_iter().collect();
+    let mut notes: Vec<String> = multiplied_out(gpt).into_iter().chain(filled(gpt)).collect();
     match settings.format {
         Format::Gguf => {
             let stored = |site: Site| expected.linear(site).map_or(Storage::F32, |l| l.weight.storage());
@@ -140,9 +140,10 @@ fn choose(gpt: &Gpt, settings: &Settings, site: Site) -> Storage {
     }
 }
 
-/// The storage of a matrix; no format holds the product of two but planish's own, and it is written as 16-bit floats.
+/// The storage of a matrix; no format holds the product of two but planish's own, and it is written as 16-bit floats, nor holes,
+/// which are filled with zeros.
 fn whole(weight: &Weight) -> Storage {
-    if weight.low_rank().is_some() { Storage::F16 } else { weight.storage() }
+    if weight.low_rank().is_some() { Storage::F16 } else { weight.storage().dense() }
 }
 
 /// Tells of products of two matrices, which are multiplied out.
@@ -153,6 +154,13 @@ fn multiplied_out(gpt: &Gpt) -> Option<String> {
             "{count} matrices are products of two and were written multiplied out, which is larger and takes more time"
         )
     })
+}
+
+/// Tells of matrices with holes, which are filled with zeros.
+fn filled(gpt: &Gpt) -> Option<String> {
+    let sparse = |l: &&Linear| matches!(l.weight.storage(), Storage::Sparse(_));
+    let count = gpt.model.linears.values().filter(sparse).count();
+    (count > 0).then(|| format!("{count} matrices have holes and were written with zeros in them, which is larger"))
 }
 
 /// The storage of a site in another quantizer's format: as it is or as asked where that has it, floats where not.

@@ -7,7 +7,7 @@ use formats::quantized::Format;
 use model::{Model, Role, Site, Spec, save};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
-use tensor::{Storage, grid::Grid};
+use tensor::{Linear, Pattern, Sparse, Storage, grid::Grid};
 
 /// A whole job.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -151,6 +151,7 @@ impl Recipe {
         let quantizer = self.quantizer()?;
         let fused = save::shared(model, true).iter().flatten().any(|s| s.role == Role::V);
         let (mut built, mut shell) = (Vec::new(), None);
+        let mut patterns = patterns(model);
         for step in &self.steps {
             let model = shell.as_ref().unwrap_or(model);
             let floats = |site: Site| quantizer.and_then(|q| save::quantized_refusal(model, site, q));
@@ -166,6 +167,7 @@ impl Recipe {
                 step.cut_to = Some(next.spec.clone());
                 shell = Some(next);
             }
+            step.keep_holes(&mut patterns);
             built.push(step);
         }
         Ok(built)
@@ -235,7 +237,31 @@ pub struct Built {
     pub cut_to: Option<Spec>,
 }
 
+/// The matrices of a model that have holes.
+fn patterns(model: &Model) -> BTreeMap<Site, Pattern> {
+    let pattern = |(site, l): (&Site, &Linear)| match l.weight.storage() {
+        Storage::Sparse(sparse) => Some((*site, sparse.pattern())),
+        _ => None,
+    };
+    model.linears.iter().filter_map(pattern).collect()
+}
+
 impl Built {
+    /// A matrix with holes keeps them where it is rounded to what can have them; `patterns` are those before and after.
+    fn keep_holes(&mut self, patterns: &mut BTreeMap<Site, Pattern>) {
+        let taught = matches!(self.plan, Plan::Learned(_));
+        let rounds = taught || self.plan.each_matrix().is_ok_and(|method| !method.changes_floats());
+        for (site, storage) in &mut self.choice {
+            if let (true, Some(pattern), Storage::Grid(_)) = (rounds, patterns.get(site), *storage) {
+                *storage = Sparse::new(*storage, *pattern).map_or(*storage, Storage::Sparse);
+            }
+            match storage {
+                Storage::Sparse(sparse) => patterns.insert(*site, sparse.pattern()),
+                _ => patterns.remove(site),
+            };
+        }
+    }
+
     /// The same step by another method.
     pub fn with(&self, method: Box<dyn Rewrite>) -> Built {
         let (choice, fallbacks) = (self.choice.clone(), self.fallbacks.clone());
@@ -310,7 +336,7 @@ pub fn choose(
         let storage = parse_choice(storage, default)?;
         for site in select(name, spec)? {
             match storage {
-                Some(s @ Storage::Grid(_)) => match floats(site) {
+                Some(s) if s.is_coded() => match floats(site) {
                     Some(reason) => return Err(Error::Site { site, reason }),
                     None => choice.insert(site, s),
                 },

@@ -394,7 +394,9 @@ impl Known {
     /// Matrices that are multiplied and to be rounded by data, of which nothing is known.
     fn missing<'a>(&'a self, model: &'a Model, built: &'a [Built]) -> impl Iterator<Item = Site> + 'a {
         let steps = built.iter().filter(|step| step.plan.needs().data());
-        let coded = steps.flat_map(|step| step.choice.iter()).filter(|(_, s)| matches!(s, Storage::Grid(_)));
+        let coded = steps
+            .flat_map(|step| step.choice.iter())
+            .filter(|(_, s)| matches!(s, Storage::Grid(_) | Storage::Sparse(_)));
         let sites: BTreeSet<Site> = coded.map(|(site, _)| *site).collect();
         let known = readers(&model.spec);
         sites.into_iter().filter(move |s| known.contains_key(&reader(*s)) && !self.widths.contains_key(&reader(*s)))

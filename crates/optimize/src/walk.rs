@@ -399,7 +399,7 @@ pub fn rewrite_matrix(
     stats: &Stats,
 ) -> Result<Weight> {
     let unknown = site.layer.is_none() && stats.is_empty();
-    if unknown || !(method.changes_floats() || matches!(storage, Storage::Grid(_))) {
+    if unknown || !(method.changes_floats() || matches!(storage, Storage::Grid(_) | Storage::Sparse(_))) {
         return Weight::encode(dense, storage, None).map_err(|e| Error::Site { site, reason: e.to_string() });
     }
     method.matrix(site, dense, storage, stats)

@@ -18,12 +18,16 @@ const ROUNDS: usize = 7;
 /// The feed-forward shape of a model of 1.1 B parameters.
 const SHAPE: (usize, usize) = (5632, 2048);
 
+/// With holes, beside what is whole.
+const SPARSE: [&str; 5] = ["bf16@2:4", "bf16@50%", "int4g64@2:4", "int4g64@50%", "int8g64@2:4"];
+
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let mut storages = vec![Storage::F32, Storage::F16, Storage::Bf16];
     storages.extend(Grid::GGUF.iter().map(|g| Storage::Grid(*g)));
     storages.extend((2..=8).filter_map(|bits| Grid::int(bits, 64, Zero::Middle)).map(Storage::Grid));
     storages.extend(Grid::int(4, 32, Zero::Minimum).map(Storage::Grid));
+    storages.extend(SPARSE.map(|name| Storage::parse(name).expect("a storage")));
     storages.retain(|s| asked.is_empty() || asked.contains(&s.name()));
     let read = limits::read_bandwidth(limits::READ).expect("2 GiB of memory");
     let peaks = [Arithmetic::Int8, Arithmetic::Bf16, Arithmetic::F32].map(limits::peak);
@@ -36,7 +40,7 @@ fn main() {
         peaks[1] / 1e9,
         peaks[2] / 1e9
     );
-    println!("{:<10} {:>7} {:>16} {:>18} {:>18}", "storage", "bits/w", "1 token", "8 tokens", "512 tokens");
+    println!("{:<12} {:>7} {:>16} {:>18} {:>18}", "storage", "bits/w", "1 token", "8 tokens", "512 tokens");
     for storage in storages {
         run(storage, read, peaks);
     }
@@ -51,6 +55,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     let whole = Weight::concat_rows(&vec![part; rows / 64]).expect("equal storages");
     let linears: Vec<Linear> = Packed::all(vec![whole; copies]).expect("memory").into_iter().map(Linear::new).collect();
     let Weight::Packed(packed) = &linears[0].weight else { unreachable!("it has a form") };
+    // Panels of sparse matrices are as long as the longest that could be, which is a little more than is read.
     let bytes = packed.packed_bytes();
     let peak = match InputKind::of(packed.form(), kernels()) {
         InputKind::Bytes { .. } => peaks[0],
@@ -78,7 +83,7 @@ fn run(storage: Storage, read: f64, peaks: [f64; 3]) {
     });
     let rate = |tokens: usize, time: f64| 2.0 * (tokens * rows * cols) as f64 / time;
     println!(
-        "{:<10} {:>7.2} {:>6.1} GB/s {:>3.0} % {:>7.0} Gop/s {:>2.0} % {:>7.0} Gop/s {:>2.0} %",
+        "{:<12} {:>7.2} {:>6.1} GB/s {:>3.0} % {:>7.0} Gop/s {:>2.0} % {:>7.0} Gop/s {:>2.0} %",
         storage.name(),
         8.0 * bytes as f64 / (rows * cols) as f64,
         bytes as f64 / one / 1e9,

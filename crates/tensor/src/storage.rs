@@ -1,6 +1,9 @@
-//! The closed list of ways in which a matrix is stored: three float types and the grids.
+//! The closed list of ways in which a matrix is stored: three float types, the grids, and either with holes.
 
-use crate::grid::{Grid, GridError};
+use crate::{
+    Sparse,
+    grid::{Grid, GridError},
+};
 use std::fmt;
 
 /// How the values of a matrix are stored.
@@ -14,6 +17,8 @@ pub enum Storage {
     Bf16,
     /// Codes on a grid.
     Grid(Grid),
+    /// Only some values of a row.
+    Sparse(Sparse),
 }
 
 impl Storage {
@@ -24,6 +29,7 @@ impl Storage {
             Storage::F16 => "f16".into(),
             Storage::Bf16 => "bf16".into(),
             Storage::Grid(grid) => grid.name(),
+            Storage::Sparse(sparse) => sparse.to_string(),
         }
     }
 
@@ -32,6 +38,11 @@ impl Storage {
     /// # Errors
     /// If nothing has that name; the message lists what there is.
     pub fn parse(name: &str) -> Result<Storage, GridError> {
+        if let Some((values, pattern)) = name.split_once('@') {
+            let values = Storage::parse(values)?;
+            let sparse = pattern.parse().ok().and_then(|pattern| Sparse::new(values, pattern));
+            return sparse.map(Storage::Sparse).ok_or_else(|| GridError(name.into()));
+        }
         match name.to_ascii_lowercase().as_str() {
             "f32" => Ok(Storage::F32),
             "f16" => Ok(Storage::F16),
@@ -46,6 +57,7 @@ impl Storage {
             Storage::F32 => 4 * cols,
             Storage::F16 | Storage::Bf16 => 2 * cols,
             Storage::Grid(grid) => grid.row_bytes(cols),
+            Storage::Sparse(sparse) => sparse.row_bytes(cols),
         }
     }
 
@@ -53,8 +65,28 @@ impl Storage {
     pub fn fits(self, cols: usize) -> bool {
         match self {
             Storage::Grid(grid) => grid.fits(cols),
+            Storage::Sparse(sparse) => sparse.fits(cols),
             _ => true,
         }
+    }
+
+    /// Values of which a row must be a multiple; 0 where a row is a block whatever its length.
+    pub fn block_len(self) -> usize {
+        match self {
+            Storage::Grid(grid) => grid.block_len(),
+            Storage::Sparse(sparse) => sparse.pattern().unit(),
+            _ => 1,
+        }
+    }
+
+    /// Are values codes, rather than floats?
+    pub fn is_coded(self) -> bool {
+        matches!(self.dense(), Storage::Grid(_))
+    }
+
+    /// How values are stored: the storage itself, or that of what is kept.
+    pub fn dense(self) -> Storage {
+        if let Storage::Sparse(sparse) = self { sparse.values() } else { self }
     }
 }
 

@@ -41,7 +41,7 @@ pub enum WeightError {
 pub enum Weight {
     /// Plain floats.
     Dense(Stored),
-    /// Codes on a grid.
+    /// Codes on a grid, or values with holes.
     Quant(Stored),
     /// Either, laid out for fast products: made at load time, never saved.
     Packed(Packed),
@@ -55,10 +55,8 @@ impl Weight {
     /// # Errors
     /// If the length is wrong or rows do not divide into blocks.
     pub fn new(storage: Storage, rows: usize, cols: usize, bytes: Bytes) -> Result<Weight, WeightError> {
-        if let Storage::Grid(grid) = storage
-            && !grid.fits(cols)
-        {
-            return Err(WeightError::Row { cols, storage, block: grid.block_len() });
+        if !storage.fits(cols) {
+            return Err(WeightError::Row { cols, storage, block: storage.block_len() });
         }
         let want = storage.row_bytes(cols).saturating_mul(rows);
         if bytes.len() != want {
@@ -83,10 +81,8 @@ impl Weight {
         let (rows, cols) = (x.rows(), x.cols());
         let width = storage.row_bytes(cols);
         let mut bytes = vec![0u8; rows * width];
-        if let Storage::Grid(grid) = storage
-            && !grid.fits(cols)
-        {
-            return Err(WeightError::Row { cols, storage, block: grid.block_len() });
+        if !storage.fits(cols) {
+            return Err(WeightError::Row { cols, storage, block: storage.block_len() });
         }
         if width > 0 {
             bytes.par_chunks_mut(width).enumerate().for_each(|(r, out)| encode_row(storage, x.row(r), importance, out));
@@ -96,7 +92,7 @@ impl Weight {
 
     fn of(stored: Stored) -> Weight {
         match stored.storage() {
-            Storage::Grid(_) => Weight::Quant(stored),
+            Storage::Grid(_) | Storage::Sparse(_) => Weight::Quant(stored),
             _ => Weight::Dense(stored),
         }
     }
@@ -310,7 +306,7 @@ impl Weight {
 }
 
 /// Rounds one row to a storage.
-fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+pub(crate) fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     match storage {
         Storage::F32 => out.chunks_exact_mut(4).zip(x).for_each(|(o, v)| o.copy_from_slice(&v.to_le_bytes())),
         Storage::F16 => {
@@ -320,11 +316,12 @@ fn encode_row(storage: Storage, x: &[f32], importance: Option<&[f32]>, out: &mut
             out.chunks_exact_mut(2).zip(x).for_each(|(o, v)| o.copy_from_slice(&bf16::from_f32(*v).to_le_bytes()))
         }
         Storage::Grid(grid) => grid.quantize_row(x, importance, out),
+        Storage::Sparse(sparse) => sparse.encode_row(x, importance, out),
     }
 }
 
 /// Decodes one stored row.
-fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
     match storage {
         Storage::F32 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -342,6 +339,7 @@ fn decode_row(storage: Storage, bytes: &[u8], out: &mut [f32]) {
             }
         }
         Storage::Grid(grid) => grid.decode_row(bytes, out),
+        Storage::Sparse(sparse) => sparse.decode_row(bytes, out),
     }
 }
 

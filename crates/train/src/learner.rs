@@ -4,6 +4,7 @@ use crate::{
     Error, Result,
     checkpoint::{self, Piece},
     codes::Codes,
+    holes::Holes,
     optimizer::{Optimizer, Rule},
     ranks::{self, Ranks},
     sums::{self, Do, Sums},
@@ -119,6 +120,8 @@ pub struct Learner {
     scales: BTreeMap<Site, f32>,
     /// Matrices that learn to be codes.
     codes: Codes,
+    /// Which values of matrices with holes there are.
+    holes: Holes,
     optimizer: Optimizer,
     precision: Precision,
     scaling: Scaling,
@@ -179,8 +182,21 @@ impl Learner {
         }
         let back = Backward::new(&working, precision.form());
         let (sums, ranks) = (Sums::default(), ranks::of_process());
-        let mut learner =
-            Learner { working, back, values, scales, codes, optimizer, precision, scaling, steps: 0, sums, ranks };
+        let holes = Holes::of(model);
+        let mut learner = Learner {
+            working,
+            back,
+            values,
+            scales,
+            codes,
+            holes,
+            optimizer,
+            precision,
+            scaling,
+            steps: 0,
+            sums,
+            ranks,
+        };
         learner.refresh()?;
         Ok(learner)
     }
@@ -192,6 +208,7 @@ impl Learner {
 
     /// Gives the working model the values as they are.
     fn refresh(&mut self) -> Result<()> {
+        self.holes.keep(&mut self.values);
         for (site, values) in &self.values.matrices {
             let values = self.codes.levels(&self.values, *site).unwrap_or(values);
             self.back.refresh(&mut self.working, *site, values)?;
@@ -230,6 +247,7 @@ impl Learner {
     pub fn model(&self, like: &Model) -> Result<Model> {
         let mut model = self.values.model(like)?;
         self.codes.give(&self.values, &mut model)?;
+        self.holes.give(&mut model)?;
         Ok(model)
     }
 

@@ -9,6 +9,7 @@ pub mod course;
 pub mod data;
 pub mod distil;
 mod error;
+mod holes;
 mod learner;
 pub mod lines;
 mod lora;

@@ -25,16 +25,24 @@ pub struct Factorize {
 pub struct Prune {
     #[command(flatten)]
     pub model: Model,
-    /// sparsegpt, fisher, wanda or magnitude for neurons and heads, without or influence for layers, magnitude for width (default: the
-    /// first of each); `planish methods` tells more
+    /// sparsegpt, fisher, wanda or magnitude for neurons and heads, sparsegpt, wanda or magnitude for values, without or influence
+    /// for layers, magnitude for width (default: the first of each); `planish methods` tells more
     #[arg(long)]
     pub method: Option<String>,
-    /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers or width
+    /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers, width; or single values:
+    /// unstructured, 2:4 (two of every four stay; any n:m), 16x1 (blocks of rows x columns)
     #[arg(long, value_name = "NAME", default_value = "neurons")]
     pub pattern: String,
-    /// How much of it: 30%; neurons and channels that remain are a multiple of 32 or more where those that are there are one
-    #[arg(long, value_name = "PERCENT", default_value = "30%")]
-    pub sparsity: String,
+    /// How much of it (default: 30%); neurons and channels that remain are a multiple of 32 or more where those that are there are
+    /// one, and 2:4 says it itself
+    #[arg(long, value_name = "PERCENT")]
+    pub sparsity: Option<String>,
+    /// Of single values: how those that stay are stored: int4g64, bf16 ... (default: as the model's matrices are)
+    #[arg(long, value_name = "NAME")]
+    pub storage: Option<String>,
+    /// Of single values: store zeros where the others were, for programs that know no holes
+    #[arg(long)]
+    pub dense: bool,
     /// Layers that stay whatever they are worth: 0,1,7
     #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
     pub keep: Vec<u16>,

@@ -1,11 +1,15 @@
-//! `planish prune`: takes neurons, heads, layers or channels out of a model.
+//! `planish prune`: takes values, neurons, heads, layers or channels out of a model.
 
 use super::{fraction, open, reduce};
 use crate::args::{Common, Prune};
-use anyhow::{Context, Result};
-use model::{Role, Site};
-use optimize::{methods::prune, recipe::Step};
-use std::collections::BTreeMap;
+use anyhow::{Context, Result, bail};
+use model::{Gpt, Role, Site};
+use optimize::{
+    methods::prune,
+    recipe::{Step, select},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use tensor::{Pattern, Sparse, Storage};
 
 /// Prunes a model.
 pub fn run(args: &Prune, common: &Common) -> Result<u8> {
@@ -13,25 +17,73 @@ pub fn run(args: &Prune, common: &Common) -> Result<u8> {
     let usual = usual.with_context(|| {
         format!("--pattern {:?}: there are {}", args.pattern, prune::patterns().collect::<Vec<_>>().join(", "))
     })?;
+    let method = args.method.clone().unwrap_or_else(|| usual.into());
     let mut options = toml::Table::new();
     options.insert("pattern".into(), args.pattern.clone().into());
-    options.insert("sparsity".into(), fraction(&args.sparsity, "--sparsity")?.into());
-    if !args.keep.is_empty() {
-        options.insert("keep".into(), args.keep.iter().map(|layer| i64::from(*layer)).collect::<Vec<_>>().into());
+    let asked = args.sparsity.as_deref().map(|sparsity| fraction(sparsity, "--sparsity")).transpose()?;
+    if args.pattern.contains(':') {
+        if asked.is_some() {
+            bail!("--pattern {} says how much is removed; leave out --sparsity", args.pattern);
+        }
+    } else {
+        options.insert("sparsity".into(), asked.unwrap_or(0.3).into());
     }
-    // What reads neurons and heads is stored anew, as it is stored.
     let gpt = open(&args.model)?;
-    let reader = match args.pattern.as_str() {
-        "neurons" => Some(Role::Down),
-        "heads" => Some(Role::O),
-        _ => None,
-    };
-    let mut sites = BTreeMap::new();
-    if let Some(role) = reader {
-        let storage = gpt.model.linear(Site::of(0, role))?.weight.storage();
-        sites.insert(role.name().to_string(), storage.name());
+    let values = prune::values_of(&args.pattern, asked.unwrap_or(0.3));
+    let mut step = Step { method, storage: "keep".into(), sites: BTreeMap::new(), options };
+    match values {
+        Some(pattern) => of_values(args, &gpt, pattern, &mut step)?,
+        None => of_structure(args, &gpt, &mut step)?,
     }
-    let method = args.method.clone().unwrap_or_else(|| usual.into());
-    let step = Step { method, storage: "keep".into(), sites, options };
     reduce::run(&args.model, step, &args.reduce, common)
+}
+
+/// Every matrix of the blocks is stored with holes, or as it is asked for.
+fn of_values(args: &Prune, gpt: &Gpt, pattern: Pattern, step: &mut Step) -> Result<()> {
+    let spec = &gpt.model.spec;
+    let mut stays = BTreeSet::new();
+    for sites in &args.reduce.skips {
+        stays.extend(select(sites.trim(), spec)?);
+    }
+    let all: Vec<Site> = spec.matrices().into_iter().filter(|site| site.layer.is_some()).collect();
+    let treated = |site: &Site| !stays.contains(site) && site.layer.is_none_or(|layer| !args.keep.contains(&layer));
+    let mut chosen: BTreeMap<Site, String> = BTreeMap::new();
+    for site in all.iter().copied().filter(treated) {
+        let now = gpt.model.linear(site)?.weight.storage();
+        let storage = match args.storage.as_deref() {
+            Some(name) if name.contains('@') => Storage::parse(name)?,
+            Some(name) => match Sparse::new(Storage::parse(name)?, pattern) {
+                Some(sparse) if !args.dense => Storage::Sparse(sparse),
+                _ => Storage::parse(name)?,
+            },
+            None if args.dense => now.dense(),
+            None => Sparse::new(now.dense(), pattern).map_or(now, Storage::Sparse),
+        };
+        chosen.insert(site, storage.name());
+    }
+    // A role stands for all of its matrices where these become one storage.
+    for (site, storage) in &chosen {
+        let alike = all.iter().filter(|other| other.role == site.role).all(|other| chosen.get(other) == Some(storage));
+        let name = if alike { site.role.name().to_string() } else { site.to_string() };
+        step.sites.insert(name, storage.clone());
+    }
+    Ok(())
+}
+
+/// What reads neurons and heads is stored anew, as it is stored.
+fn of_structure(args: &Prune, gpt: &Gpt, step: &mut Step) -> Result<()> {
+    if args.storage.is_some() || args.dense {
+        bail!("--storage and --dense are for patterns of single values; {} leave no holes", args.pattern);
+    }
+    if !args.keep.is_empty() {
+        step.options.insert("keep".into(), args.keep.iter().map(|layer| i64::from(*layer)).collect::<Vec<_>>().into());
+    }
+    let reader = match args.pattern.as_str() {
+        "neurons" => Role::Down,
+        "heads" => Role::O,
+        _ => return Ok(()),
+    };
+    let storage = gpt.model.linear(Site::of(0, reader))?.weight.storage();
+    step.sites.insert(reader.name().to_string(), storage.name());
+    Ok(())
 }

@@ -156,3 +156,74 @@ fn what_was_pruned_or_factorized_heals() {
         ["broken", "healed"].iter().for_each(|out| fs::remove_dir_all(path(&dir, out)).unwrap());
     }
 }
+
+#[test]
+fn single_values_leave_holes_that_stay_and_are_read_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |pattern: &str, more: &[&str], out: &str| {
+        let all = words("prune", &folder, &text, &[&["--pattern", pattern][..], more].concat());
+        divergence(&as_foreseen(&all, &path(&dir, out)))
+    };
+    let half = ["--sparsity", "50%"];
+    let losses =
+        ["magnitude", "wanda", "sparsegpt"].map(|m| run("unstructured", &[&half[..], &["--method", m]].concat(), m));
+    let paper = run("unstructured", &[&half[..], &["--option", "reconstruct=false"]].concat(), "paper");
+    println!("unstructured: magnitude, wanda, sparsegpt {losses:?}, as in the paper {paper}");
+    assert!(losses[1] < losses[0] && losses[2] < losses[0] && losses[2] < 0.9 * paper, "{losses:?} {paper}");
+    let storages = |out: &str| json(&["inspect", &path(&dir, out)])["sites"].to_string();
+    assert!(storages("sparsegpt").contains("@50%"));
+
+    // Sparse and low-bit together, in one step and in two; a layer that stays.
+    let one = run("2:4", &["--storage", "int4g32", "--keep", "0"], "one");
+    assert!(
+        storages("one").contains("int4g32@2:4") && !storages("one").contains("\"0.q\",\"storage\":\"int4g32@2:4\"")
+    );
+    run("2:4", &[], "pairs");
+    let two = path(&dir, "two");
+    let pairs = path(&dir, "pairs");
+    let all = words(
+        "quantize",
+        &pairs,
+        &text,
+        &["--method", "gptq", "--storage", "int4g32", "--skip", "embed", "--out", &two],
+    );
+    json(&all);
+    assert!(storages("two").contains("int4g32@2:4"), "{}", storages("two"));
+    println!("2:4 and four bits: {one}");
+
+    // The runtime reads what is there, and says the same.
+    let fast = json(&["evaluate", &two, "--data", &text, "--against", &two, "--fast", "--documents", "5"]);
+    assert!(fast["against"]["kl_mean"].as_f64().unwrap() < 2e-3, "{fast}");
+    // Others get zeros, or a refusal.
+    let gguf = path(&dir, "filled.gguf");
+    let out = json(&["export", &pairs, "--to", "gguf", "--type", "f32", "--out", &gguf]);
+    assert!(out["notes"].to_string().contains("zeros"), "{out}");
+    let alike = json(&["evaluate", &gguf, "--data", &text, "--against", &pairs, "--documents", "5"]);
+    assert!(alike["against"]["kl_mean"].as_f64().unwrap() < 1e-8, "{alike}");
+    fails(&words("prune", &folder, &text, &["--pattern", "2:4", "--out", &path(&dir, "x.gguf")]), 2, "GGUF type");
+    let dense = path(&dir, "dense.gguf");
+    json(&words("prune", &folder, &text, &["--pattern", "2:4", "--dense", "--out", &dense]));
+
+    // Healed, the holes are where they were.
+    let healed = path(&dir, "healed");
+    let heal = ["--pattern", "2:4", "--heal", "40k", "--option", "distill.lr=1e-3", "--out", &healed];
+    let after = divergence(&json(&words("prune", &folder, &text, &heal)));
+    let before =
+        divergence(&json(&words("prune", &folder, &text, &["--pattern", "2:4", "--out", &pairs, "--overwrite"])));
+    println!("2:4: {before}, healed {after}");
+    assert!(after < 0.7 * before, "{before} {after}");
+    assert!(storages("healed").contains("@2:4"));
+
+    fails(
+        &words("prune", &folder, &text, &["--pattern", "2:4", "--sparsity", "50%", "--out", "x"]),
+        2,
+        "leave out --sparsity",
+    );
+    fails(&words("prune", &folder, &text, &["--pattern", "4:2", "--out", "x"]), 2, "16x1");
+    fails(
+        &words("prune", &folder, &text, &["--pattern", "neurons", "--storage", "int4", "--out", "x"]),
+        2,
+        "single values",
+    );
+}

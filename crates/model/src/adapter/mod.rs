@@ -247,8 +247,8 @@ impl Model {
                 up.row(o).iter().enumerate().for_each(|(r, b)| add_scaled(row, *b, down.row(r)));
             });
             let storage = match linear.weight.storage() {
-                Storage::Grid(_) => Storage::Bf16,
-                floats => floats,
+                coded if coded.is_coded() => Storage::Bf16,
+                floats => floats.dense(),
             };
             let weight = Weight::encode(&values, storage, None);
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
@@ -256,7 +256,7 @@ impl Model {
         }
         let shared = save::shared(self, true).into_iter().filter(|g| g.iter().any(|s| self.adapters.contains_key(s)));
         for site in shared.flatten() {
-            if let Some(linear) = model.linears.get_mut(&site).filter(|l| l.weight.grid().is_some()) {
+            if let Some(linear) = model.linears.get_mut(&site).filter(|l| l.weight.storage().is_coded()) {
                 let weight = Weight::encode(&linear.weight.to_tensor(), Storage::Bf16, None);
                 linear.weight = weight.map_err(|e| Error::Site { site, reason: e.to_string() })?;
             }

@@ -4,14 +4,14 @@
 //! answered by moving column `k` by `-e U_jk / U_jj`. A block's scales are fitted when rounding reaches it, on
 //! the moved values, each column weighed by what its rounding costs; so the method works on every grid.
 
-use super::{Method, Plan, Rewrite, options};
+use super::{Method, Plan, Rewrite, options, prune::masks};
 use crate::{Error, Needs, Result, Stats};
 use faer::{Mat, Par, Side, linalg::solvers::Solve};
 use model::Site;
 use rayon::prelude::*;
 use serde::Deserialize;
 use tensor::{
-    Bytes, Storage, Tensor, Weight,
+    Bytes, Pattern, Storage, Tensor, Weight,
     grid::{Block, Cost, Grid, SPAN},
     ops,
 };
@@ -27,6 +27,8 @@ pub static GPTQ: Method = Method {
 
 /// Rows that one task rounds together, so that they share each row of `U` from the cache.
 const ROWS: usize = 8;
+/// Columns of which those that go are chosen together, as far as the pattern divides them.
+const CHOSEN: usize = 128;
 /// Columns whose errors are carried to the rest in one go.
 const LAZY: usize = 64;
 
@@ -54,13 +56,10 @@ impl Rewrite for Gptq {
     }
 
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
-        let Storage::Grid(grid) = storage else {
+        let cols = weight.cols();
+        let (Storage::Grid(grid), true) = (storage.dense(), storage.fits(cols)) else {
             return Weight::encode(weight, storage, None).map_err(super::at(site));
         };
-        let cols = weight.cols();
-        if !grid.fits(cols) {
-            return Weight::encode(weight, storage, None).map_err(super::at(site));
-        }
         let gram = stats.gram.as_ref().filter(|g| g.cols() == cols && g.rows() > 0);
         let gram = gram.ok_or_else(|| Error::Site { site, reason: "no calibration data reached it".into() })?;
         let moved = match stats.shift.as_ref().filter(|_| self.asymmetry > 0.0) {
@@ -68,13 +67,23 @@ impl Rewrite for Gptq {
             None => None,
         };
         let weight = moved.as_ref().unwrap_or(weight);
-        let hessian = Hessian::new(site, gram.mean(), cols, grid.span(), self)?;
-        let width = grid.row_bytes(cols);
+        let gram = gram.mean();
+        let holes = match storage {
+            Storage::Sparse(sparse) => Some((sparse, masks(sparse.pattern(), weight, |j| gram[j * cols + j]))),
+            _ => None,
+        };
+        let hessian = Hessian::new(site, gram, cols, grid.span(), self)?;
+        let width = storage.row_bytes(cols);
         let mut bytes = vec![0u8; weight.rows() * width];
         bytes.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, out)| {
             let first = chunk * ROWS;
             let rows: Vec<&[f32]> = (first..first + out.len() / width).map(|r| weight.row(r)).collect();
-            hessian.round(grid, &rows, out);
+            let Some((sparse, masks)) = &holes else { return hessian.round(grid, &rows, &[], out) };
+            let (size, keep) = (grid.row_bytes(cols), &masks[first..first + rows.len()]);
+            let mut dense = vec![0u8; rows.len() * size];
+            hessian.round(grid, &rows, keep, &mut dense);
+            let rows = dense.chunks_exact(size).zip(keep).zip(out.chunks_exact_mut(width));
+            rows.for_each(|((dense, keep), out)| sparse.compact(dense, keep, out));
         });
         Weight::new(storage, weight.rows(), cols, Bytes::from_vec(bytes)).map_err(super::at(site))
     }
@@ -89,6 +98,25 @@ impl Gptq {
             return Err(Error::Options { method: method.into(), reason });
         }
         Ok(gptq)
+    }
+
+    /// The matrix without the values that a pattern leaves out, and what remains of each row: column by column those go that cost
+    /// least, and the columns that follow make up for them (SparseGPT, arXiv 2301.00774).
+    pub(super) fn thin(
+        &self,
+        site: Site,
+        weight: &Tensor,
+        pattern: Pattern,
+        gram: Vec<f64>,
+    ) -> Result<(Tensor, Vec<Vec<bool>>)> {
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let hessian = Hessian::new(site, gram, cols, 1, self)?;
+        let mut out = weight.clone();
+        let together = pattern.rows().max(ROWS) / pattern.rows() * pattern.rows();
+        let masks = out.as_mut_slice().par_chunks_mut(together * cols);
+        let masks: Vec<Vec<bool>> = masks.flat_map_iter(|rows| hessian.thin(pattern, rows)).collect();
+        debug_assert_eq!(masks.len(), rows);
+        Ok((out, masks))
     }
 
     /// The matrix whose outputs on the changed inputs `x` come nearest to those that the original has on its own `o`:
@@ -161,8 +189,8 @@ impl Hessian {
         Ok(Hessian { cols, order, natural: !options.activation_order, carry, cost })
     }
 
-    /// Rounds some rows into `out`.
-    fn round(&self, grid: Grid, rows: &[&[f32]], out: &mut [u8]) {
+    /// Rounds some rows into `out`; `keep` says of each which values may be anything but zero, or is empty.
+    fn round(&self, grid: Grid, rows: &[&[f32]], keep: &[Vec<bool>], out: &mut [u8]) {
         let (cols, len) = (self.cols, grid.block_len_in(self.cols));
         let (width, size) = (grid.row_bytes(cols), grid.block_bytes_in(cols));
         let mut work = Work {
@@ -171,15 +199,15 @@ impl Hessian {
             blocks: Vec::new(),
         };
         let blocks = cols.div_ceil(len);
-        for row in rows {
-            let beforehand = |b| (!self.natural).then(|| self.fit(grid, row, b * len));
+        for (r, row) in rows.iter().enumerate() {
+            let beforehand = |b| (!self.natural).then(|| self.fit(grid, row, keep.get(r), b * len));
             work.blocks.extend((0..blocks).map(beforehand));
         }
         let mut errors = vec![0f32; rows.len() * LAZY];
         for from in (0..cols).step_by(LAZY) {
             let to = (from + LAZY).min(cols);
             for (r, errors) in errors.chunks_mut(LAZY).enumerate() {
-                self.round_columns(grid, r, from..to, errors, &mut work);
+                self.round_columns(grid, (r, keep.get(r)), from..to, errors, &mut work);
             }
             for p in from..to {
                 let carry = &self.carry[p * cols + to..(p + 1) * cols];
@@ -202,9 +230,63 @@ impl Hessian {
         }
     }
 
-    fn fit(&self, grid: Grid, row: &[f32], from: usize) -> Block {
+    /// Takes values out of some rows, one after the other in `rows`; what remains of each.
+    fn thin(&self, pattern: Pattern, rows: &mut [f32]) -> Vec<Vec<bool>> {
+        let cols = self.cols;
+        let count = rows.len() / cols.max(1);
+        let mut keep = vec![vec![false; cols]; count];
+        let mut errors = vec![0f32; count * CHOSEN];
+        for from in (0..cols).step_by(CHOSEN / pattern.unit() * pattern.unit()) {
+            let to = (from + CHOSEN / pattern.unit() * pattern.unit()).min(cols);
+            let width = to - from;
+            // What is left out of these columns is chosen on values that have made up for all columns before them.
+            for first in (0..count).step_by(pattern.rows()) {
+                let group = first..count.min(first + pattern.rows());
+                let squares = |j: usize| group.clone().map(|r| f64::from(rows[r * cols + j]).powi(2)).sum::<f64>();
+                let worth = |j: usize| squares(j) * f64::from(self.cost[j]);
+                let chosen = match pattern {
+                    Pattern::Of { .. } => pattern.choose(&(from..to).map(worth).collect::<Vec<f64>>()),
+                    // As many remain in the row as the pattern says; how many of them here, the row decides.
+                    Pattern::Share { .. } => {
+                        let all: Vec<f64> = (0..cols)
+                            .map(|j| match j < from {
+                                true if keep[first][j] => f64::INFINITY,
+                                true => -1.0,
+                                false => worth(j),
+                            })
+                            .collect();
+                        pattern.choose(&all)[from..to].to_vec()
+                    }
+                };
+                group.for_each(|r| keep[r][from..to].copy_from_slice(&chosen));
+            }
+            for r in 0..count {
+                let (row, errors) = (&mut rows[r * cols..(r + 1) * cols], &mut errors[r * CHOSEN..(r + 1) * CHOSEN]);
+                for p in from..to {
+                    let e = if keep[r][p] { 0.0 } else { std::mem::take(&mut row[p]) };
+                    errors[p - from] = e;
+                    if e != 0.0 {
+                        self.carry_on(p..p + 1, to, &[e], row);
+                    }
+                }
+            }
+            for p in from..to {
+                let carry = &self.carry[p * cols + to..(p + 1) * cols];
+                for (r, errors) in errors.chunks(CHOSEN).enumerate() {
+                    let e = errors[..width][p - from];
+                    let rest = &mut rows[r * cols + to..(r + 1) * cols];
+                    rest.iter_mut().zip(carry).for_each(|(w, c)| *w -= e * c);
+                }
+            }
+        }
+        keep
+    }
+
+    fn fit(&self, grid: Grid, row: &[f32], keep: Option<&Vec<bool>>, from: usize) -> Block {
         let to = (from + grid.block_len_in(self.cols)).min(self.cols);
-        grid.fit(&row[from..to], Some(&self.cost[from..to]))
+        let Some(keep) = keep else { return grid.fit(&row[from..to], Some(&self.cost[from..to])) };
+        let held: Vec<f32> = row[from..to].iter().zip(&keep[from..]).map(|(x, k)| if *k { *x } else { 0.0 }).collect();
+        grid.fit(&held, Some(&self.cost[from..to]))
     }
 
     /// Rounds the columns of a span from position `p` on together, which is column `col` of its block.
@@ -229,7 +311,14 @@ impl Hessian {
     }
 
     /// Rounds the columns at positions `range` of one row, carrying errors within the range.
-    fn round_columns(&self, grid: Grid, r: usize, range: std::ops::Range<usize>, errors: &mut [f32], work: &mut Work) {
+    fn round_columns(
+        &self,
+        grid: Grid,
+        (r, keep): (usize, Option<&Vec<bool>>),
+        range: std::ops::Range<usize>,
+        errors: &mut [f32],
+        work: &mut Work,
+    ) {
         let (cols, len) = (self.cols, grid.block_len_in(self.cols));
         let blocks = cols.div_ceil(len);
         for p in range.clone() {
@@ -237,7 +326,7 @@ impl Hessian {
             let slot = &mut work.blocks[r * blocks + col / len];
             let row = &mut work.w[r * cols..(r + 1) * cols];
             // In natural order a block is fitted when rounding reaches it, on values that were moved already.
-            let block = slot.get_or_insert_with(|| self.fit(grid, row, col / len * len));
+            let block = slot.get_or_insert_with(|| self.fit(grid, row, keep, col / len * len));
             if block.span() > 1 {
                 if p.is_multiple_of(SPAN) {
                     let codes = &mut work.codes[r * cols + col..r * cols + col + SPAN];
@@ -247,9 +336,12 @@ impl Hessian {
                 continue;
             }
             let w = row[p];
-            let (code, value) = block.round(col % len, w);
-            work.codes[r * cols + col] = code;
-            let e = w - value;
+            let mut e = w;
+            if keep.is_none_or(|keep| keep[col]) {
+                let (code, value) = block.round(col % len, w);
+                work.codes[r * cols + col] = code;
+                e -= value;
+            }
             errors[p - range.start] = e;
             self.carry_on(p..p + 1, range.end, &[e], row);
         }

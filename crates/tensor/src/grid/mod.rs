@@ -23,7 +23,7 @@ pub use block::Block;
 pub use codebook::{Cost, SPAN};
 pub use learned::{Moved, Scales};
 pub use name::GridError;
-pub(crate) use pack::{half_e4m3, half_power, scales, unpack, unpack_bits, widen};
+pub(crate) use pack::{half_e4m3, half_power, header, pack_bits, scales, unpack, unpack_bits, widen};
 pub use table::Table;
 
 use crate::kernels::kernels;
@@ -268,7 +268,7 @@ impl Grid {
         }
         let (mut codes, len) = ([0u8; 256], self.block_len());
         for (bytes, out) in bytes.chunks_exact(self.bytes_of(len)).zip(out.chunks_mut(len)) {
-            let block = pack::header(self, bytes);
+            let block = header(self, bytes);
             unpack(self, bytes, &mut codes[..len]);
             block.values(&codes[..out.len()], out);
         }
@@ -316,7 +316,7 @@ impl Grid {
     /// # Panics
     /// If `bytes` are no block of so many codes, which is the caller's fault.
     pub fn read_block(self, bytes: &[u8], codes: &mut [u8]) -> (f32, Option<u8>) {
-        let block = pack::header(self, bytes);
+        let block = header(self, bytes);
         if self.is_by_row() || codes.len() < self.block_len() {
             let mut whole = vec![0u8; codes.len().next_multiple_of(8).max(self.block_len())];
             unpack(self, bytes, &mut whole);

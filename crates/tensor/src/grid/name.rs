@@ -8,7 +8,8 @@ use super::{Grid, Table, Zero, group_fits};
     "no storage is called {0:?}; there are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, \
      q6_k, iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4, nvfp4, int<2..8>g<group>[a|z] (a: with a minimum, z: with a zero point; int4g32, int3g64a), \
      int<2..8>[z] (a scale per row), nf4[g<group>], fp8_e4m3[g<group>] and fp8_e5m2[g<group>]; groups are multiples of \
-     8 up to 1024"
+     8 up to 1024; floats and these groups also with holes: bf16@2:4 (two of every four are kept), int4g128@50% (half of each \
+     row), bf16@50%16x1 (in blocks of rows x columns)"
 )]
 pub struct GridError(pub String);
 

@@ -530,7 +530,7 @@ fn pack_q6(codes: &[u8], out: &mut [u8]) {
     }
 }
 
-fn pack_bits(codes: &[u8], bits: u8, out: &mut [u8]) {
+pub fn pack_bits(codes: &[u8], bits: u8, out: &mut [u8]) {
     for (codes, out) in codes.chunks_exact(8).zip(out.chunks_exact_mut(bits.into())) {
         let mut word = 0u64;
         for (i, c) in codes.iter().enumerate() {

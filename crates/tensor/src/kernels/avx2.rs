@@ -9,7 +9,10 @@ use super::{
 
 /// The table, where this machine has the instructions.
 pub fn kernels() -> Option<&'static Kernels> {
-    let runs = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    let runs = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     runs.then_some(&KERNELS)
 }
 
@@ -39,6 +42,6 @@ static KERNELS: Kernels = Kernels {
     adamw,
 };
 
-instantiate!("avx2,fma,f16c");
-float_tiles!(Avx2, "avx2,fma,f16c", [1 x 2 2 x 2 6 x 1]);
-code_tiles!(Avx2, "avx2,fma,f16c", [1 x 1 2 x 1]);
+instantiate!("avx2,bmi2,popcnt,fma,f16c");
+float_tiles!(Avx2, "avx2,bmi2,popcnt,fma,f16c", [1 x 2 2 x 2 6 x 1]);
+code_tiles!(Avx2, "avx2,bmi2,popcnt,fma,f16c", [1 x 1 2 x 1]);

@@ -51,6 +51,27 @@ unsafe fn six<const AT: i32>(v: [__m256i; 2]) -> [__m256; 2] {
     }
 }
 
+/// Eight words of 64 bits as 64 bytes.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn of_words(w: [u64; 8]) -> [__m256i; 2] {
+    let w = w.map(u64::cast_signed);
+    // SAFETY: as the function says.
+    unsafe { [_mm256_set_epi64x(w[3], w[2], w[1], w[0]), _mm256_set_epi64x(w[7], w[6], w[5], w[4])] }
+}
+
+/// 255 in the bytes whose bit is set.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn bytes_of(mask: u64) -> u64 {
+    // SAFETY: as the function says.
+    unsafe { _pdep_u64(mask & 255, 0x0101_0101_0101_0101) * 255 }
+}
+
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Lanes`] says.
 #[inline(always)]
@@ -70,6 +91,55 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> [__m256i; 2] {
         unsafe { [half(p, 0), half(p, 1)] }
+    }
+    #[inline(always)]
+    unsafe fn spread_bytes(p: *const u8, mask: u64, zero: u8) -> [__m256i; 2] {
+        unsafe {
+            let (mut words, mut from) = ([0; 8], 0);
+            for (i, word) in words.iter_mut().enumerate() {
+                let mask = mask >> (8 * i) & 255;
+                let there = bytes_of(mask);
+                let data = p.add(from).cast::<u64>().read_unaligned();
+                *word = _pdep_u64(data, there) | !there & (u64::from(zero) * 0x0101_0101_0101_0101);
+                from += mask.count_ones() as usize;
+            }
+            of_words(words)
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_nibbles(p: *const u8, mask: u64, zero: u8) -> [__m256i; 2] {
+        unsafe {
+            let (mut words, mut from) = ([0; 8], 0);
+            for (i, word) in words.iter_mut().enumerate() {
+                let mask = mask >> (8 * i) & 255;
+                let there = bytes_of(mask);
+                let data = p.add(from / 2).cast::<u64>().read_unaligned() >> (4 * (from % 2));
+                let codes = _pdep_u64(data, there & 0x0f0f_0f0f_0f0f_0f0f);
+                *word = codes | !there & (u64::from(zero) * 0x0101_0101_0101_0101);
+                from += mask.count_ones() as usize;
+            }
+            of_words(words)
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_halves<const BRAIN: bool>(p: *const u8, mask: u16) -> [__m256; 2] {
+        unsafe {
+            let (mut words, mut from) = ([0i64; 4], 0);
+            for (i, word) in words.iter_mut().enumerate() {
+                let mask = u64::from(mask) >> (4 * i) & 15;
+                let there = _pdep_u64(mask, 0x0001_0001_0001_0001) * 0xffff;
+                let data = p.add(2 * from).cast::<u64>().read_unaligned();
+                *word = _pdep_u64(data, there).cast_signed();
+                from += mask.count_ones() as usize;
+            }
+            let halves = [_mm_set_epi64x(words[1], words[0]), _mm_set_epi64x(words[3], words[2])];
+            if BRAIN {
+                return both(halves, |v| {
+                    _mm256_castsi256_ps(_mm256_sll_epi32(_mm256_cvtepu16_epi32(v), _mm_cvtsi32_si128(16)))
+                });
+            }
+            both(halves, |v| _mm256_cvtph_ps(v))
+        }
     }
     #[inline(always)]
     unsafe fn and(b: [__m256i; 2], mask: u8) -> [__m256i; 2] {
@@ -97,21 +167,27 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn dot(acc: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
-            let x = x[0];
-            let sum = |w| _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
-            [_mm256_add_epi32(acc[0], sum(w[0])), _mm256_add_epi32(acc[1], sum(w[1]))]
+            let sum = |w, x| _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+            [_mm256_add_epi32(acc[0], sum(w[0], x[0])), _mm256_add_epi32(acc[1], sum(w[1], x[1]))]
         }
     }
     #[inline(always)]
     unsafe fn dot_wide(acc: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
-            let x = x[0];
-            let sum = |w| {
+            let sum = |w, x| {
                 let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
                 let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
                 _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
             };
-            [_mm256_add_epi32(acc[0], sum(w[0])), _mm256_add_epi32(acc[1], sum(w[1]))]
+            [_mm256_add_epi32(acc[0], sum(w[0], x[0])), _mm256_add_epi32(acc[1], sum(w[1], x[1]))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn select(first: *const u8, second: *const u8, from: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let [first, second] = [first, second].map(|p| u64::from(p.cast::<u32>().read_unaligned()));
+            let both = _mm256_set1_epi64x((first | second << 32).cast_signed());
+            [_mm256_shuffle_epi8(both, from[0]), _mm256_shuffle_epi8(both, from[1])]
         }
     }
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The words of [`Lanes`] in AVX-512 with VNNI; `BF16` says whether the products of brain floats are there too.
+//! The words of [`Lanes`] in AVX-512 with VNNI and VBMI2; `BF16` says whether the products of brain floats are there too.
 
 use super::lanes::Lanes;
 use std::arch::x86_64::*;
@@ -35,7 +35,7 @@ unsafe fn raised<const AT: u32>(v: __m512i) -> __m512 {
     }
 }
 
-// SAFETY: every function is one or a few instructions of AVX-512 F, BW, VL, DQ, VNNI (and BF16 where asked for) on
+// SAFETY: every function is one or a few instructions of AVX-512 F, BW, VL, DQ, VNNI, VBMI2 (and BF16 where asked for) on
 // its arguments, and reads or writes what the trait says.
 unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     type Bytes = __m512i;
@@ -89,6 +89,33 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn spread_bytes(p: *const u8, mask: u64, zero: u8) -> __m512i {
+        unsafe { _mm512_mask_expand_epi8(_mm512_set1_epi8(zero as i8), mask, _mm512_loadu_si512(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn spread_nibbles(p: *const u8, mask: u64, zero: u8) -> __m512i {
+        unsafe {
+            // A byte to each word of 16 bits, whose upper half goes to the byte above.
+            let words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.cast()));
+            let bytes = _mm512_and_si512(_mm512_or_si512(words, _mm512_slli_epi16::<4>(words)), _mm512_set1_epi8(15));
+            _mm512_mask_expand_epi8(_mm512_set1_epi8(zero as i8), mask, bytes)
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_halves<const BRAIN: bool>(p: *const u8, mask: u16) -> __m512 {
+        unsafe {
+            let words = _mm256_maskz_expand_epi16(mask, _mm256_loadu_si256(p.cast()));
+            if BRAIN {
+                return _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)));
+            }
+            _mm512_cvtph_ps(words)
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread_floats(p: *const u8, mask: u16) -> __m512 {
+        unsafe { _mm512_maskz_expand_ps(mask, _mm512_loadu_ps(p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn and(b: __m512i, mask: u8) -> __m512i {
         unsafe { _mm512_and_si512(b, _mm512_set1_epi8(mask as i8)) }
     }
@@ -115,6 +142,14 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     #[inline(always)]
     unsafe fn dot_wide(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         unsafe { Self::dot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn select(first: *const u8, second: *const u8, from: __m512i) -> __m512i {
+        unsafe {
+            let [first, second] = [first, second].map(|p| p.cast::<i32>().read_unaligned());
+            let both = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xaaaa, second);
+            _mm512_shuffle_epi8(both, from)
+        }
     }
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> __m512i {

@@ -91,8 +91,39 @@ macro_rules! code_tiles {
                 // SAFETY: the caller's.
                 unsafe { crate::kernels::tile::codes::<$lanes, T, R, BITS, TABLE, SUB, MIN>(tile) }
             }
+            /// # Safety
+            /// As of the kernels' `run`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn sparse<const T: usize, const NIBBLES: bool>(tile: &crate::kernels::Tile) {
+                // SAFETY: the caller's.
+                unsafe { crate::kernels::tile::sparse_codes::<$lanes, T, NIBBLES>(tile) }
+            }
+            /// # Safety
+            /// As of the kernels' `run`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn paired<const T: usize, const BITS: usize>(tile: &crate::kernels::Tile) {
+                // SAFETY: the caller's.
+                unsafe { crate::kernels::tile::paired_codes::<$lanes, T, BITS>(tile) }
+            }
             unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };
+                if form.is_paired() {
+                    // SAFETY: as below.
+                    return unsafe {
+                        match form.bits {
+                            2 => paired::<T, 2>(tile),
+                            3 => paired::<T, 3>(tile),
+                            4 => paired::<T, 4>(tile),
+                            5 => paired::<T, 5>(tile),
+                            6 => paired::<T, 6>(tile),
+                            _ => paired::<T, 8>(tile),
+                        }
+                    };
+                }
+                if form.pattern.is_some() {
+                    // SAFETY: as below.
+                    return unsafe { if form.bits == 4 { sparse::<T, true>(tile) } else { sparse::<T, false>(tile) } };
+                }
                 // SAFETY: the constants are those of the form.
                 unsafe {
                     match (form.bits, form.table, form.sub, form.minimum) {

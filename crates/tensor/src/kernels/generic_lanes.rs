@@ -47,12 +47,19 @@ unsafe impl Lanes for Generic {
     }
     #[inline(always)]
     unsafe fn dot(acc: [i32; 16], w: [u8; 64], x: [i32; 16]) -> [i32; 16] {
-        let x = x[0].to_le_bytes().map(|b| b as i8);
-        std::array::from_fn(|l| acc[l] + (0..4).map(|i| i32::from(w[4 * l + i]) * i32::from(x[i])).sum::<i32>())
+        let x = x.map(|x| x.to_le_bytes().map(|b| b as i8));
+        std::array::from_fn(|l| acc[l] + (0..4).map(|i| i32::from(w[4 * l + i]) * i32::from(x[l][i])).sum::<i32>())
     }
     #[inline(always)]
     unsafe fn dot_wide(acc: [i32; 16], w: [u8; 64], x: [i32; 16]) -> [i32; 16] {
         unsafe { Self::dot(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn select(first: *const u8, second: *const u8, from: [u8; 64]) -> [i32; 16] {
+        // SAFETY: the caller's.
+        let all = unsafe { [first.cast::<[u8; 4]>().read_unaligned(), second.cast::<[u8; 4]>().read_unaligned()] };
+        let all = all.as_flattened();
+        std::array::from_fn(|l| i32::from_le_bytes(std::array::from_fn(|i| all[usize::from(from[4 * l + i] & 7)])))
     }
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> [i32; 16] {

@@ -37,6 +37,65 @@ pub(crate) unsafe trait Lanes {
             }
         }
     }
+    /// Puts the first bytes at `p` where the mask has bits, in rising order, and `zero` elsewhere; 64 bytes may be read.
+    #[inline(always)]
+    unsafe fn spread_bytes(p: *const u8, mask: u64, zero: u8) -> Self::Bytes {
+        let (mut out, mut from, mut left) = ([zero; 64], 0, mask);
+        while left != 0 {
+            // SAFETY: the caller's bytes.
+            out[left.trailing_zeros() as usize] = unsafe { *p.add(from) };
+            from += 1;
+            left &= left - 1;
+        }
+        // SAFETY: 64 bytes.
+        unsafe { Self::bytes(out.as_ptr()) }
+    }
+    /// The same of halves of bytes, the lower one of each first; 32 bytes may be read.
+    #[inline(always)]
+    unsafe fn spread_nibbles(p: *const u8, mask: u64, zero: u8) -> Self::Bytes {
+        let (mut out, mut from, mut left) = ([zero; 64], 0, mask);
+        while left != 0 {
+            // SAFETY: the caller's bytes.
+            out[left.trailing_zeros() as usize] = unsafe { *p.add(from / 2) } >> (4 * (from % 2)) & 15;
+            from += 1;
+            left &= left - 1;
+        }
+        // SAFETY: 64 bytes.
+        unsafe { Self::bytes(out.as_ptr()) }
+    }
+    /// Puts the first words of 16 bits at `p` where the mask has bits, in rising order, and zero elsewhere: 16-bit floats, or
+    /// brain floats. 32 bytes may be read.
+    #[inline(always)]
+    unsafe fn spread_halves<const BRAIN: bool>(p: *const u8, mask: u16) -> Self::Floats {
+        let (mut out, mut from, mut left) = ([0u16; 16], 0, mask);
+        while left != 0 {
+            // SAFETY: the caller's words.
+            out[left.trailing_zeros() as usize] = unsafe { p.cast::<u16>().add(from).read_unaligned() };
+            from += 1;
+            left &= left - 1;
+        }
+        // SAFETY: sixteen numbers each.
+        unsafe {
+            if BRAIN {
+                Self::load(out.map(|bits| f32::from_bits(u32::from(bits) << 16)).as_ptr())
+            } else {
+                Self::halves(out.as_ptr().cast())
+            }
+        }
+    }
+    /// The same of 32-bit floats; 64 bytes may be read.
+    #[inline(always)]
+    unsafe fn spread_floats(p: *const u8, mask: u16) -> Self::Floats {
+        let (mut out, mut from, mut left) = ([0f32; 16], 0, mask);
+        while left != 0 {
+            // SAFETY: the caller's floats.
+            out[left.trailing_zeros() as usize] = unsafe { p.cast::<f32>().add(from).read_unaligned() };
+            from += 1;
+            left &= left - 1;
+        }
+        // SAFETY: sixteen floats.
+        unsafe { Self::load(out.as_ptr()) }
+    }
     /// The bits of every byte that `mask` keeps.
     unsafe fn and(b: Self::Bytes, mask: u8) -> Self::Bytes;
     /// The bits of both.
@@ -51,6 +110,8 @@ pub(crate) unsafe trait Lanes {
     unsafe fn dot(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
     /// The same for bytes up to 255, or for those bytes less 128 where [`Lanes::SIGNED`].
     unsafe fn dot_wide(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
+    /// Of each byte of `from` (0 to 7) the byte of that number: 0 to 3 are at `first`, 4 to 7 at `second`.
+    unsafe fn select(first: *const u8, second: *const u8, from: Self::Bytes) -> Self::Ints;
     /// The four-byte number at `p` in every lane.
     unsafe fn splat_int(p: *const u8) -> Self::Ints;
     /// Moves every number up by `N` bits.

@@ -98,6 +98,45 @@ unsafe fn four_by_four(rows: [uint32x4_t; 4]) -> [uint64x2_t; 4] {
     }
 }
 
+/// Where the bytes of a lane of eight come from whose bit is set: the first, the second ...; 255 elsewhere, which no table has.
+static PLACES: [[u8; 8]; 256] = {
+    let mut places = [[255; 8]; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut from, mut bit) = (0, 0);
+        while bit < 8 {
+            if mask >> bit & 1 == 1 {
+                places[mask][bit] = from;
+                from += 1;
+            }
+            bit += 1;
+        }
+        mask += 1;
+    }
+    places
+};
+
+/// Spreads what `read` makes of the number of bytes that were spread before, eight at a time.
+///
+/// # Safety
+/// `read` may read what the mask asks for.
+#[inline(always)]
+unsafe fn spread(mask: u64, zero: u8, read: impl Fn(usize) -> uint8x8_t) -> [uint8x16_t; 4] {
+    let mut from = 0;
+    // SAFETY: NEON belongs to every aarch64, and the table has an entry for every byte.
+    unsafe {
+        let mut next = |i: usize| {
+            let mask = (mask >> (8 * i) & 255) as usize;
+            let places = vld1_u8(PLACES[mask].as_ptr());
+            let there = vcombine_u8(read(from), vdup_n_u8(0));
+            from += mask.count_ones() as usize;
+            // Places beyond the table keep what is there.
+            vqtbx1_u8(vdup_n_u8(zero), there, places)
+        };
+        four!(i => vcombine_u8(next(2 * i), next(2 * i + 1)))
+    }
+}
+
 /// One half of what [`Lanes::uppermost`] reads.
 ///
 /// # Safety
@@ -126,6 +165,21 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> [uint8x16_t; 4] {
         unsafe { four!(i => vld1q_u8(p.add(16 * i))) }
+    }
+    #[inline(always)]
+    unsafe fn spread_bytes(p: *const u8, mask: u64, zero: u8) -> [uint8x16_t; 4] {
+        unsafe { spread(mask, zero, |from| vld1_u8(p.add(from))) }
+    }
+    #[inline(always)]
+    unsafe fn spread_nibbles(p: *const u8, mask: u64, zero: u8) -> [uint8x16_t; 4] {
+        unsafe {
+            spread(mask, zero, |from| {
+                let data = p.add(from / 2).cast::<u64>().read_unaligned() >> (4 * (from % 2));
+                let low = vcreate_u8(data & 0x0f0f_0f0f);
+                let high = vcreate_u8(data >> 4 & 0x0f0f_0f0f);
+                vzip1_u8(low, high)
+            })
+        }
     }
     #[inline(always)]
     unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
@@ -164,11 +218,19 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
     }
     #[inline(always)]
     unsafe fn dot(acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: [int32x4_t; 4]) -> [int32x4_t; 4] {
-        unsafe { four!(i => signed_dot::<DOT>(acc[i], vreinterpretq_s8_u8(w[i]), vreinterpretq_s8_s32(x[0]))) }
+        unsafe { four!(i => signed_dot::<DOT>(acc[i], vreinterpretq_s8_u8(w[i]), vreinterpretq_s8_s32(x[i]))) }
     }
     #[inline(always)]
     unsafe fn dot_wide(acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: [int32x4_t; 4]) -> [int32x4_t; 4] {
         unsafe { Self::dot(acc, four!(i => veorq_u8(w[i], vdupq_n_u8(128))), x) }
+    }
+    #[inline(always)]
+    unsafe fn select(first: *const u8, second: *const u8, from: [uint8x16_t; 4]) -> [int32x4_t; 4] {
+        unsafe {
+            let [first, second] = [first, second].map(|p| u64::from(p.cast::<u32>().read_unaligned()));
+            let both = vreinterpretq_u8_u64(vdupq_n_u64(first | second << 32));
+            four!(i => vreinterpretq_s32_u8(vqtbl1q_u8(both, from[i])))
+        }
     }
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> [int32x4_t; 4] {

@@ -26,7 +26,7 @@ pub(super) fn passes(form: Form, length: usize, panels: usize, spans: &[Span], t
         return;
     }
     let tokens = spans.last().map_or(0, |s| s.first + s.width) - spans.first().map_or(0, |s| s.first);
-    if matches!(form, Form::Codes(_)) || tokens < MANY {
+    if !form.is_cut_into_steps() || tokens < MANY {
         // Codes are cheap to read, and what few tokens read comes from memory, in one run.
         return spans.iter().for_each(|span| tile(0..panels, span, 0..length));
     }

@@ -422,7 +422,7 @@ impl<'a> Source<'a> {
     }
 
     fn is_packed_floats(&self) -> bool {
-        matches!(&self.rows, Rows::Packed(p) if !matches!(p.form(), Form::Codes(_)))
+        matches!(&self.rows, Rows::Packed(p) if p.form().is_cut_into_steps())
     }
 
     /// Chunks of a panel; for floats, steps.

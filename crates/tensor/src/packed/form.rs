@@ -5,9 +5,16 @@
 //! forms hold spans of chunks: the scales that they share, and of each chunk its own scales and its codes as bit
 //! planes: byte `4 lane + i` of a plane holds the bits of column `4 step + i` for `8 / width` steps in a row, the
 //! first in the lowest bits.
+//!
+//! Of sparse matrices a chunk holds [`MASKS`] bytes of masks and then only the values that are kept, in the order of the bits of
+//! the masks: of codes a mask of 64 bits per step, bit `4 lane + i`, and their bytes, or halves of bytes from a whole byte on; of
+//! floats a mask of 16 bits per column, bit `lane`. A chunk begins where the last one ended.
+//!
+//! Of codes two of every four of which are kept, a lane's four bytes are those of eight columns: what is read is the inputs that
+//! they belong to. A chunk holds the planes of the places of these among their four, then half as many planes of codes.
 
 use crate::{
-    Storage,
+    Pattern, Storage,
     grid::{Grid, Table, Zero},
 };
 
@@ -15,6 +22,12 @@ use crate::{
 pub const LANES: usize = 16;
 /// Columns of a chunk, which share the scale of their rounded inputs.
 pub const CHUNK: usize = 64;
+/// Bytes of the masks of a chunk of a sparse matrix: a bit per value.
+pub const MASKS: usize = LANES * CHUNK / 8;
+/// The pattern whose codes lie in pairs, without masks.
+pub const PAIRS: Pattern = Pattern::Of { n: 2, m: 4 };
+/// Bytes that kernels may read beyond the values of a step.
+const BEYOND: usize = 64;
 
 /// How the values of a packed matrix lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,13 +42,35 @@ pub enum Form {
     Bf16,
     /// Codes; inputs are rounded to 8 bits, 64 of a token at a time.
     Codes(Codes),
+    /// Floats of which only some are there; inputs stay 32-bit.
+    Sparse(Floats, Pattern),
+}
+
+/// The floats of [`Form::Sparse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Floats {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// Brain floats.
+    Bf16,
+}
+
+impl Floats {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        if self == Floats::F32 { 4 } else { 2 }
+    }
 }
 
 /// A form of whole-number codes. A code stands for `scale * (code - zero)`, or `scale * code + minimum`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Codes {
-    /// Bits of a code, 2 to 8.
+    /// Bits of a code, 2 to 8; 4 or 8 where there are masks.
     pub bits: u8,
+    /// Which of them are there, unless all are; the others stand for zero.
+    pub pattern: Option<Pattern>,
     /// The table of whole numbers that stands between code and level.
     pub table: Option<Table>,
     /// Columns that share a scale inside a chunk: 16 or 32.
@@ -89,6 +124,48 @@ impl Form {
             Storage::F16 => Form::F16,
             Storage::Bf16 => Form::Bf16,
             Storage::Grid(grid) => Codes::of(grid).map_or(Form::F16, Form::Codes),
+            Storage::Sparse(sparse) => {
+                let pattern = sparse.pattern();
+                match Form::of(sparse.values()) {
+                    // Zero must be a code.
+                    Form::Codes(codes) if !codes.minimum && codes.table.is_none() => {
+                        let bits = match codes.bits {
+                            7 => 8,
+                            bits if pattern == PAIRS => bits,
+                            bits => {
+                                if bits <= 4 {
+                                    4
+                                } else {
+                                    8
+                                }
+                            }
+                        };
+                        Form::Codes(Codes { bits, pattern: Some(pattern), ..codes })
+                    }
+                    Form::F32 => Form::Sparse(Floats::F32, pattern),
+                    Form::Bf16 => Form::Sparse(Floats::Bf16, pattern),
+                    _ => Form::Sparse(Floats::F16, pattern),
+                }
+            }
+        }
+    }
+
+    /// Are sums of a part of its steps made by themselves?
+    pub fn is_cut_into_steps(self) -> bool {
+        !matches!(self, Form::Codes(_) | Form::Sparse(..))
+    }
+
+    /// Are its values 16-bit floats?
+    pub fn is_f16(self) -> bool {
+        matches!(self, Form::F16 | Form::Sparse(Floats::F16, _))
+    }
+
+    /// The pattern of a sparse matrix.
+    pub fn pattern(self) -> Option<Pattern> {
+        match self {
+            Form::Codes(codes) => codes.pattern,
+            Form::Sparse(_, pattern) => Some(pattern),
+            _ => None,
         }
     }
 
@@ -138,11 +215,13 @@ impl Form {
         }
     }
 
-    /// Bytes of the codes of a chunk, or of its floats.
+    /// Bytes of the codes of a chunk, or of its floats, all of them.
     pub fn chunk_body(self) -> usize {
         match self {
             Form::F32 | Form::Half => 4 * LANES * CHUNK,
             Form::F16 | Form::Bf16 => 2 * LANES * CHUNK,
+            Form::Sparse(floats, _) => floats.bytes() * LANES * CHUNK,
+            Form::Codes(c) if c.is_paired() => MASKS + LANES * CHUNK / 2 * usize::from(c.bits) / 8,
             Form::Codes(c) => LANES * CHUNK * usize::from(c.bits) / 8,
         }
     }
@@ -150,7 +229,20 @@ impl Form {
     /// Bytes of a panel of `cols` columns.
     pub fn panel_bytes(self, cols: usize) -> usize {
         let chunks = cols.div_ceil(CHUNK);
-        chunks.div_ceil(self.span()) * self.span_header() + chunks * (self.chunk_header() + self.chunk_body())
+        let headers = chunks.div_ceil(self.span()) * self.span_header() + chunks * self.chunk_header();
+        let pattern = match (self, self.pattern()) {
+            (Form::Codes(codes), _) if codes.is_paired() => None,
+            (_, pattern) => pattern,
+        };
+        let Some(pattern) = pattern else { return headers + chunks * self.chunk_body() };
+        let kept = LANES * pattern.kept(cols);
+        let values = match self {
+            Form::Sparse(floats, _) => kept * floats.bytes(),
+            // Each step begins with a whole byte.
+            Form::Codes(Codes { bits: 4, .. }) => (kept + cols.div_ceil(4)) / 2,
+            _ => kept,
+        };
+        (headers + chunks * MASKS + values + BEYOND).next_multiple_of(64)
     }
 
     /// Steps of a tile product: chunks of codes, columns of floats or pairs of brain floats.
@@ -158,16 +250,16 @@ impl Form {
         match self {
             Form::F32 | Form::F16 | Form::Half => cols,
             Form::Bf16 => cols.div_ceil(2),
-            Form::Codes(_) => cols.div_ceil(CHUNK),
+            Form::Codes(_) | Form::Sparse(..) => cols.div_ceil(CHUNK),
         }
     }
 
-    /// Bytes of a step of a panel of floats; a panel of codes is not cut into steps.
+    /// Bytes of a step of a panel of floats; a panel of codes is not cut into steps, nor is a sparse one.
     pub fn step_bytes(self) -> usize {
         match self {
             Form::F32 | Form::Half | Form::Bf16 => 4 * LANES,
             Form::F16 => 2 * LANES,
-            Form::Codes(_) => 0,
+            Form::Codes(_) | Form::Sparse(..) => 0,
         }
     }
 
@@ -181,6 +273,12 @@ impl Form {
 const ROW_SPAN: u8 = 16;
 
 impl Codes {
+    /// Do codes lie in pairs, each beside its place among four columns?
+    #[inline(always)]
+    pub(crate) fn is_paired(self) -> bool {
+        self.pattern == Some(PAIRS)
+    }
+
     /// The levels of the table plus 128; of no use where there is none.
     #[inline(always)]
     pub(crate) fn levels(self) -> &'static [u8; 16] {
@@ -196,6 +294,7 @@ impl Codes {
     fn of(grid: Grid) -> Option<Codes> {
         let plain = |bits: u8, zero: u8, minimum: bool| Codes {
             bits,
+            pattern: None,
             table: None,
             sub: 32,
             minimum,

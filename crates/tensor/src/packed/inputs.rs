@@ -36,7 +36,7 @@ impl InputKind {
     /// What `kernels` reads beside weights of `form`.
     pub fn of(form: Form, kernels: &Kernels) -> InputKind {
         match form {
-            Form::F32 | Form::F16 => InputKind::F32,
+            Form::F32 | Form::F16 | Form::Sparse(..) => InputKind::F32,
             Form::Half => InputKind::Half,
             Form::Bf16 => InputKind::Bf16,
             Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },

@@ -4,6 +4,7 @@ mod floats;
 pub mod form;
 mod inputs;
 mod repack;
+mod sparse;
 
 pub use floats::Turn;
 pub(crate) use floats::{pack_columns, pack_rows};

@@ -1,6 +1,9 @@
 //! From rows as they are stored to panels as they are multiplied.
 
-use super::form::{CHUNK, Codes, Form, LANES, Scales};
+use super::{
+    form::{CHUNK, Codes, Form, LANES, Scales},
+    sparse,
+};
 use crate::{
     Storage,
     grid::{self, Grid, Zero},
@@ -16,6 +19,9 @@ use crate::{
 #[inline(always)]
 pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &[u8], out: &mut [u8]) {
     let width = storage.row_bytes(cols).max(1);
+    if let Storage::Sparse(sparse) = storage {
+        return sparse::pack(sparse, cols, rows, width, out);
+    }
     // SAFETY: the caller's.
     unsafe {
         match (storage, Form::of(storage)) {
@@ -30,7 +36,7 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
             }
             (Storage::Grid(grid), Form::Codes(codes)) => pack_codes::<V, 2048>(grid, codes, cols, rows, width, out),
             // `Form::of` gives codes no other form.
-            (Storage::Grid(_), _) => {}
+            (Storage::Grid(_) | Storage::Sparse(_), _) => {}
         }
     }
 }
@@ -357,7 +363,7 @@ fn put(at: &mut usize, out: &mut [u8], bytes: &[u8]) {
 
 /// Writes the bit planes of eight steps of codes.
 #[inline(always)]
-fn planes(steps: &[[u8; 64]; 8], bits: u8, out: &mut [u8]) {
+pub(super) fn planes(steps: &[[u8; 64]; 8], bits: u8, out: &mut [u8]) {
     let (mut out, mut low) = (out.as_chunks_mut::<64>().0, 0);
     if bits == 8 {
         return out.copy_from_slice(steps);
@@ -379,7 +385,7 @@ fn planes(steps: &[[u8; 64]; 8], bits: u8, out: &mut [u8]) {
 
 /// Writes the plane of the `WIDTH` bits from `low` on, `TOGETHER` steps to a byte.
 #[inline(always)]
-fn plane<const WIDTH: u32, const TOGETHER: usize>(steps: &[[u8; 64]; 8], low: u32, out: &mut [[u8; 64]]) {
+pub(super) fn plane<const WIDTH: u32, const TOGETHER: usize>(steps: &[[u8; 64]; 8], low: u32, out: &mut [[u8; 64]]) {
     let mask = (1u8 << WIDTH) - 1;
     for (out, steps) in out.iter_mut().zip(steps.as_chunks::<TOGETHER>().0) {
         for i in 0..64 {
@@ -394,6 +400,9 @@ fn plane<const WIDTH: u32, const TOGETHER: usize>(steps: &[[u8; 64]; 8], low: u3
 
 /// Reads one lane of a panel back into the values that its storage decodes to.
 pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32]) {
+    if form.pattern().is_some() {
+        return sparse::unpack_row(form, panel, lane, out);
+    }
     let half = |at: usize| grid::widen(u16::from_le_bytes([panel[at], panel[at + 1]]));
     let codes = match form {
         Form::F32 | Form::Half => {
@@ -414,6 +423,7 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
             return;
         }
         Form::Codes(codes) => codes,
+        Form::Sparse(..) => return,
     };
     let sub = usize::from(codes.sub);
     for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
@@ -462,7 +472,7 @@ fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, su
 }
 
 /// The code of column `k` of a half chunk.
-fn lane_code(planes: &[u8], bits: u8, k: usize, lane: usize) -> u8 {
+pub(super) fn lane_code(planes: &[u8], bits: u8, k: usize, lane: usize) -> u8 {
     let (mut at, mut low, mut code) = (0, 0, 0);
     for width in [8u8, 4, 2, 1] {
         if bits & width == 0 {

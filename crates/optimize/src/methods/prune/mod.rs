@@ -1,23 +1,27 @@
 //! Pruning: what is removed is gone from the file, from memory and from the time of a token.
 //!
-//! `neurons` and `heads` are columns of the matrix that reads them (down, o), which goes without them as well as it can; when
+//! Single values leave holes, which are stored (`tensor::Sparse`) in a pattern. `neurons` and `heads` are columns of the matrix that reads them (down, o), which goes without them as well as it can; when
 //! all blocks are done, the model is cut. `layers` and `width` are chosen for the whole model at once.
 
 mod layers;
 mod obs;
 mod structure;
+mod values;
 
 use super::{Method, Plan, options};
 use crate::{Error, Result};
 use serde::Deserialize;
 use structure::{Part, Structure};
+use tensor::Pattern;
+use values::Values;
 
 pub use layers::{Cut, Shape};
+pub(super) use values::masks;
 
 /// By the weights alone.
 pub static MAGNITUDE: Method = Method {
     name: "magnitude",
-    about: "Removes neurons, heads or channels with the smallest weights.",
+    about: "Removes values, neurons, heads or channels with the smallest weights.",
     paper: "arXiv 1506.02626",
     cost: "no data; memory of one matrix",
     build: |o| build("magnitude", o),
@@ -26,7 +30,7 @@ pub static MAGNITUDE: Method = Method {
 /// By the weights and the size of what they are multiplied by.
 pub static WANDA: Method = Method {
     name: "wanda",
-    about: "Removes neurons or heads that add least to the outputs; the others make up for them.",
+    about: "Removes values, neurons or heads that add least to the outputs; the others make up for them.",
     paper: "arXiv 2306.11695",
     cost: "one pass over the calibration data and inputs^3 operations per matrix",
     build: |o| build("wanda", o),
@@ -35,7 +39,7 @@ pub static WANDA: Method = Method {
 /// One after the other, by what the best answer to its absence costs.
 pub static SPARSEGPT: Method = Method {
     name: "sparsegpt",
-    about: "Removes neurons or heads one by one, each time the one that the others make up for best.",
+    about: "Removes values, neurons or heads one after the other, those that the others make up for best.",
     paper: "arXiv 2301.00774, of whole columns as ZipLM, arXiv 2302.04089",
     cost: "one pass over the calibration data and inputs^3 operations per matrix",
     build: |o| build("sparsegpt", o),
@@ -69,9 +73,8 @@ pub static WITHOUT: Method = Method {
 };
 
 /// What is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Pattern {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
     /// Of feed-forward networks.
     Neurons,
     /// Key and value heads, with the query heads that read them.
@@ -80,14 +83,16 @@ enum Pattern {
     Layers,
     /// Channels of the residual stream.
     Width,
+    /// Single values, wherever they are.
+    Values,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Prune {
     /// What is removed; where none is named, the first that the method removes.
-    pattern: Option<Pattern>,
-    /// How much of it, as a fraction.
+    pattern: Option<String>,
+    /// How much of it, as a fraction; a pattern such as 2:4 says it itself.
     #[serde(default = "third")]
     sparsity: f64,
     /// Neurons and channels that remain are a multiple of this; where none is given, of the largest power of two up to 256 that
@@ -99,6 +104,20 @@ struct Prune {
     /// Layers that are tried each time, those of the least influence; `without` only.
     #[serde(default = "tried")]
     tried: usize,
+    /// Do the values that remain make up for the others? Not with `magnitude`, which knows no data.
+    #[serde(default = "yes")]
+    reconstruct: bool,
+    /// Rounds in which values that remain are exchanged for better ones.
+    #[serde(default = "rounds")]
+    exchanges: usize,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn rounds() -> usize {
+    12
 }
 
 fn third() -> f64 {
@@ -109,33 +128,39 @@ fn tried() -> usize {
     8
 }
 
-/// Which methods remove what.
-const KNOWN: [(Pattern, &[&str]); 4] = [
-    (Pattern::Neurons, &["sparsegpt", "fisher", "wanda", "magnitude"]),
-    (Pattern::Heads, &["sparsegpt", "fisher", "wanda", "magnitude"]),
-    (Pattern::Layers, &["without", "influence"]),
-    (Pattern::Width, &["magnitude"]),
+/// What is removed, under which names, and the methods that remove it, the usual one first.
+const KNOWN: [(What, &str, &[&str]); 5] = [
+    (What::Neurons, "neurons", &["sparsegpt", "fisher", "wanda", "magnitude"]),
+    (What::Heads, "heads", &["sparsegpt", "fisher", "wanda", "magnitude"]),
+    (What::Layers, "layers", &["without", "influence"]),
+    (What::Width, "width", &["magnitude"]),
+    (What::Values, "unstructured", &["sparsegpt", "wanda", "magnitude"]),
 ];
-
-impl Pattern {
-    fn name(self) -> &'static str {
-        match self {
-            Pattern::Neurons => "neurons",
-            Pattern::Heads => "heads",
-            Pattern::Layers => "layers",
-            Pattern::Width => "width",
-        }
-    }
-}
 
 /// The names of what can be removed.
 pub fn patterns() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().map(|(pattern, _)| pattern.name())
+    KNOWN.iter().map(|(_, name, _)| *name).chain(["2:4", "4:8 (any n:m)", "16x1 (blocks of rows x columns)"])
 }
 
 /// The method that a pattern is removed by where none is named.
 pub fn usual(pattern: &str) -> Option<&'static str> {
-    KNOWN.iter().find(|(known, _)| known.name() == pattern).map(|(_, methods)| methods[0])
+    known(pattern).map(|(_, _, methods)| methods[0])
+}
+
+fn known(pattern: &str) -> Option<&'static (What, &'static str, &'static [&'static str])> {
+    // Any share will do to see whether it is a pattern of values.
+    let values = values_of(pattern, 0.5).is_some();
+    KNOWN.iter().find(|(what, name, _)| *name == pattern || values && *what == What::Values)
+}
+
+/// The pattern of single values of that name, of which so many go: `unstructured`, `2:4`, `16x1`.
+pub fn values_of(pattern: &str, sparsity: f64) -> Option<Pattern> {
+    let share = format!("{}%", 100.0 * sparsity);
+    match pattern {
+        "unstructured" => share.parse().ok(),
+        of if of.contains(':') => of.parse().ok(),
+        block => format!("{share}{block}").parse().ok().filter(|_| block.contains('x')),
+    }
 }
 
 fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
@@ -147,21 +172,28 @@ fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
     if asked.tried == 0 || asked.multiple == Some(0) {
         return Err(bad("`tried` and `multiple` are at least 1".into()));
     }
-    let known =
-        KNOWN.iter().find(|(pattern, methods)| asked.pattern.map_or(methods.contains(&method), |p| p == *pattern));
-    let (pattern, methods) = known.ok_or_else(|| bad("removes nothing".into()))?;
+    let of_method = || KNOWN.iter().find(|(_, _, methods)| methods.contains(&method));
+    let found = asked.pattern.as_deref().map_or_else(of_method, known);
+    let (what, name, methods) = found.ok_or_else(|| {
+        let names: Vec<&str> = patterns().collect();
+        bad(format!("`pattern` is one of {}", names.join(", ")))
+    })?;
     if !methods.contains(&method) {
-        return Err(bad(format!("{} are removed by {}", pattern.name(), methods.join(", "))));
+        return Err(bad(format!("{name} are removed by {}", methods.join(", "))));
     }
-    let Prune { sparsity, multiple, keep, tried, .. } = asked;
-    let part = match pattern {
-        Pattern::Neurons => Part::Neurons { multiple },
-        Pattern::Heads => Part::Heads,
-        Pattern::Layers => {
+    let Prune { sparsity, multiple, keep, tried, reconstruct, exchanges, .. } = asked;
+    let part = match what {
+        What::Neurons => Part::Neurons { multiple },
+        What::Heads => Part::Heads,
+        What::Layers => {
             let tried = (method == "without").then_some(tried);
             return Ok(Plan::Cut(Cut { sparsity, of: Shape::Layers { keep, tried } }));
         }
-        Pattern::Width => return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple } })),
+        What::Width => return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple } })),
+        What::Values => {
+            let pattern = asked.pattern.and_then(|pattern| values_of(&pattern, sparsity));
+            return Ok(Plan::EachMatrix(Box::new(Values { method, pattern, reconstruct, exchanges })));
+        }
     };
     Ok(Plan::EachMatrix(Box::new(Structure { method, part, sparsity })))
 }
