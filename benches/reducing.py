@@ -5,9 +5,14 @@
     benches/reducing.py healed   MODEL --data TEXT --held-out TEXT      layers or neurons removed and healed, against the same
                                                                        shape from nothing with five times the tokens
 
+    benches/reducing.py values   MODEL --data TOKENS.u16 --held-out TEXT --python PYTHON
+                                                                       half of the values, and 2:4, against Wanda and SparseGPT
+
 `factors`: the rise of the perplexity on held-out text at 80 % of the parameters of the matrices; the bar is 0.9 of svd-llm's.
 `healed`: the loss on held-out text; the bar is that it is below that of the shape from nothing, at its best of the rates and
-stopped at its best validation loss. Exit 0: the bars passed. 1: one did not.
+stopped at its best validation loss.
+`values`: the rise of the perplexity on held-out text; the bars are 0.95 of the reference's without healing, and half of our own after
+it (`--heal`). PYTHON has torch and transformers. Exit 0: the bars passed. 1: one did not.
 """
 
 import argparse
@@ -79,9 +84,39 @@ def healed(o, folder):
     return held
 
 
+def values(o, folder):
+    held = True
+
+    def rise(out):
+        told = call(o.planish, "evaluate", out, "--against", o.model, "--data", o.held_out)["against"]
+        ratio, (low, high) = told["perplexity_ratio"], told["perplexity_ratio_ci95"]
+        return ratio - 1, f"perplexity ratio {ratio:.4f} [{low:.4f}, {high:.4f}], KL {told['kl_mean']:.4f}"
+
+    for pattern, words in (("50%", ("--pattern", "unstructured", "--sparsity", "50%")), ("2:4", ("--pattern", "2:4"))):
+        rises = {}
+        for method in ("wanda", "sparsegpt"):
+            out = folder / f"{method}-{pattern}"
+            script = PROJECT / "benches/peers/sparse.py"
+            subprocess.run([o.python, script, o.model, o.data, out, "--method", method, "--pattern", pattern], check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            rises[method], text = rise(out)
+            print(f"{pattern}: {method} of its paper {text}", flush=True)
+        for name, heal in (("ours", ()), ("healed", ("--heal", o.heal, "--option", f"distill.lr={o.rate}"))):
+            out = folder / f"{name}-{pattern}"
+            data = o.heal_data if heal and o.heal_data else o.data
+            call(o.planish, "prune", o.model, *words, *heal, "--data", data, "--out", out, "--force", "--seed", 1)
+            rises[name], text = rise(out)
+            print(f"{pattern}: {name} {text}", flush=True)
+        best, share = min(rises["wanda"], rises["sparsegpt"]), rises["healed"] / rises["ours"]
+        print(f"{pattern}: our rise is {rises['ours'] / best:.3f} of the better paper's (bar: at most 0.95), and {share:.3f} of it "
+              f"is left after {o.heal} tokens of healing (bar: at most 0.5)")
+        held = held and rises["ours"] <= 0.95 * best and share <= 0.5
+    return held
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["factors", "healed"])
+    p.add_argument("what", choices=["factors", "healed", "values"])
     p.add_argument("model", type=Path)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--held-out", type=Path, required=True)
@@ -90,10 +125,12 @@ def main():
     p.add_argument("--heal", default="2M")
     p.add_argument("--rate", type=float, default=5e-4)
     p.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3])
+    p.add_argument("--heal-data", type=Path, help="of values: another text to heal on")
+    p.add_argument("--python", default=sys.executable)
     p.add_argument("--planish", type=Path, default=PROJECT / "target/release/planish")
     o = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        passed = {"factors": factors, "healed": healed}[o.what](o, Path(folder))
+        passed = {"factors": factors, "healed": healed, "values": values}[o.what](o, Path(folder))
     print("passed" if passed else "did not pass")
     sys.exit(0 if passed else 1)
 

@@ -4,7 +4,7 @@ use crate::{
     Config, Error, Model, Result, Role, Site,
     families::{Layout, Part, Stored, gguf_config},
     layout,
-    source::{STORAGE_KEY, own_name},
+    source::{CODED, STORAGE_KEY, own_name},
 };
 use formats::{
     Dtype,
@@ -15,7 +15,7 @@ use formats::{
 };
 use serde_json::json;
 use std::{collections::BTreeMap, path::Path};
-use tensor::{Storage, Tensor, Weight, grid::Grid};
+use tensor::{Bytes, Storage, Tensor, Weight, entropy, grid::Grid};
 
 /// A site that could not be stored as asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,19 @@ pub struct Fallback {
 /// # Errors
 /// If a file cannot be written.
 pub fn directory(model: &Model, dir: &Path) -> Result<()> {
-    let (entries, storage) = own_entries(model)?;
+    own_directory(model, dir, false)
+}
+
+/// The same with codes that take as few bits as how often each is there allows ([`entropy`]); they are unfolded when the file is read.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn coded_directory(model: &Model, dir: &Path) -> Result<()> {
+    own_directory(model, dir, true)
+}
+
+fn own_directory(model: &Model, dir: &Path, coded: bool) -> Result<()> {
+    let (entries, storage) = own_entries(model, coded)?;
     let mut metadata = vec![("format", "pt".to_string())];
     let mut about = None;
     if !storage.is_empty() {
@@ -138,7 +150,7 @@ fn write(
 }
 
 /// Entries of a directory in planish's own storage, and the storage of each site that has it.
-fn own_entries(model: &Model) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
+fn own_entries(model: &Model, coded: bool) -> Result<(Vec<Entry>, BTreeMap<String, String>)> {
     let own = |w: &Weight| matches!(w, Weight::Quant(_) | Weight::LowRank(_));
     let own: Vec<Site> = model.linears.iter().filter(|(_, l)| own(&l.weight)).map(|(s, _)| *s).collect();
     let mut entries = Vec::new();
@@ -146,9 +158,16 @@ fn own_entries(model: &Model) -> Result<(Vec<Entry>, BTreeMap<String, String>)> 
     each_tensor(model, model.family.stored, |stored, layer, sites| {
         if sites.iter().any(|(s, part)| own.contains(s) && *part == Part::Weight) {
             for (site, _) in sites {
-                for (part, w) in model.linear(*site)?.weight.parts() {
+                let weight = &model.linear(*site)?.weight;
+                if let Some(bytes) = coded.then(|| entropy::pack(weight)).flatten() {
+                    let (name, shape) = (own_name(*site, ""), vec![bytes.len()]);
+                    entries.push(Entry { name, dtype: Dtype::U8, shape, bytes: Bytes::from_vec(bytes) });
+                    storage.insert(site.part_name(""), format!("{}{CODED}", weight.storage().full_name()));
+                    continue;
+                }
+                for (part, w) in weight.parts() {
                     entries.push(own_entry(own_name(*site, part), w));
-                    storage.insert(site.part_name(part), w.storage().name());
+                    storage.insert(site.part_name(part), w.storage().full_name());
                 }
             }
             return Ok(());

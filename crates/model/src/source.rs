@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-use tensor::{Bytes, Storage, Weight};
+use tensor::{Bytes, Storage, Weight, entropy};
 
 /// Key of the safetensors metadata that tells how sites are stored: JSON of site to storage.
 pub const STORAGE_KEY: &str = "planish.storage";
@@ -105,7 +105,11 @@ impl Source {
             serde_json::from_str(text).map_err(|e| bad(format!("is malformed: {e}")))?;
         let mut own: BTreeMap<Site, Own> = BTreeMap::new();
         for (name, storage) in map {
-            let storage = Storage::parse(&storage).map_err(|e| bad(e.to_string()))?;
+            let (storage, coded) = match storage.strip_suffix(CODED) {
+                Some(storage) => (storage, true),
+                None => (storage.as_str(), false),
+            };
+            let storage = Held { storage: Storage::parse(storage).map_err(|e| bad(e.to_string()))?, coded };
             let factor = name.rsplit_once('.').and_then(|(site, part)| {
                 Some((site.parse::<Site>().ok()?, FACTORS.iter().position(|name| *name == part)?))
             });
@@ -124,14 +128,18 @@ impl Source {
     /// If a tensor is absent or has the wrong size.
     pub fn own_weight(&self, site: Site, own: &Own, [rows, cols]: [usize; 2]) -> Result<(Weight, Vec<String>)> {
         let mut names = Vec::new();
-        let mut weight = |part: &str, storage: Storage, shape: &dyn Fn(&[usize]) -> [usize; 2]| {
+        let mut weight = |part: &str, held: Held, shape: &dyn Fn(&[usize]) -> [usize; 2]| {
             let name = own_name(site, part);
             let Source::Safetensors(archive) = self else { return Err(self.error(&name, "is missing")) };
             let view =
                 archive.get(&name).ok_or_else(|| self.error(&name, "is missing; download the artefact again"))?;
             let [rows, cols] = shape(&view.shape);
-            let weight = Weight::new(storage, rows, cols, view.bytes.clone());
             names.push(name.clone());
+            if held.coded {
+                return entropy::unpack(held.storage, rows, cols, &view.bytes)
+                    .map_err(|e| self.error(&name, e.to_string()));
+            }
+            let weight = Weight::new(held.storage, rows, cols, view.bytes.clone());
             weight.map_err(|e| self.error(&name, e.to_string()))
         };
         let parts = match (own.whole, own.factors) {
@@ -158,9 +166,19 @@ impl Source {
 /// How planish's own storage holds a site: as one matrix, or as factors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Own {
-    whole: Option<Storage>,
-    factors: [Option<Storage>; 3],
+    whole: Option<Held>,
+    factors: [Option<Held>; 3],
 }
+
+/// How a part is stored, and whether its bytes are entropy-coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    storage: Storage,
+    coded: bool,
+}
+
+/// What follows a storage whose bytes are entropy-coded (`tensor::entropy`).
+pub const CODED: &str = "+rans";
 
 /// Names of the factors of a matrix of low rank, as `tensor::Weight::parts` has them.
 const FACTORS: [&str; 3] = ["up", "down", "rest"];

@@ -35,6 +35,8 @@ const TAKEN_OVER: [&str; 6] = [
 pub enum Target {
     /// A Hugging Face directory with planish's own storage.
     Directory,
+    /// The same with entropy-coded codes, which are unfolded when it is read.
+    Coded,
     /// A GGUF file.
     Gguf,
     /// A Hugging Face directory as another quantizer's readers want it.
@@ -64,6 +66,7 @@ impl Target {
         Ok(match (quantizer, recipe.format.as_deref()) {
             (Some(format), _) => Target::Quantized(format),
             (None, Some("gguf")) => Target::Gguf,
+            (None, Some("rans")) => Target::Coded,
             (None, Some(_)) => Target::Directory,
             (None, None) => Target::of(out),
         })
@@ -109,7 +112,7 @@ impl Target {
     /// Matrices that share one tensor of the result and so must be stored alike.
     pub fn shared(self, model: &Model) -> Vec<Vec<Site>> {
         match self {
-            Target::Directory => Vec::new(),
+            Target::Directory | Target::Coded => Vec::new(),
             Target::Gguf => save::shared(model, true),
             Target::Quantized(_) => save::shared(model, false),
         }
@@ -134,7 +137,7 @@ impl Target {
                 model.spec.blocks.first().and_then(|_| save::quantized_refusal(model, Site::of(0, Role::Q), format));
             return Err(Error::Asked(why.unwrap_or_else(|| "no matrix would be quantized; name a storage".into())));
         }
-        if self != Target::Directory
+        if !matches!(self, Target::Directory | Target::Coded)
             && let Some(step) = built.iter().find(|step| step.makes_factors(model))
         {
             return Err(Error::Asked(format!(
@@ -183,8 +186,11 @@ impl Target {
     /// If it cannot be written.
     pub fn write(self, gpt: &Gpt, model: &Model, staging: &Path) -> Result<Staged> {
         match self {
-            Target::Directory => {
-                save::directory(model, staging)?;
+            Target::Directory | Target::Coded => {
+                match self {
+                    Target::Coded => save::coded_directory(model, staging)?,
+                    _ => save::directory(model, staging)?,
+                }
                 take_over(gpt, staging)?;
                 Ok(Staged { path: staging.into(), fallbacks: Vec::new() })
             }

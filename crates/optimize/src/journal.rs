@@ -173,7 +173,7 @@ impl Journal {
             let mut kept = Vec::new();
             for (part, w) in linear.weight.parts() {
                 let shape = [w.rows(), w.cols()];
-                kept.push(Kept { part: part.into(), storage: w.storage().name(), shape });
+                kept.push(Kept { part: part.into(), storage: w.storage().full_name(), shape });
                 let (name, bytes) = (site.part_name(part), w.bytes().clone());
                 entries.push(Entry { name, dtype: Dtype::U8, shape: vec![bytes.len()], bytes });
             }

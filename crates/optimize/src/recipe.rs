@@ -37,8 +37,8 @@ pub struct Recipe {
     /// Start of all random numbers.
     #[serde(default)]
     pub seed: u64,
-    /// For whose reader the result is written, where its name does not tell: `hf`, `gguf`, `compressed-tensors`, `gptq` or
-    /// `awq`.
+    /// For whose reader the result is written, where its name does not tell: `hf`, `rans` (planish's own codes, entropy-coded),
+    /// `gguf`, `compressed-tensors`, `gptq` or `awq`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// `int8`: readers of compressed-tensors round the inputs of products too.
@@ -213,10 +213,10 @@ impl Recipe {
     /// If no format has that name.
     pub fn quantizer(&self) -> Result<Option<Format>> {
         match self.format.as_deref() {
-            None | Some("hf" | "gguf") => Ok(None),
+            None | Some("hf" | "gguf" | "rans") => Ok(None),
             Some(name) => Format::parse(name).map(Some).ok_or_else(|| {
                 Error::Recipe(format!(
-                    "no format is called {name:?}; there are hf, gguf, compressed-tensors, gptq and awq"
+                    "no format is called {name:?}; there are hf, rans (hf with entropy-coded codes), gguf, compressed-tensors, gptq and awq"
                 ))
             }),
         }

@@ -146,7 +146,7 @@ fn rounded_inputs(storage: Storage, target: Target) -> Option<usize> {
     let Storage::Grid(grid) = storage else { return None };
     match target {
         Target::Gguf => Some(if grid.block_len() == 256 { 256 } else { 32 }),
-        Target::Directory => Some(64),
+        Target::Directory | Target::Coded => Some(64),
         Target::Quantized(_) => None,
     }
 }

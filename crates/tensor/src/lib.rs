@@ -3,6 +3,7 @@
 //! This is the only crate with `unsafe`. It knows no model and no file format.
 
 mod bytes;
+pub mod entropy;
 pub mod grid;
 pub mod kernels;
 pub mod limits;

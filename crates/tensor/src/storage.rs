@@ -33,6 +33,15 @@ impl Storage {
         }
     }
 
+    /// Its name with the levels of a palette: what a file says.
+    pub fn full_name(self) -> String {
+        match self {
+            Storage::Grid(grid) => grid.full_name(),
+            Storage::Sparse(sparse) => format!("{}@{}", sparse.values().full_name(), sparse.pattern()),
+            float => float.name(),
+        }
+    }
+
     /// The storage of that name.
     ///
     /// # Errors
@@ -76,6 +85,15 @@ impl Storage {
             Storage::Grid(grid) => grid.block_len(),
             Storage::Sparse(sparse) => sparse.pattern().unit(),
             _ => 1,
+        }
+    }
+
+    /// The same of other values: in the same pattern, where those can have holes.
+    #[must_use]
+    pub fn with_values(self, values: Storage) -> Storage {
+        match self {
+            Storage::Sparse(sparse) => Sparse::new(values, sparse.pattern()).map_or(values, Storage::Sparse),
+            _ => values,
         }
     }
 

@@ -27,11 +27,17 @@ fn storages() -> Vec<Storage> {
     for table in [Table::Nf4, Table::E4m3, Table::E5m2] {
         all.extend([0, 64].map(|group| Storage::Grid(Grid::Levels { table, group })));
     }
+    all.extend(
+        ["palette1g32", "palette2", "palette3g96", "palette4g64", "palette4", "palette6g128"]
+            .map(|name| Storage::parse(name).unwrap()),
+    );
     all.extend(SPARSE.map(|name| Storage::parse(name).unwrap()));
     all
 }
 
-const SPARSE: [&str; 15] = [
+const SPARSE: [&str; 17] = [
+    "palette4g64@2:4",
+    "palette3g32@50%",
     "int2g64@2:4",
     "int3@2:4",
     "int8g64@2:4",

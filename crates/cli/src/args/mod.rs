@@ -4,7 +4,7 @@ mod learning;
 mod reducing;
 
 pub use learning::{Distill, Finetune, Lesson, Train};
-pub use reducing::{Factorize, Prune, Reduce};
+pub use reducing::{Cluster, Factorize, Prune, Reduce};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -69,6 +69,11 @@ pub enum Command {
         after_help = "Examples:\n  planish factorize ./model --parameters 80% --data text.txt --out thin\n  planish factorize ./model --parameters 60% --skip down --heal 2M --option distill.lr=3e-4 --data text.txt --out thin\n  planish factorize ./model --method svd --parameters 50% --storage q8_0 --out thin\n\nOnly planish runs products of two as such; `planish export` multiplies them out for other programs."
     )]
     Factorize(Factorize),
+    /// Give each matrix a few levels of its own, and its file no more bits than they need
+    #[command(
+        after_help = "Examples:\n  planish cluster ./model --bits 4 --data text.txt --out small\n  planish cluster ./model --bits 4 --entropy-code --data text.txt --out smaller\n  planish cluster ./sparse --bits 3 --group 64 --data text.txt --out both      # holes stay holes\n\nThe result is a directory of planish's own storage; `planish export` writes it for others as floats."
+    )]
+    Cluster(Cluster),
     /// Gather statistics of the inputs of matrices, for any number of jobs with --stats
     #[command(
         after_help = "Examples:\n  planish calibrate ./model --data text.txt --out imatrix.gguf      # llama.cpp's importance matrix\n  planish calibrate ./model --data chats.jsonl --packed --out stats.safetensors\n  planish quantize ./model --method imatrix --storage q3_k_m --stats imatrix.gguf --out small.gguf\n  planish quantize ./model --method gptq --bits 3 --stats stats.safetensors --out small\n\nOf the text the part for calibration is read, so that the rest can prove the result; --whole reads all of it."
@@ -204,8 +209,8 @@ pub struct Writing {
     /// Where the result goes: a directory, or a file that ends in .gguf
     #[arg(long, value_name = "PATH")]
     pub out: Option<PathBuf>,
-    /// For whom, where the ending does not tell: hf (planish's own), gguf, compressed-tensors (vLLM, transformers), gptq
-    /// or awq
+    /// For whom, where the ending does not tell: hf (planish's own), rans (the same with entropy-coded codes), gguf,
+    /// compressed-tensors (vLLM, transformers), gptq or awq
     #[arg(long, value_name = "NAME")]
     pub format: Option<String>,
     /// Replace what lies there
@@ -270,7 +275,7 @@ pub struct Run {
 }
 
 /// Quality that a result must have to be written.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Floors {
     /// Most that the perplexity may rise: `1%`
     #[arg(long, value_name = "PERCENT")]

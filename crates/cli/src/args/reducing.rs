@@ -50,8 +50,28 @@ pub struct Prune {
     pub reduce: Reduce,
 }
 
-/// What all of them take.
 #[derive(Args)]
+pub struct Cluster {
+    #[command(flatten)]
+    pub model: Model,
+    /// Bits of a code, 1 to 8: a matrix has as many levels as a code has values
+    #[arg(long, default_value_t = 4)]
+    pub bits: u8,
+    /// Values that share a scale, a multiple of 8; 0 for a scale per row
+    #[arg(long, default_value_t = 128)]
+    pub group: u16,
+    /// How levels are chosen; `planish methods` tells more
+    #[arg(long, default_value = "kmeans")]
+    pub method: String,
+    /// Let each code take as few bits of the file as how often it is there allows; the file is unfolded when it is read
+    #[arg(long)]
+    pub entropy_code: bool,
+    #[command(flatten)]
+    pub reduce: Reduce,
+}
+
+/// What all of them take.
+#[derive(Args, Clone)]
 pub struct Reduce {
     /// Leave some sites as they are: 'down', 'layers 0,1', '3.o'; may be repeated
     #[arg(long = "skip", value_name = "SITES")]

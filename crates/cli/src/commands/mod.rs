@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod calibrate;
 mod chat;
+mod cluster;
 mod distill;
 mod doctor;
 mod evaluate;
@@ -46,6 +47,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Quantize(a) => quantize::run(a, common),
         Command::Prune(a) => prune::run(a, common),
         Command::Factorize(a) => factorize::run(a, common),
+        Command::Cluster(a) => cluster::run(a, common),
         Command::Calibrate(a) => calibrate::run(a, common),
         Command::Evaluate(a) => evaluate::run(a, common),
         Command::Export(a) => export::run(a, common),

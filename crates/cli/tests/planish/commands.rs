@@ -267,7 +267,7 @@ fn wrong_words_and_bad_files_are_told_with_code_2() {
     fails(
         &["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"],
         2,
-        "rtn, hqq, rotate, imatrix, awq, smoothquant, gptq, gptaq, autoround, lqer, svd, asvd, svd-llm, gfwsvd, magnitude, \
+        "rtn, hqq, rotate, imatrix, awq, smoothquant, gptq, gptaq, autoround, lqer, kmeans, svd, asvd, svd-llm, gfwsvd, magnitude, \
          wanda, sparsegpt, fisher, influence, without, qat, distill",
     );
     fails(&["quantize", &folder, "--override", "9.q=q8_0", "--data", &text, "--out", "x"], 2, "9.q");

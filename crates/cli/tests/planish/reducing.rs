@@ -227,3 +227,53 @@ fn single_values_leave_holes_that_stay_and_are_read_no_more() {
         "single values",
     );
 }
+
+#[test]
+fn levels_of_a_matrixs_own_are_closer_and_their_file_is_smaller() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |words: &[&str], out: &str| {
+        let out = path(&dir, out);
+        let outcome = json(&[words, &["--out", &out]].concat());
+        (divergence(&outcome), outcome["proof"]["after"]["file_bytes"].as_u64().unwrap())
+    };
+    let rounded = run(&words("quantize", &folder, &text, &["--method", "gptq", "--storage", "int4g64"]), "rounded");
+    let cluster = words("cluster", &folder, &text, &["--bits", "4", "--group", "64"]);
+    let (plain, coded) = (run(&cluster, "plain"), run(&[&cluster[..], &["--entropy-code"]].concat(), "coded"));
+    println!("int4g64 {rounded:?}, palette4g64 {plain:?}, entropy-coded {coded:?}");
+    assert!(plain.0 < rounded.0 && coded.0 == plain.0, "{plain:?} {coded:?} {rounded:?}");
+    assert!(coded.1 < rounded.1 * 97 / 100 && plain.1 < rounded.1 * 102 / 100, "{plain:?} {coded:?} {rounded:?}");
+
+    // What is unfolded is what was folded, packed too; the same bytes from one thread.
+    let (plain, coded) = (path(&dir, "plain"), path(&dir, "coded"));
+    let alike = json(&["evaluate", &coded, "--data", &text, "--against", &plain, "--documents", "5"]);
+    assert!(alike["against"]["kl_mean"].as_f64().unwrap() == 0.0, "{alike}");
+    let fast = json(&["evaluate", &coded, "--data", &text, "--against", &coded, "--fast", "--documents", "5"]);
+    assert!(fast["against"]["kl_mean"].as_f64().unwrap() < 1e-3, "{fast}");
+    run(&[&cluster[..], &["--entropy-code", "--threads", "1"]].concat(), "one");
+    let read = |out: &str| fs::read(Path::new(&path(&dir, out)).join("model.safetensors")).unwrap();
+    assert!(read("one") == read("coded"), "one thread writes other bytes");
+    assert!(planish().args(["verify", &coded]).output().unwrap().status.success());
+
+    // A damaged file is told.
+    let file = Path::new(&coded).join("model.safetensors");
+    let mut bytes = read("coded");
+    let end = bytes.len();
+    bytes[end - 40_000..end - 39_000].fill(0xff);
+    fs::write(&file, bytes).unwrap();
+    fails(&["inspect", &coded], 2, "damaged");
+
+    // A sparse model that is clustered stays sparse.
+    let sparse = path(&dir, "sparse");
+    json(&words("prune", &folder, &text, &["--pattern", "2:4", "--out", &sparse]));
+    let both = path(&dir, "both");
+    json(&words("cluster", &sparse, &text, &["--bits", "3", "--group", "32", "--entropy-code", "--out", &both]));
+    let shown = json(&["inspect", &both])["sites"].to_string();
+    assert!(shown.contains("palette3g32@2:4"), "{shown}");
+    fails(&words("cluster", &folder, &text, &["--bits", "9", "--out", "x"]), 2, "palette<1..8>");
+    fails(
+        &words("cluster", &folder, &text, &["--entropy-code", "--format", "gguf", "--out", "x"]),
+        2,
+        "leave out --format",
+    );
+}

@@ -10,6 +10,7 @@ mod gptaq;
 mod gptq;
 mod hqq;
 mod imatrix;
+mod kmeans;
 mod lqer;
 pub mod prune;
 mod qat;
@@ -239,6 +240,7 @@ pub static METHODS: &[&Method] = &[
     &gptaq::GPTAQ,
     &autoround::AUTOROUND,
     &lqer::LQER,
+    &kmeans::KMEANS,
     &svd::SVD,
     &svd::ASVD,
     &svd::SVD_LLM,

@@ -100,6 +100,11 @@ impl Block {
         }
     }
 
+    /// What a unit of the levels of its first columns stands for.
+    pub fn unit(&self) -> f32 {
+        self.scale[0]
+    }
+
     /// The highest code; codes start at 0.
     pub fn highest(&self) -> u8 {
         self.highest

@@ -15,6 +15,7 @@ mod fit;
 mod learned;
 mod name;
 mod pack;
+mod palette;
 mod spans;
 mod sub_blocks;
 mod table;
@@ -24,6 +25,7 @@ pub use codebook::{Cost, SPAN};
 pub use learned::{Moved, Scales};
 pub use name::GridError;
 pub(crate) use pack::{half_e4m3, half_power, header, pack_bits, scales, unpack, unpack_bits, widen};
+pub use palette::{Palette, means};
 pub use table::Table;
 
 use crate::kernels::kernels;

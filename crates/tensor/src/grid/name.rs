@@ -7,7 +7,7 @@ use super::{Grid, Table, Zero, group_fits};
 #[error(
     "no storage is called {0:?}; there are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, \
      q6_k, iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, iq4_nl, iq4_xs, tq1_0, tq2_0, mxfp4, nvfp4, int<2..8>g<group>[a|z] (a: with a minimum, z: with a zero point; int4g32, int3g64a), \
-     int<2..8>[z] (a scale per row), nf4[g<group>], fp8_e4m3[g<group>] and fp8_e5m2[g<group>]; groups are multiples of \
+     int<2..8>[z] (a scale per row), nf4[g<group>], fp8_e4m3[g<group>], fp8_e5m2[g<group>] and palette<1..8>[g<group>] (levels of the matrix's own, from `planish cluster`); groups are multiples of \
      8 up to 1024; floats and these groups also with holes: bf16@2:4 (two of every four are kept), int4g128@50% (half of each \
      row), bf16@50%16x1 (in blocks of rows x columns)"
 )]
@@ -56,6 +56,9 @@ impl Grid {
                 };
                 format!("int{bits}{}{zero}", of_group(group))
             }
+            Grid::Levels { table: Table::Own(_), group } => {
+                format!("palette{}{}", self.code_bits(), of_group(group))
+            }
             Grid::Levels { table, group } => {
                 let named = TABLES.iter().find(|(t, ..)| *t == table);
                 let (name, usual) = named.map_or(("levels", 0), |(_, name, usual)| (*name, *usual));
@@ -71,6 +74,13 @@ impl Grid {
         }
     }
 
+    /// Its name with the levels of a palette: what a file says.
+    pub fn full_name(self) -> String {
+        let Grid::Levels { table: Table::Own(palette), .. } = self else { return self.name() };
+        let levels: Vec<String> = palette.levels().iter().map(i8::to_string).collect();
+        format!("{}({})", self.name(), levels.join(","))
+    }
+
     /// The grid of that name, in any case.
     ///
     /// # Errors
@@ -80,7 +90,7 @@ impl Grid {
         if let Some((grid, _)) = FIXED.iter().find(|(_, n)| *n == lower) {
             return Ok(*grid);
         }
-        int(&lower).or_else(|| levels(&lower)).ok_or_else(|| GridError(name.into()))
+        int(&lower).or_else(|| levels(&lower)).or_else(|| palette(&lower)).ok_or_else(|| GridError(name.into()))
     }
 }
 
@@ -94,6 +104,28 @@ fn int(name: &str) -> Option<Grid> {
         Some((bits, group)) => Grid::int(bits.parse().ok()?, group.parse().ok().filter(|g| *g > 0)?, zero),
         None => Grid::int(rest.parse().ok()?, 0, zero),
     }
+}
+
+/// `palette4g64`, or with the levels that a matrix chose: `palette1g64(-90,127)`.
+fn palette(name: &str) -> Option<Grid> {
+    let rest = name.strip_prefix("palette")?;
+    let (rest, own) = match rest.split_once('(') {
+        Some((rest, levels)) => (rest, Some(levels.strip_suffix(')')?)),
+        None => (rest, None),
+    };
+    let (bits, group) = match rest.split_once('g') {
+        Some((bits, group)) => (bits, group.parse().ok().filter(|g| *g > 0)?),
+        None => (rest, 0),
+    };
+    let bits: u8 = bits.parse().ok().filter(|bits| (1..=8).contains(bits))?;
+    let table = match own {
+        None => Table::normal_palette(bits)?,
+        Some(levels) => {
+            let levels: Vec<i8> = levels.split(',').map(|l| l.trim().parse().ok()).collect::<Option<_>>()?;
+            Table::palette(&levels).filter(|table| table.bits() == bits)?
+        }
+    };
+    group_fits(group).then_some(Grid::Levels { table, group })
 }
 
 fn levels(name: &str) -> Option<Grid> {

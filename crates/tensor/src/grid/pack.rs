@@ -341,6 +341,7 @@ fn plane(bytes: &[u8], codes: &mut [u8], value: u8) {
 #[inline(always)]
 pub fn unpack_bits(bytes: &[u8], bits: u8, codes: &mut [u8]) {
     match bits {
+        1 => unpack_width::<1>(bytes, codes),
         2 => unpack_width::<2>(bytes, codes),
         3 => unpack_width::<3>(bytes, codes),
         4 => unpack_width::<4>(bytes, codes),

@@ -1,5 +1,7 @@
 //! Tables: levels that do not lie evenly, by code, in units of a block's scale.
 
+use super::Palette;
+
 /// A table of levels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum Table {
@@ -21,6 +23,8 @@ pub enum Table {
     Iq3Xxs,
     /// The magnitudes of IQ3_S with both signs.
     Iq3S,
+    /// Levels of a matrix's own.
+    Own(&'static Palette),
 }
 
 /// The levels of IQ4_NL in units of the scale.
@@ -124,6 +128,7 @@ impl Table {
         match self {
             Table::E4m3 | Table::E5m2 => 8,
             Table::Iq1 | Table::Iq2 => 3,
+            Table::Own(palette) => palette.bits(),
             _ => 4,
         }
     }
@@ -141,6 +146,7 @@ impl Table {
             Table::Iq2 => &IQ2_LEVELS,
             Table::Iq3Xxs => &IQ3_XXS_LEVELS,
             Table::Iq3S => &IQ3_S_LEVELS,
+            Table::Own(palette) => palette.floats(),
         }
     }
 
@@ -153,6 +159,7 @@ impl Table {
             Table::Iq2 => Some(&IQ2_BYTES),
             Table::Iq3Xxs => Some(&IQ3_XXS_BYTES),
             Table::Iq3S => Some(&IQ3_S_BYTES),
+            Table::Own(palette) if palette.bits() <= 4 => Some(palette.bytes()),
             _ => None,
         }
     }
@@ -169,6 +176,7 @@ impl Table {
             Table::Iq2 => (-43.0, 43.0),
             Table::Iq3Xxs => (-62.0, 62.0),
             Table::Iq3S => (-15.0, 15.0),
+            Table::Own(palette) => (palette.floats()[0], palette.floats()[palette.floats().len() - 1]),
         }
     }
 
@@ -176,7 +184,7 @@ impl Table {
     #[inline(always)]
     fn rising(self) -> &'static [f32] {
         match self {
-            Table::Iq4Nl | Table::Nf4 | Table::Iq3Xxs | Table::Iq3S => self.levels(),
+            Table::Iq4Nl | Table::Nf4 | Table::Iq3Xxs | Table::Iq3S | Table::Own(_) => self.levels(),
             Table::Iq1 | Table::Iq2 => &self.levels()[..6],
             Table::E2m1 => &E2M1_LEVELS[..8],
             Table::E4m3 => &E4M3_LEVELS[..127],
@@ -188,7 +196,7 @@ impl Table {
     #[inline(always)]
     pub(super) fn gap(self, x: f32) -> f32 {
         let rising = self.rising();
-        let sought = if matches!(self, Table::Iq4Nl | Table::Nf4) { x } else { x.abs() };
+        let sought = if matches!(self, Table::Iq4Nl | Table::Nf4 | Table::Own(_)) { x } else { x.abs() };
         let above = rising.partition_point(|level| *level < sought).clamp(1, rising.len() - 1);
         rising[above] - rising[above - 1]
     }

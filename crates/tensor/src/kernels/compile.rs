@@ -131,6 +131,7 @@ macro_rules! code_tiles {
                         (4, Some(_), ..) => inner::<T, R, 4, true, 32, false>(tile),
                         (3, Some(_), 16, _) => inner::<T, R, 3, true, 16, false>(tile),
                         (3, Some(_), ..) => inner::<T, R, 3, true, 32, false>(tile),
+                        (2, Some(_), ..) => inner::<T, R, 2, true, 32, false>(tile),
                         (2, _, 16, _) => inner::<T, R, 2, false, 16, true>(tile),
                         (3, _, 16, _) => inner::<T, R, 3, false, 16, false>(tile),
                         (6, _, 16, _) => inner::<T, R, 6, false, 16, false>(tile),

@@ -71,8 +71,8 @@ pub struct Codes {
     pub bits: u8,
     /// Which of them are there, unless all are; the others stand for zero.
     pub pattern: Option<Pattern>,
-    /// The table of whole numbers that stands between code and level.
-    pub table: Option<Table>,
+    /// The whole numbers that stand between code and level, each plus 128.
+    pub table: Option<[u8; 16]>,
     /// Columns that share a scale inside a chunk: 16 or 32.
     pub sub: u8,
     /// Has each sub-block a minimum?
@@ -126,9 +126,10 @@ impl Form {
             Storage::Grid(grid) => Codes::of(grid).map_or(Form::F16, Form::Codes),
             Storage::Sparse(sparse) => {
                 let pattern = sparse.pattern();
+                let even = matches!(sparse.values(), Storage::Grid(Grid::Int { .. }));
                 match Form::of(sparse.values()) {
                     // Zero must be a code.
-                    Form::Codes(codes) if !codes.minimum && codes.table.is_none() => {
+                    Form::Codes(codes) if even && !codes.minimum => {
                         let bits = match codes.bits {
                             7 => 8,
                             bits if pattern == PAIRS => bits,
@@ -281,8 +282,8 @@ impl Codes {
 
     /// The levels of the table plus 128; of no use where there is none.
     #[inline(always)]
-    pub(crate) fn levels(self) -> &'static [u8; 16] {
-        self.table.and_then(Table::bytes).unwrap_or(&[0; 16])
+    pub(crate) fn levels(&self) -> &[u8; 16] {
+        self.table.as_ref().unwrap_or(&[0; 16])
     }
 
     /// What the scale that a span shares is multiplied by.
@@ -308,34 +309,44 @@ impl Codes {
             scales: Scales::Steps,
             ..plain(bits, zero, minimum)
         };
+        let by_group = |group: u16| match group {
+            0 => Some(Scales::Group(ROW_SPAN)),
+            g if g % 64 == 0 => Some(Scales::Group((g / 64) as u8)),
+            g if g % 32 == 0 => Some(Scales::Halves),
+            _ => None,
+        };
+        let own = |table: Table| table.bytes().copied();
         Some(match grid {
             Grid::Int { bits, group, zero } => {
-                let scales = match group {
-                    0 => Scales::Group(ROW_SPAN),
-                    g if g % 64 == 0 => Scales::Group((g / 64) as u8),
-                    g if g % 32 == 0 => Scales::Halves,
-                    _ => return None,
-                };
                 let middle = if zero == Zero::Middle { 1 << (bits - 1) } else { 0 };
-                Codes { scales, point: zero == Zero::Point, ..plain(bits, middle, zero != Zero::Middle) }
+                Codes {
+                    scales: by_group(group)?,
+                    point: zero == Zero::Point,
+                    ..plain(bits, middle, zero != Zero::Middle)
+                }
+            }
+            Grid::Levels { table: table @ Table::Own(_), group } => {
+                // Codes of one bit lie as those of two, and of more levels than a register looks up the levels lie themselves.
+                let bits = if table.bits() > 4 { 8 } else { table.bits().max(2) };
+                Codes { table: table.bytes().copied(), scales: by_group(group)?, ..plain(bits, 128, false) }
             }
             // Their levels are no whole numbers of 8 bits.
             Grid::Levels { .. } => return None,
-            Grid::Mxfp4 => Codes { table: Some(Table::E2m1), ..plain(4, 128, false) },
-            Grid::Nvfp4 => Codes { table: Some(Table::E2m1), sub: 16, ..plain(4, 128, false) },
+            Grid::Mxfp4 => Codes { table: own(Table::E2m1), ..plain(4, 128, false) },
+            Grid::Nvfp4 => Codes { table: own(Table::E2m1), sub: 16, ..plain(4, 128, false) },
             Grid::Tq1 | Grid::Tq2 => Codes { scales: Scales::Group(4), ..plain(2, 1, false) },
             Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
                 let sub = if matches!(grid, Grid::Iq1M | Grid::Iq2Xs | Grid::Iq2S) { 16 } else { 32 };
                 let table = grid.codebook_levels()?;
-                Codes { table: Some(table), halvings: grid.halvings(), ..steps(table.bits(), 128, sub, false) }
+                Codes { table: own(table), halvings: grid.halvings(), ..steps(table.bits(), 128, sub, false) }
             }
-            Grid::Iq4Xs => Codes { table: Some(Table::Iq4Nl), ..steps(4, 128, 32, false) },
+            Grid::Iq4Xs => Codes { table: own(Table::Iq4Nl), ..steps(4, 128, 32, false) },
             Grid::Q4_0 => plain(4, 8, false),
             Grid::Q4_1 => plain(4, 0, true),
             Grid::Q5_0 => plain(5, 16, false),
             Grid::Q5_1 => plain(5, 0, true),
             Grid::Q8_0 => plain(8, 128, false),
-            Grid::Iq4Nl => Codes { table: Some(Table::Iq4Nl), ..plain(4, 128, false) },
+            Grid::Iq4Nl => Codes { table: own(Table::Iq4Nl), ..plain(4, 128, false) },
             Grid::Q2K => Codes { scales: Scales::Pairs, ..steps(2, 0, 16, true) },
             Grid::Q3K => steps(3, 4, 16, false),
             Grid::Q4K => Codes { scales: Scales::Sixes, ..steps(4, 0, 32, true) },

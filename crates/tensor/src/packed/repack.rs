@@ -157,7 +157,7 @@ impl Blocks {
     #[inline(always)]
     fn of(grid: Grid, codes: Codes, cols: usize) -> Blocks {
         match grid.is_by_row() {
-            true => Blocks { grid, codes, len: OF_A_ROW, size: OF_A_ROW * usize::from(codes.bits) / 8 },
+            true => Blocks { grid, codes, len: OF_A_ROW, size: OF_A_ROW * usize::from(grid.code_bits()) / 8 },
             false => Blocks { grid, codes, len: grid.block_len(), size: grid.block_bytes_in(cols) },
         }
     }
@@ -180,8 +180,9 @@ impl Blocks {
             return grid::unpack(self.grid, bytes, codes);
         }
         // The end of a row may be short of a piece.
-        let held = bytes.len() * 8 / usize::from(self.codes.bits);
-        grid::unpack_bits(bytes, self.codes.bits, &mut codes[..held]);
+        let bits = self.grid.code_bits();
+        let held = bytes.len() * 8 / usize::from(bits);
+        grid::unpack_bits(bytes, bits, &mut codes[..held]);
         codes[held..].fill(0);
     }
 
@@ -253,6 +254,13 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
                     continue;
                 };
                 blocks.unpack(bytes, &mut p.codes[lane][part * len..(part + 1) * len]);
+                if let (8, Grid::Levels { table, .. }) = (codes.bits, grid) {
+                    // More levels than a register looks up.
+                    let levels = table.levels();
+                    p.codes[lane][part * len..(part + 1) * len]
+                        .iter_mut()
+                        .for_each(|code| *code = (levels[usize::from(*code)] + 128.0) as u8);
+                }
                 if stepped {
                     let scales = grid::scales(grid, header);
                     for (i, s) in subs.enumerate() {

@@ -65,6 +65,7 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
                 (4, Some(_), ..) => code_panel::<H, 4, true, 32, false, DENSE>(tile, panel),
                 (3, Some(_), 16, _) => code_panel::<H, 3, true, 16, false, DENSE>(tile, panel),
                 (3, Some(_), ..) => code_panel::<H, 3, true, 32, false, DENSE>(tile, panel),
+                (2, Some(_), ..) => code_panel::<H, 2, true, 32, false, DENSE>(tile, panel),
                 (2, _, 16, _) => code_panel::<H, 2, false, 16, true, DENSE>(tile, panel),
                 (3, _, 16, _) => code_panel::<H, 3, false, 16, false, DENSE>(tile, panel),
                 (6, _, 16, _) => code_panel::<H, 6, false, 16, false, DENSE>(tile, panel),
