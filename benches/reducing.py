@@ -7,12 +7,14 @@
 
     benches/reducing.py values   MODEL --data TOKENS.u16 --held-out TEXT --python PYTHON
                                                                        half of the values, and 2:4, against Wanda and SparseGPT
+    benches/reducing.py clusters MODEL --data TEXT --held-out TEXT      palettes, entropy-coded, against gptq's even levels
 
 `factors`: the rise of the perplexity on held-out text at 80 % of the parameters of the matrices; the bar is 0.9 of svd-llm's.
 `healed`: the loss on held-out text; the bar is that it is below that of the shape from nothing, at its best of the rates and
 stopped at its best validation loss.
 `values`: the rise of the perplexity on held-out text; the bars are 0.95 of the reference's without healing, and half of our own after
-it (`--heal`). PYTHON has torch and transformers. Exit 0: the bars passed. 1: one did not.
+it (`--heal`). PYTHON has torch and transformers.
+`clusters`: the bar is a smaller file than gptq's 4 bits in groups of 128 at no larger KL. Exit 0: the bars passed. 1: one did not.
 """
 
 import argparse
@@ -114,9 +116,29 @@ def values(o, folder):
     return held
 
 
+def clusters(o, folder):
+    found = {}
+    for name, words in (
+        ("int4g128", ("quantize", "--method", "gptq", "--storage", "int4g128")),
+        ("palette4g128", ("cluster", "--bits", "4", "--group", "128", "--entropy-code")),
+        ("palette4", ("cluster", "--bits", "4", "--group", "0", "--entropy-code")),
+        ("int3g64", ("quantize", "--method", "gptq", "--storage", "int3g64")),
+        ("palette3g64", ("cluster", "--bits", "3", "--group", "64", "--entropy-code")),
+    ):
+        out = folder / name
+        call(o.planish, words[0], o.model, *words[1:], "--data", o.data, "--out", out, "--force", "--seed", 1)
+        told = call(o.planish, "evaluate", out, "--against", o.model, "--data", o.held_out)
+        low, high = told["against"]["kl_ci95"]
+        found[name] = told["file_bytes"], told["against"]["kl_mean"]
+        print(f"{name:13} {found[name][0]:>9} bytes, KL {found[name][1]:.4f} [{low:.4f}, {high:.4f}]", flush=True)
+    even, best = found["int4g128"], found["palette4g128"]
+    print(f"the palette's file is {best[0] / even[0]:.3f} of the even levels', its KL {best[1] / even[1]:.3f} (bar: below 1, at most 1)")
+    return best[0] < even[0] and best[1] <= even[1]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["factors", "healed", "values"])
+    p.add_argument("what", choices=["factors", "healed", "values", "clusters"])
     p.add_argument("model", type=Path)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--held-out", type=Path, required=True)
@@ -130,7 +152,7 @@ def main():
     p.add_argument("--planish", type=Path, default=PROJECT / "target/release/planish")
     o = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        passed = {"factors": factors, "healed": healed, "values": values}[o.what](o, Path(folder))
+        passed = {"factors": factors, "healed": healed, "values": values, "clusters": clusters}[o.what](o, Path(folder))
     print("passed" if passed else "did not pass")
     sys.exit(0 if passed else 1)
 

@@ -12,9 +12,12 @@ use crate::{
     run::{self, Data},
     stats, walk,
 };
-use model::{Gpt, Model, Site};
+use model::{Gpt, Model, Role, Site};
 use serde::Serialize;
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 use tensor::{Storage, Weight};
 
 /// A recipe and what it will take.
@@ -92,6 +95,8 @@ pub struct Preview {
     pub size_bytes: usize,
     /// Mean bits per parameter.
     pub bits_per_weight: f64,
+    /// Stored bytes of the weights that decoding a token reads: all products, and one row of each table.
+    pub bytes_per_token: usize,
     /// Free disk that it needs: the journal and the result.
     pub disk_bytes: u64,
     /// Most memory that it takes, with all the calibration tokens that it may see.
@@ -130,18 +135,46 @@ pub fn preview(gpt: &Gpt, recipe: &Recipe) -> Result<Preview> {
         Some(Becomes { site: site.to_string(), shape, now, becomes, bytes: form.bytes(shape) })
     };
     let sites: Vec<Becomes> = gpt.model.linears.iter().filter_map(one).collect();
+    let head = gpt.model.spec.resolve(Site::HEAD);
+    let read = |(site, l): (&Site, &tensor::Linear)| {
+        let [rows, cols] = shape_after(*site, &l.weight, &built)?;
+        let looked_up = *site != head && matches!(site.role, Role::Embed | Role::Position);
+        Some(Form::of(*site, &l.weight, &built).bytes([rows, cols]) / if looked_up { rows.max(1) } else { 1 })
+    };
+    let bytes_per_token = gpt.model.linears.iter().filter_map(read).sum();
     let fixed = gpt.model.size_bytes() - gpt.model.matrix_bytes();
     let size_bytes = sites.iter().map(|s| s.bytes).sum::<usize>() + fixed;
     let notes = built.iter().flat_map(|b| &b.fallbacks);
+    let fallbacks = notes.map(|(site, asked)| format!("{site}: a row does not divide into blocks of {asked}"));
+    let notes = fallbacks.chain(of_no_use(gpt, &built)).collect();
     let memory = memory_of(gpt, recipe.calibration_tokens, recipe, &built);
     Ok(Preview {
         size_bytes,
+        bytes_per_token,
         bits_per_weight: 8.0 * size_bytes as f64 / gpt.model.parameters().max(1) as f64,
         disk_bytes: disk(&gpt.model, &built),
         peak_ram_bytes: memory.own + memory.mapped,
-        notes: notes.map(|(site, asked)| format!("{site}: a row does not divide into blocks of {asked}")).collect(),
+        notes,
         sites,
     })
+}
+
+/// Storages whose pattern takes about as much room as it leaves out: a token reads as much as without it, and its values have to be
+/// put in their places besides.
+fn of_no_use(gpt: &Gpt, built: &[Built]) -> BTreeSet<String> {
+    let note = |(site, l): (&Site, &tensor::Linear)| {
+        let Form::Whole(storage @ Storage::Sparse(sparse)) = Form::of(*site, &l.weight, built) else { return None };
+        let [_, cols] = shape_after(*site, &l.weight, built)?;
+        let (own, whole) = (storage.row_bytes(cols), sparse.values().row_bytes(cols));
+        (20 * own >= 19 * whole).then(|| {
+            let share = 100 * own / whole.max(1);
+            format!(
+                "{storage} takes {share} % of the bytes of {}: it decodes no faster; leave out more",
+                sparse.values()
+            )
+        })
+    };
+    gpt.model.linears.iter().filter_map(note).collect()
 }
 
 /// What steps make of a matrix.

@@ -152,6 +152,7 @@ pub fn preview(gpt: &Gpt, recipe: &Recipe, common: &Common) -> Result<u8> {
     show::table(&rows);
     sayln!("");
     sayln!("size: {} ({:.3} bits per weight)", show::size(p.size_bytes as u64), p.bits_per_weight);
+    sayln!("a token reads: {}", show::size(p.bytes_per_token as u64));
     sayln!("disk: {}", show::size(p.disk_bytes));
     sayln!("peak memory: {}", show::size(p.peak_ram_bytes));
     p.notes.iter().for_each(|n| sayln!("note: {n}"));

@@ -23,9 +23,13 @@ fn as_foreseen(words: &[&str], out: &str) -> Value {
     near(size, shown["size_bytes"].as_f64().unwrap(), "size");
     near(size, outcome["proof"]["after"]["file_bytes"].as_f64().unwrap(), "file");
     let read = |w: &Value| w["bytes"].as_f64().unwrap();
-    let foreseen: f64 = foreseen["sites"].as_array().unwrap().iter().map(read).sum();
+    let sum: f64 = foreseen["sites"].as_array().unwrap().iter().map(read).sum();
     let found: f64 = shown["sites"].as_array().unwrap().iter().map(read).sum();
-    near(foreseen, found, "bytes of matrices");
+    near(sum, found, "bytes of matrices");
+    // What a fresh process reads for a token.
+    let timed = json(&["bench", out, "--prefill", "8", "--decode", "4", "--runs", "1"]);
+    let read = |v: &Value| v.as_f64().unwrap();
+    near(read(&foreseen["bytes_per_token"]), read(&timed["work"]["bytes_per_token"]), "bytes of a token");
     outcome
 }
 
@@ -174,6 +178,11 @@ fn single_values_leave_holes_that_stay_and_are_read_no_more() {
     let storages = |out: &str| json(&["inspect", &path(&dir, out)])["sites"].to_string();
     assert!(storages("sparsegpt").contains("@50%"));
 
+    // Where a pattern takes as much as it leaves out, the plan says so.
+    let little = ["--pattern", "unstructured", "--sparsity", "25%", "--storage", "int4g64", "--dry-run"];
+    let told = json(&words("prune", &folder, &text, &little));
+    assert!(told["notes"].to_string().contains("decodes no faster"), "{told}");
+
     // Sparse and low-bit together, in one step and in two; a layer that stays.
     let one = run("2:4", &["--storage", "int4g32", "--keep", "0"], "one");
     assert!(
@@ -237,12 +246,12 @@ fn levels_of_a_matrixs_own_are_closer_and_their_file_is_smaller() {
         let outcome = json(&[words, &["--out", &out]].concat());
         (divergence(&outcome), outcome["proof"]["after"]["file_bytes"].as_u64().unwrap())
     };
-    let rounded = run(&words("quantize", &folder, &text, &["--method", "gptq", "--storage", "int4g64"]), "rounded");
-    let cluster = words("cluster", &folder, &text, &["--bits", "4", "--group", "64"]);
+    let rounded = run(&words("quantize", &folder, &text, &["--method", "gptq", "--storage", "int3g32"]), "rounded");
+    let cluster = words("cluster", &folder, &text, &["--bits", "3", "--group", "32"]);
     let (plain, coded) = (run(&cluster, "plain"), run(&[&cluster[..], &["--entropy-code"]].concat(), "coded"));
-    println!("int4g64 {rounded:?}, palette4g64 {plain:?}, entropy-coded {coded:?}");
+    println!("int3g32 {rounded:?}, palette3g32 {plain:?}, entropy-coded {coded:?}");
     assert!(plain.0 < rounded.0 && coded.0 == plain.0, "{plain:?} {coded:?} {rounded:?}");
-    assert!(coded.1 < rounded.1 * 97 / 100 && plain.1 < rounded.1 * 102 / 100, "{plain:?} {coded:?} {rounded:?}");
+    assert!(coded.1 < rounded.1 * 98 / 100 && plain.1 < rounded.1 * 102 / 100, "{plain:?} {coded:?} {rounded:?}");
 
     // What is unfolded is what was folded, packed too; the same bytes from one thread.
     let (plain, coded) = (path(&dir, "plain"), path(&dir, "coded"));

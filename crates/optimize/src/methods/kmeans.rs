@@ -1,5 +1,6 @@
-//! Palettes: the levels of a matrix are chosen for it, weighed by what its inputs make of an error (Deep Compression, arXiv 1510.00149;
-//! the levels are the best there are, by dynamic programming), and its values rounded to them with error feedback.
+//! Palettes: the levels of a matrix are chosen for it (Deep Compression, arXiv 1510.00149; they are the best there are, by dynamic
+//! programming), and its values rounded to them with error feedback. Where nothing is known of the inputs' second moments, values
+//! are weighed by the size of their inputs instead.
 
 use super::{Method, Plan, Rewrite, at, gptq, options};
 use crate::{Needs, Result, Stats};
@@ -49,17 +50,20 @@ impl Rewrite for KMeans {
     }
 
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
-        let importance = stats.mean_squares(weight.cols());
-        let chosen = match storage.dense() {
+        let choose = |importance: Option<&[f32]>| match storage.dense() {
             Storage::Grid(grid @ Grid::Levels { table: Table::Own(_), group }) if storage.fits(weight.cols()) => {
-                let table = self.levels(grid, group, weight, importance.as_deref());
+                let table = self.levels(grid, group, weight, importance);
                 storage.with_values(Storage::Grid(Grid::Levels { table, group }))
             }
             _ => storage,
         };
         match stats.gram.as_ref().is_some_and(|gram| gram.cols() == weight.cols() && gram.rows() > 0) {
-            true => gptq::Gptq::default().matrix(site, weight, chosen, stats),
-            false => Weight::encode(weight, chosen, importance.as_deref()).map_err(at(site)),
+            // Errors are passed on, whichever column they are made in: all columns count alike.
+            true => gptq::Gptq::default().matrix(site, weight, choose(None), stats),
+            false => {
+                let importance = stats.mean_squares(weight.cols());
+                Weight::encode(weight, choose(importance.as_deref()), importance.as_deref()).map_err(at(site))
+            }
         }
     }
 }

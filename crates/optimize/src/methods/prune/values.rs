@@ -76,10 +76,12 @@ impl Values {
             return Ok(chosen);
         }
         let problem = Problem::new(weight, gram, pattern);
-        let mut answer = Answer { cost: vec![f64::INFINITY; weight.rows()], values: chosen, keep };
+        let mut answer = problem.answer(chosen, keep);
         problem.settle(&mut answer, if self.exchanges > 0 { BETWEEN } else { AT_LAST });
         if self.exchanges > 0 && !matches!(pattern, Pattern::Share { block, .. } if block != [1, 1]) {
             problem.exchange(&mut answer, self.exchanges);
+            // What the slopes lost in precision on the way is found again.
+            answer = problem.answer(answer.values, answer.keep);
             problem.settle(&mut answer, AT_LAST);
         }
         Ok(answer.values)
@@ -126,7 +128,9 @@ struct Problem {
 struct Answer {
     values: Tensor,
     keep: Vec<Vec<bool>>,
-    /// What each row costs, in the order of the rows.
+    /// [`Problem::slopes`] there.
+    slopes: Tensor,
+    /// What each row costs.
     cost: Vec<f64>,
 }
 
@@ -148,41 +152,43 @@ impl Problem {
         ops::matmul(&left, &self.factor)
     }
 
+    /// Values on a support, before any row was settled.
+    fn answer(&self, values: Tensor, keep: Vec<Vec<bool>>) -> Answer {
+        let slopes = self.slopes(&values);
+        Answer { cost: vec![f64::INFINITY; values.rows()], values, keep, slopes }
+    }
+
     /// Brings the values near to those that cost least on their support, by conjugate gradients, each row by itself.
     fn settle(&self, answer: &mut Answer, steps: usize) {
         let (rows, cols) = (self.original.rows(), self.original.cols());
-        let Answer { values, keep, cost } = answer;
-        let mut residual = self.slopes(values);
-        mask(&mut residual, keep);
+        let Answer { values, keep, slopes, cost } = answer;
         let mut direction = Tensor::zeros(rows, cols);
         let mut before = vec![0f64; rows];
         for _ in 0..steps {
-            let turn = direction.as_mut_slice().par_chunks_mut(cols).zip(residual.as_slice().par_chunks(cols));
-            turn.zip(&mut before).for_each(|((direction, residual), before)| {
-                let size: f64 =
-                    residual.iter().zip(&self.diagonal).map(|(r, d)| f64::from(*r).powi(2) / f64::from(*d)).sum();
+            let turn = direction.as_mut_slice().par_chunks_mut(cols).zip(slopes.as_slice().par_chunks(cols));
+            turn.zip(&*keep).zip(&mut before).for_each(|(((direction, slopes), keep), before)| {
+                let there = || slopes.iter().zip(&self.diagonal).zip(keep);
+                let square = |((s, d), keep): ((&f32, &f32), &bool)| {
+                    if *keep { f64::from(*s).powi(2) / f64::from(*d) } else { 0.0 }
+                };
+                let size: f64 = there().map(square).sum();
                 let by = if *before > 0.0 { (size / *before) as f32 } else { 0.0 };
-                direction
-                    .iter_mut()
-                    .zip(residual.iter().zip(&self.diagonal))
-                    .for_each(|(p, (r, d))| *p = r / d + by * *p);
+                let next = direction.iter_mut().zip(there());
+                next.for_each(|(p, ((s, d), keep))| *p = if *keep { s / d + by * *p } else { 0.0 });
                 *before = size;
             });
-            let mut through = ops::matmul(&direction, &self.factor);
-            mask(&mut through, keep);
-            let rows = values.as_mut_slice().par_chunks_mut(cols).zip(residual.as_mut_slice().par_chunks_mut(cols));
+            let through = ops::matmul(&direction, &self.factor);
+            let rows = values.as_mut_slice().par_chunks_mut(cols).zip(slopes.as_mut_slice().par_chunks_mut(cols));
             let rows = rows.zip(direction.as_slice().par_chunks(cols).zip(through.as_slice().par_chunks(cols)));
-            rows.zip(&before).for_each(|(((values, residual), (direction, through)), size)| {
+            rows.zip(&before).for_each(|(((values, slopes), (direction, through)), size)| {
                 let curve: f64 = direction.iter().zip(through).map(|(p, h)| f64::from(*p) * f64::from(*h)).sum();
-                if !(curve > 0.0) {
-                    return;
+                if curve > 0.0 {
+                    let by = (size / curve) as f32;
+                    values.iter_mut().zip(direction).for_each(|(v, p)| *v += by * p);
+                    slopes.iter_mut().zip(through).for_each(|(s, h)| *s -= by * h);
                 }
-                let by = (size / curve) as f32;
-                values.iter_mut().zip(direction).for_each(|(v, p)| *v += by * p);
-                residual.iter_mut().zip(through).for_each(|(r, h)| *r -= by * h);
             });
         }
-        let slopes = self.slopes(values);
         for (r, cost) in cost.iter_mut().enumerate() {
             let left = self.original.row(r).iter().zip(values.row(r));
             *cost = left.zip(slopes.row(r)).map(|((w, v), s)| f64::from(w - v) * f64::from(*s)).sum();
@@ -191,22 +197,20 @@ impl Problem {
 
     /// Exchanges values that remain for others, as long as rows cost less for it.
     fn exchange(&self, best: &mut Answer, rounds: usize) {
-        let kept = self.pattern.kept(self.original.cols());
-        let most = ((kept as f64 * AT_ONCE) as usize).max(1);
+        let cols = self.original.cols();
+        let most = ((self.pattern.kept(cols) as f64 * AT_ONCE) as usize).max(1);
         // A row that came out worse tries fewer of them next time.
         let mut tries = vec![most; self.original.rows()];
         for _ in 0..rounds {
-            let slopes = self.slopes(&best.values);
             let mut next = best.clone();
-            let cols = self.original.cols();
-            let rows = next.values.as_mut_slice().par_chunks_mut(cols).zip(&mut next.keep).zip(&tries);
-            rows.enumerate().for_each(|(r, ((values, keep), tries))| {
-                for (out, into) in self.swaps(values, keep, slopes.row(r), *tries) {
+            let rows =
+                next.values.as_mut_slice().par_chunks_mut(cols).zip(next.slopes.as_mut_slice().par_chunks_mut(cols));
+            rows.zip(&mut next.keep).zip(&tries).for_each(|(((values, slopes), keep), tries)| {
+                for (out, into) in self.swaps(values, keep, slopes, *tries) {
                     (keep[out], keep[into]) = (false, true);
                     // What it gains by itself; all are settled together afterwards.
-                    values[into] =
-                        (slopes.row(r)[into] + values[out] * self.moments.row(out)[into]) / self.diagonal[into];
-                    values[out] = 0.0;
+                    self.put(values, slopes, out, 0.0);
+                    self.put(values, slopes, into, slopes[into] / self.diagonal[into]);
                 }
             });
             if tries.iter().all(|t| *t == 0) {
@@ -218,11 +222,19 @@ impl Problem {
                     best.cost[r] = next.cost[r];
                     best.keep[r].clone_from(&next.keep[r]);
                     best.values.row_mut(r).copy_from_slice(next.values.row(r));
+                    best.slopes.row_mut(r).copy_from_slice(next.slopes.row(r));
                 } else {
                     *tries /= 2;
                 }
             }
         }
+    }
+
+    /// Gives a value of a row another number; the slopes follow.
+    fn put(&self, values: &mut [f32], slopes: &mut [f32], j: usize, value: f32) {
+        let by = values[j] - value;
+        values[j] = value;
+        slopes.iter_mut().zip(self.moments.row(j)).for_each(|(s, h)| *s += by * h);
     }
 
     /// Exchanges of a row that each by itself make it cheaper, the best ones first: a value that goes and one that comes.
@@ -279,13 +291,6 @@ fn least(all: impl Iterator<Item = (f64, usize)>, count: usize) -> Vec<(f64, usi
         all.truncate(count);
     }
     all
-}
-
-fn mask(x: &mut Tensor, keep: &[Vec<bool>]) {
-    let cols = x.cols();
-    x.as_mut_slice().par_chunks_mut(cols).zip(keep).for_each(|(row, keep)| {
-        row.iter_mut().zip(keep).filter(|(_, keep)| !**keep).for_each(|(v, _)| *v = 0.0);
-    });
 }
 
 #[cfg(test)]
