@@ -185,7 +185,7 @@ impl std::str::FromStr for Pattern {
                 [rows.parse().map_err(drop)?, cols.parse().map_err(drop)?]
             }
         };
-        let fits = gone >= 1.0 && gone < 1000.0 && block.iter().all(|side| (1..=16).contains(side));
+        let fits = (1.0..1000.0).contains(&gone) && block.iter().all(|side| (1..=16).contains(side));
         if fits { Ok(Pattern::Share { gone: gone as u16, block }) } else { Err(()) }
     }
 }

@@ -96,14 +96,14 @@ macro_rules! code_tiles {
             $(#[target_feature(enable = $features)])?
             unsafe fn sparse<const T: usize, const NIBBLES: bool>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::tile::sparse_codes::<$lanes, T, NIBBLES>(tile) }
+                unsafe { crate::kernels::holes::sparse_codes::<$lanes, T, NIBBLES>(tile) }
             }
             /// # Safety
             /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
             unsafe fn paired<const T: usize, const BITS: usize>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::tile::paired_codes::<$lanes, T, BITS>(tile) }
+                unsafe { crate::kernels::holes::paired_codes::<$lanes, T, BITS>(tile) }
             }
             unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };

@@ -18,6 +18,7 @@ mod avx512_lanes;
 mod compile;
 mod generic;
 mod generic_lanes;
+mod holes;
 mod lanes;
 mod learn;
 #[cfg(target_arch = "aarch64")]

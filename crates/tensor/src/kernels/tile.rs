@@ -3,8 +3,8 @@
 //! A tile is `T` tokens against panels of [`LANES`] rows. Sums run over chunks in rising order and inside a chunk
 //! over its sub-blocks, whatever `T` is: a token's result does not depend on its neighbours.
 
-use super::lanes::Lanes;
-use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, MASKS, Scales};
+use super::{holes::sparse_floats, lanes::Lanes};
+use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, Scales};
 use std::ops::Range;
 
 /// The operands of a tile product.
@@ -171,240 +171,6 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
     }
 }
 
-/// A panel of floats of `BYTES` bytes with holes.
-///
-/// # Safety
-/// As of [`floats`].
-#[inline(always)]
-unsafe fn sparse_floats<V: Lanes, const T: usize, const BYTES: usize, const BRAIN: bool>(tile: &Tile, panel: usize) {
-    // SAFETY: the caller's tile holds the panel, inputs and sums; of the last chunk only columns that have inputs have bits.
-    unsafe {
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [V::zero(); T];
-        if tile.add {
-            for t in 0..T {
-                acc[t] = V::load(out.add(t * token_step));
-            }
-        }
-        let (mut at, mut x) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs);
-        for _ in 0..tile.length {
-            let mut values = at.add(MASKS);
-            if T >= BUSY {
-                read_ahead::<V, 1>([values], MASKS + 64 * BYTES / 2);
-            }
-            for k in 0..CHUNK {
-                let mask = at.add(2 * k).cast::<u16>().read_unaligned();
-                if mask == 0 {
-                    continue;
-                }
-                let weights = match BYTES {
-                    4 => V::spread_floats(values, mask),
-                    _ => V::spread_halves::<BRAIN>(values, mask),
-                };
-                for t in 0..T {
-                    acc[t] = V::fma(V::splat(x.add((k * T + t) * 4)), weights, acc[t]);
-                }
-                values = values.add(mask.count_ones() as usize * BYTES);
-            }
-            at = values;
-            x = x.add(CHUNK * T * 4);
-        }
-        for t in 0..T {
-            V::store(out.add(t * token_step), acc[t]);
-        }
-    }
-}
-
-/// Runs a tile of codes with holes, which lie in halves of bytes or in bytes.
-///
-/// # Safety
-/// As of [`codes`].
-#[inline(always)]
-pub(crate) unsafe fn sparse_codes<V: Lanes, const T: usize, const NIBBLES: bool>(tile: &Tile) {
-    for panel in 0..tile.panels {
-        // SAFETY: the caller's tile holds so many panels.
-        unsafe { sparse_panel::<V, T, NIBBLES>(tile, panel) }
-    }
-}
-
-/// The codes of step `STEP` of a chunk whose masks are at `masks`, and how many bytes they take.
-///
-/// # Safety
-/// The processor has the instructions, and the pointers hold what [`Tile`] says.
-#[inline(always)]
-pub(super) unsafe fn sparse_step<V: Lanes, const NIBBLES: bool>(
-    masks: *const u8,
-    step: usize,
-    values: *const u8,
-    zero: u8,
-) -> (V::Bytes, usize) {
-    // SAFETY: the caller's.
-    unsafe {
-        let mask = masks.add(8 * step).cast::<u64>().read_unaligned();
-        let count = mask.count_ones() as usize;
-        match NIBBLES {
-            true => (V::spread_nibbles(values, mask, zero), count.div_ceil(2)),
-            false => (V::spread_bytes(values, mask, zero), count),
-        }
-    }
-}
-
-/// What is added to the places of pairs among four columns: the second pair of a lane is of the second four.
-static SECOND: [u8; 64] = {
-    let mut second = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        second[i] = if i % 4 < 2 { 0 } else { 4 };
-        i += 1;
-    }
-    second
-};
-
-/// Runs a tile of codes of `BITS` bits in pairs.
-///
-/// # Safety
-/// As of [`codes`].
-#[inline(always)]
-pub(crate) unsafe fn paired_codes<V: Lanes, const T: usize, const BITS: usize>(tile: &Tile) {
-    for panel in 0..tile.panels {
-        // SAFETY: the caller's tile holds so many panels.
-        unsafe { paired_panel::<V, T, BITS>(tile, panel) }
-    }
-}
-
-#[inline(always)]
-unsafe fn paired_panel<V: Lanes, const T: usize, const BITS: usize>(tile: &Tile, panel: usize) {
-    const SUB: usize = 32;
-    let Form::Codes(form) = tile.form else { return };
-    let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
-    let wide = BITS == 8;
-    // What is kept differs from lane to lane, so the sums of its inputs are made beside the products, but where these are of the
-    // codes less 128.
-    let sums = !(wide && V::SIGNED);
-    let (minus, zero) = (-1f32, [form.zero; 64]);
-    // SAFETY: the caller's tile holds the panel, inputs and sums.
-    unsafe {
-        let (minus, zero, second) =
-            (V::splat((&raw const minus).cast()), V::bytes(zero.as_ptr()), V::bytes(SECOND.as_ptr()));
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [V::zero(); T];
-        if tile.add {
-            for t in 0..T {
-                acc[t] = V::load(out.add(t * token_step));
-            }
-        }
-        let (mut at, mut x, mut shared) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs, [V::zero(); 2]);
-        for chunk in 0..tile.length {
-            if chunk % span == 0 {
-                shared = shared_scales::<V, false>(form, at);
-                at = at.add(span_header);
-            }
-            let s = scales::<V, 2, false>(form, shared, at);
-            let places = at.add(header);
-            let planes = places.add(MASKS);
-            at = planes.add(BITS * 64);
-            if T >= BUSY || T >= super::kernels().codes.busy {
-                read_ahead::<V, 1>([places], MASKS + BITS * 64);
-            }
-            let factors = x.add((CHUNK + CHUNK / SUB * 4) * T);
-            let mut part = [V::zero(); T];
-            // Steps are constants, so that every shift is one.
-            macro_rules! sub_block {
-                ($sub:literal, $($step:literal)*) => {{
-                    let mut dots = [V::to_ints(V::zero()); T];
-                    let mut under = [V::to_ints(V::zero()); T];
-                    $(
-                        let codes = step_codes::<V, BITS, false, $step>(planes, &[0; 16]);
-                        let from = V::or(two::<V, $step, 0>(places), second);
-                        for t in 0..T {
-                            let at = |step: usize| x.add((step * T + t) * 4);
-                            let x = V::select(at(2 * $step), at(2 * $step + 1), from);
-                            dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
-                            if sums {
-                                under[t] = if wide { V::dot_wide(under[t], zero, x) } else { V::dot(under[t], zero, x) };
-                            }
-                        }
-                    )*
-                    for t in 0..T {
-                        let mut sum = V::to_floats(dots[t]);
-                        if sums {
-                            sum = V::fma(V::to_floats(under[t]), minus, sum);
-                        }
-                        part[t] = V::fma(sum, s.scale[$sub], part[t]);
-                    }
-                }};
-            }
-            sub_block!(0, 0 1 2 3);
-            sub_block!(1, 4 5 6 7);
-            for t in 0..T {
-                acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
-            }
-            x = x.add(input_chunk(T, SUB));
-        }
-        for t in 0..T {
-            V::store(out.add(t * token_step), acc[t]);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn sparse_panel<V: Lanes, const T: usize, const NIBBLES: bool>(tile: &Tile, panel: usize) {
-    const SUB: usize = 32;
-    let Form::Codes(form) = tile.form else { return };
-    let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
-    // SAFETY: the caller's tile holds the panel, inputs and sums.
-    unsafe {
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [V::zero(); T];
-        if tile.add {
-            for t in 0..T {
-                acc[t] = V::load(out.add(t * token_step));
-            }
-        }
-        let (mut at, mut x, mut shared) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs, [V::zero(); 2]);
-        for chunk in 0..tile.length {
-            if chunk % span == 0 {
-                shared = shared_scales::<V, false>(form, at);
-                at = at.add(span_header);
-            }
-            let s = scales::<V, 2, false>(form, shared, at);
-            let masks = at.add(header);
-            let mut values = masks.add(MASKS);
-            if T >= BUSY || T >= super::kernels().codes.busy {
-                read_ahead::<V, 1>([values], MASKS + CHUNK * LANES / if NIBBLES { 4 } else { 2 });
-            }
-            let offsets = x.add(CHUNK * T);
-            let mut part = [V::zero(); T];
-            for sub in 0..CHUNK / SUB {
-                let mut dots = start::<V, T, false>(offsets.add(sub * T * 4), !NIBBLES);
-                for step in sub * SUB / 4..(sub + 1) * SUB / 4 {
-                    let (codes, bytes) = sparse_step::<V, NIBBLES>(masks, step, values, form.zero);
-                    values = values.add(bytes);
-                    for t in 0..T {
-                        let x = V::splat_int(x.add((step * T + t) * 4));
-                        dots[t] = if NIBBLES { V::dot(dots[t], codes, x) } else { V::dot_wide(dots[t], codes, x) };
-                    }
-                }
-                for t in 0..T {
-                    part[t] = V::fma(V::to_floats(dots[t]), s.scale[sub], part[t]);
-                }
-            }
-            let factors = offsets.add(CHUNK / SUB * T * 4);
-            for t in 0..T {
-                acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
-            }
-            at = values;
-            x = x.add(input_chunk(T, SUB));
-        }
-        for t in 0..T {
-            V::store(out.add(t * token_step), acc[t]);
-        }
-    }
-}
-
 /// Tokens from which on a panel of codes is multiplied more slowly than memory is read, while its inputs, read again and again,
 /// distract the prefetcher of the weights. For fewer tokens what the processor reads ahead by itself is faster.
 pub(super) const BUSY: usize = 8;
@@ -416,7 +182,7 @@ const AHEAD: usize = 4096;
 /// # Safety
 /// The processor has the instructions.
 #[inline(always)]
-unsafe fn read_ahead<V: Lanes, const R: usize>(panels: [*const u8; R], bytes: usize) {
+pub(super) unsafe fn read_ahead<V: Lanes, const R: usize>(panels: [*const u8; R], bytes: usize) {
     for panel in panels {
         let mut at = 0;
         while at < bytes {
@@ -773,7 +539,7 @@ unsafe fn chunk<
 /// # Safety
 /// As of the kernels' `run`.
 #[inline(always)]
-unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, wide: bool) -> [V::Ints; T] {
+pub(super) unsafe fn start<V: Lanes, const T: usize, const MIN: bool>(offsets: *const u8, wide: bool) -> [V::Ints; T] {
     // SAFETY: `T` offsets of four bytes.
     unsafe {
         let mut dots = [V::to_ints(V::zero()); T];

@@ -6,7 +6,7 @@ use crate::{
     kernels::{
         Lanes, Tile,
         avx512::{self, Avx512},
-        input_chunk,
+        holes, input_chunk,
         tile::{self, ChunkScales},
     },
     packed::form::{CHUNK, Form, MASKS},
@@ -211,8 +211,8 @@ unsafe fn spread<const BITS: usize>(masks: *const u8, zero: u8, out: &mut [u8; R
         let mut values = masks.add(MASKS);
         for step in 0..CHUNK / 4 {
             let (codes, bytes) = match BITS {
-                4 => tile::sparse_step::<Words, true>(masks, step, values, zero),
-                _ => tile::sparse_step::<Words, false>(masks, step, values, zero),
+                4 => holes::sparse_step::<Words, true>(masks, step, values, zero),
+                _ => holes::sparse_step::<Words, false>(masks, step, values, zero),
             };
             _mm512_store_si512(out.as_mut_ptr().add(64 * step).cast(), codes);
             values = values.add(bytes);
@@ -361,7 +361,7 @@ mod tests {
             return println!("skipped: no AVX-512 on this machine");
         }
         // Places (two bits, eight columns of all lanes in a byte's quarter), then codes of four bits.
-        let place = |step: usize, lane: usize, i: usize| (step + lane + 2 * (i % 2)) % 4 ^ (i / 2);
+        let place = |step: usize, lane: usize, i: usize| ((step + lane + 2 * (i % 2)) % 4) ^ (i / 2);
         let code = |step: usize, lane: usize, i: usize| (3 * step + 5 * lane + i) % 16;
         let mut bytes = [0u8; MASKS + 4 * 64];
         let mut want = [7u8; REGISTER];
@@ -378,6 +378,8 @@ mod tests {
         #[repr(align(64))]
         struct Aligned([u8; REGISTER]);
         let mut got = Aligned([0; REGISTER]);
+        /// # Safety
+        /// The instructions are there.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vnni")]
         unsafe fn run(bytes: &[u8], out: &mut [u8; REGISTER]) {
             // SAFETY: a chunk of places and codes of four bits.
