@@ -335,37 +335,24 @@ impl Sparse {
         codes
     }
 
-    /// The row as its values are stored without a pattern, what is not kept being the code or the float of zero, and which are
-    /// kept.
-    pub(crate) fn spread(self, row: &[u8], cols: usize, zero: u8) -> (Vec<u8>, Vec<bool>) {
-        let [shared, pattern, values] = self.parts(row, cols);
-        let (mut dense, mut keep, mut next) = (vec![0u8; self.values().row_bytes(cols)], vec![false; cols], 0);
-        let grid = match self.values {
-            Values::Grid(grid) => grid,
-            floats => {
-                let width = if floats == Values::F32 { 4 } else { 2 };
-                self.pattern.read(pattern, cols, |j| {
-                    keep[j] = true;
-                    dense[j * width..(j + 1) * width].copy_from_slice(&values[next * width..(next + 1) * width]);
-                    next += 1;
-                });
-                return (dense, keep);
-            }
-        };
-        let (len, size, header) = (grid.block_len_in(cols), grid.block_bytes_in(cols), grid.header_bytes());
-        let codes = self.codes(grid, values, cols);
-        let mut all = vec![zero; cols.next_multiple_of(len.max(1))];
-        self.pattern.read(pattern, cols, |j| {
-            keep[j] = true;
-            all[j] = codes[next];
+    /// Calls `at` with each column of a stored row that is kept and its number among those.
+    pub(crate) fn each_kept(self, row: &[u8], cols: usize, mut at: impl FnMut(usize, usize)) {
+        let mut next = 0;
+        self.pattern.read(self.parts(row, cols)[1], cols, |j| {
+            at(j, next);
             next += 1;
         });
-        let blocks = dense.chunks_exact_mut(size).zip(all.chunks_exact(len)).zip(shared.chunks_exact(header));
-        for ((block, codes), shared) in blocks {
-            block[..header].copy_from_slice(shared);
-            grid::pack_bits(codes, grid.code_bits(), &mut block[header..]);
-        }
-        (dense, keep)
+    }
+
+    /// What the values of a stored row share, and the codes that are kept.
+    pub(crate) fn kept_codes(self, grid: Grid, row: &[u8], cols: usize) -> (Vec<u8>, &[u8]) {
+        let [shared, _, values] = self.parts(row, cols);
+        (self.codes(grid, values, cols), shared)
+    }
+
+    /// The bytes of the floats that are kept.
+    pub(crate) fn kept_floats(self, row: &[u8], cols: usize) -> &[u8] {
+        self.parts(row, cols)[2]
     }
 }
 
@@ -427,10 +414,11 @@ mod tests {
                     let want = if *keep { dense.row(0)[j] } else { 0.0 };
                     assert_eq!(rows.row(r)[j], want, "{name} {r} {j}");
                 }
-                let (dense, again) = sparse.spread(&stored, 96, 0);
+                let dense =
+                    Weight::encode(&Tensor::from_vec(1, 96, rows.row(r).to_vec()), sparse.values(), None).unwrap();
                 let mut back = vec![0u8; stored.len()];
-                sparse.compact(&dense, &again, &mut back);
-                assert_eq!((back, again), (stored, keep), "{name}");
+                sparse.compact(dense.stored().unwrap().row(0), &keep, &mut back);
+                assert_eq!(sparse.mask(&back, 96), keep, "{name}");
             }
         }
     }

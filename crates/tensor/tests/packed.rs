@@ -35,7 +35,9 @@ fn storages() -> Vec<Storage> {
     all
 }
 
-const SPARSE: [&str; 17] = [
+const SPARSE: [&str; 19] = [
+    "palette2g32@2:4",
+    "palette3@2:4",
     "palette4g64@2:4",
     "palette3g32@50%",
     "int2g64@2:4",

@@ -49,15 +49,18 @@ fn of_values(args: &Prune, gpt: &Gpt, pattern: Pattern, step: &mut Step) -> Resu
     let treated = |site: &Site| !stays.contains(site) && site.layer.is_none_or(|layer| !args.keep.contains(&layer));
     let mut chosen: BTreeMap<Site, String> = BTreeMap::new();
     for site in all.iter().copied().filter(treated) {
-        let now = gpt.model.linear(site)?.weight.storage();
-        let storage = match args.storage.as_deref() {
-            Some(name) if name.contains('@') => Storage::parse(name)?,
-            Some(name) => match Sparse::new(Storage::parse(name)?, pattern) {
-                Some(sparse) if !args.dense => Storage::Sparse(sparse),
-                _ => Storage::parse(name)?,
-            },
-            None if args.dense => now.dense(),
-            None => Sparse::new(now.dense(), pattern).map_or(now, Storage::Sparse),
+        let values = match args.storage.as_deref() {
+            Some(name) => Storage::parse(name)?,
+            None => gpt.model.linear(site)?.weight.storage().dense(),
+        };
+        let storage = match (values, Sparse::new(values, pattern)) {
+            (Storage::Sparse(_), _) => values,
+            _ if args.dense => values,
+            (_, Some(sparse)) => Storage::Sparse(sparse),
+            (_, None) => bail!(
+                "{site}: {values} cannot have holes; take --storage bf16, int4g64 or another of planish's own, or --dense for zeros in \
+                 their place"
+            ),
         };
         chosen.insert(site, storage.name());
     }

@@ -231,6 +231,11 @@ fn single_values_leave_holes_that_stay_and_are_read_no_more() {
     );
     fails(&words("prune", &folder, &text, &["--pattern", "4:2", "--out", "x"]), 2, "16x1");
     fails(
+        &words("prune", &folder, &text, &["--pattern", "2:4", "--storage", "q4_k", "--out", "x"]),
+        2,
+        "cannot have holes",
+    );
+    fails(
         &words("prune", &folder, &text, &["--pattern", "neurons", "--storage", "int4", "--out", "x"]),
         2,
         "single values",

@@ -101,22 +101,25 @@ macro_rules! code_tiles {
             /// # Safety
             /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
-            unsafe fn paired<const T: usize, const BITS: usize>(tile: &crate::kernels::Tile) {
+            unsafe fn paired<const T: usize, const BITS: usize, const TABLE: bool>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::holes::paired_codes::<$lanes, T, BITS>(tile) }
+                unsafe { crate::kernels::holes::paired_codes::<$lanes, T, BITS, TABLE>(tile) }
             }
             unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };
                 if form.is_paired() {
                     // SAFETY: as below.
                     return unsafe {
-                        match form.bits {
-                            2 => paired::<T, 2>(tile),
-                            3 => paired::<T, 3>(tile),
-                            4 => paired::<T, 4>(tile),
-                            5 => paired::<T, 5>(tile),
-                            6 => paired::<T, 6>(tile),
-                            _ => paired::<T, 8>(tile),
+                        match (form.bits, form.table) {
+                            (2, Some(_)) => paired::<T, 2, true>(tile),
+                            (3, Some(_)) => paired::<T, 3, true>(tile),
+                            (_, Some(_)) => paired::<T, 4, true>(tile),
+                            (2, _) => paired::<T, 2, false>(tile),
+                            (3, _) => paired::<T, 3, false>(tile),
+                            (4, _) => paired::<T, 4, false>(tile),
+                            (5, _) => paired::<T, 5, false>(tile),
+                            (6, _) => paired::<T, 6, false>(tile),
+                            _ => paired::<T, 8, false>(tile),
                         }
                     };
                 }

@@ -105,21 +105,22 @@ static SECOND: [u8; 64] = {
 /// # Safety
 /// As of [`super::tile::codes`].
 #[inline(always)]
-pub(crate) unsafe fn paired_codes<V: Lanes, const T: usize, const BITS: usize>(tile: &Tile) {
+pub(crate) unsafe fn paired_codes<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool>(tile: &Tile) {
     for panel in 0..tile.panels {
         // SAFETY: the caller's tile holds so many panels.
-        unsafe { paired_panel::<V, T, BITS>(tile, panel) }
+        unsafe { paired_panel::<V, T, BITS, TABLE>(tile, panel) }
     }
 }
 
 /// # Safety
 /// As of [`paired_codes`].
 #[inline(always)]
-unsafe fn paired_panel<V: Lanes, const T: usize, const BITS: usize>(tile: &Tile, panel: usize) {
+unsafe fn paired_panel<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool>(tile: &Tile, panel: usize) {
     const SUB: usize = 32;
     let Form::Codes(form) = tile.form else { return };
     let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
-    let wide = BITS == 8;
+    let wide = BITS == 8 || TABLE;
+    let levels = if TABLE { form.levels() } else { &[0; 16] };
     // What is kept differs from lane to lane, so the sums of its inputs are made beside the products, but where these are of the
     // codes less 128.
     let sums = !(wide && V::SIGNED);
@@ -157,7 +158,7 @@ unsafe fn paired_panel<V: Lanes, const T: usize, const BITS: usize>(tile: &Tile,
                     let mut dots = [V::to_ints(V::zero()); T];
                     let mut under = [V::to_ints(V::zero()); T];
                     $(
-                        let codes = step_codes::<V, BITS, false, $step>(planes, &[0; 16]);
+                        let codes = step_codes::<V, BITS, TABLE, $step>(planes, levels);
                         let from = V::or(two::<V, $step, 0>(places), second);
                         for t in 0..T {
                             let at = |step: usize| x.add((step * T + t) * 4);

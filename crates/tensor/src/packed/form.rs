@@ -126,10 +126,11 @@ impl Form {
             Storage::Grid(grid) => Codes::of(grid).map_or(Form::F16, Form::Codes),
             Storage::Sparse(sparse) => {
                 let pattern = sparse.pattern();
+                // Zero must be a code where there are masks; in pairs it has none.
                 let even = matches!(sparse.values(), Storage::Grid(Grid::Int { .. }));
+                let paired = |codes: Codes| pattern == PAIRS && codes.table.is_some();
                 match Form::of(sparse.values()) {
-                    // Zero must be a code.
-                    Form::Codes(codes) if even && !codes.minimum => {
+                    Form::Codes(codes) if !codes.minimum && (even || paired(codes)) => {
                         let bits = match codes.bits {
                             7 => 8,
                             bits if pattern == PAIRS => bits,

@@ -15,10 +15,7 @@ pub(super) fn pack(sparse: Sparse, cols: usize, rows: &[u8], width: usize, out: 
     out.fill(0);
     match (form, sparse.values()) {
         (Form::Codes(codes), Storage::Grid(grid)) => {
-            let lanes: Vec<_> = rows
-                .chunks_exact(width)
-                .map(|row| Lane::of(sparse.spread(row, cols, codes.zero), grid, cols))
-                .collect();
+            let lanes: Vec<_> = rows.chunks_exact(width).map(|row| Lane::of(sparse, grid, row, cols)).collect();
             pack_codes(form, codes, &lanes, cols, out);
         }
         (Form::Sparse(floats, _), _) => {
@@ -30,10 +27,13 @@ pub(super) fn pack(sparse: Sparse, cols: usize, rows: &[u8], width: usize, out: 
     }
 }
 
+/// The code where none is kept.
+const HOLE: u16 = u16::MAX;
+
 /// A row of codes.
 struct Lane {
-    codes: Vec<u8>,
-    keep: Vec<bool>,
+    /// Of each column, or [`HOLE`].
+    codes: Vec<u16>,
     /// Scales of the groups, as 16-bit floats.
     scales: Vec<u16>,
     /// Columns of a group.
@@ -41,18 +41,16 @@ struct Lane {
 }
 
 impl Lane {
-    fn of((dense, keep): (Vec<u8>, Vec<bool>), grid: Grid, cols: usize) -> Lane {
-        let (len, size) = (grid.block_len_in(cols), grid.block_bytes_in(cols));
-        let mut codes = vec![0u8; cols.next_multiple_of(len.max(1))];
-        let mut scales = Vec::new();
-        for (block, codes) in dense.chunks_exact(size).zip(codes.chunks_exact_mut(len)) {
-            grid::unpack(grid, block, codes);
-            scales.push(match grid.is_by_row() {
-                true => half::f16::from_f32(f32::from_le_bytes(std::array::from_fn(|i| block[i]))).to_bits(),
-                false => u16::from_le_bytes([block[0], block[1]]),
-            });
-        }
-        Lane { codes, keep, scales, group: len }
+    fn of(sparse: Sparse, grid: Grid, row: &[u8], cols: usize) -> Lane {
+        let (kept, shared) = sparse.kept_codes(grid, row, cols);
+        let mut codes = vec![HOLE; cols.next_multiple_of(CHUNK)];
+        sparse.each_kept(row, cols, |j, next| codes[j] = kept[next].into());
+        let scale = |header: &[u8]| match grid.is_by_row() {
+            true => half::f16::from_f32(f32::from_le_bytes(std::array::from_fn(|i| header[i]))).to_bits(),
+            false => u16::from_le_bytes([header[0], header[1]]),
+        };
+        let scales = shared.chunks_exact(grid.header_bytes()).map(scale).collect();
+        Lane { codes, scales, group: grid.block_len_in(cols) }
     }
 
     /// The scale of the group of a column; of columns that pad the last chunk that of the last group.
@@ -92,21 +90,20 @@ fn pack_codes(form: Form, codes: Codes, lanes: &[Lane], cols: usize, out: &mut [
         let masks = at;
         at += MASKS;
         for step in 0..CHUNK / 4 {
-            let (mut mask, mut kept) = (0u64, Vec::with_capacity(4 * LANES));
+            let (mut mask, mut count) = (0u64, 0);
             for (l, lane) in lanes.iter().enumerate() {
-                for i in 0..4 {
-                    let col = first + 4 * step + i;
-                    if lane.keep.get(col) == Some(&true) {
-                        mask |= 1 << (4 * l + i);
-                        kept.push(lane.codes[col]);
+                let four = &lane.codes[first + 4 * step..][..4];
+                for (i, code) in four.iter().enumerate().filter(|(_, code)| **code != HOLE) {
+                    mask |= 1 << (4 * l + i);
+                    match codes.bits {
+                        4 => out[at + count / 2] |= (*code as u8) << (4 * (count % 2)),
+                        _ => out[at + count] = *code as u8,
                     }
+                    count += 1;
                 }
             }
             out[masks + 8 * step..][..8].copy_from_slice(&mask.to_le_bytes());
-            if codes.bits == 4 {
-                kept = kept.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 4).collect();
-            }
-            put(&mut at, out, &kept);
+            at += if codes.bits == 4 { count.div_ceil(2) } else { count };
         }
     }
 }
@@ -115,10 +112,9 @@ fn pack_codes(form: Form, codes: Codes, lanes: &[Lane], cols: usize, out: &mut [
 fn pairs_of(lanes: &[Lane], first: usize) -> [[[u8; 64]; 8]; 2] {
     let [mut places, mut pairs] = [[[0u8; 64]; 8]; 2];
     for (l, lane) in lanes.iter().enumerate() {
-        let end = lane.keep.len().min(first + CHUNK);
-        let kept = (first..end).filter(|col| lane.keep[*col]);
-        for (n, col) in kept.enumerate() {
-            (places[n / 4][4 * l + n % 4], pairs[n / 4][4 * l + n % 4]) = ((col % 4) as u8, lane.codes[col]);
+        let kept = lane.codes[first..first + CHUNK].iter().enumerate().filter(|(_, code)| **code != HOLE);
+        for (n, (col, code)) in kept.enumerate() {
+            (places[n / 4][4 * l + n % 4], pairs[n / 4][4 * l + n % 4]) = ((col % 4) as u8, *code as u8);
         }
     }
     [places, pairs]
@@ -127,14 +123,25 @@ fn pairs_of(lanes: &[Lane], first: usize) -> [[[u8; 64]; 8]; 2] {
 /// The values of a row as the bytes of floats, and which are kept. Codes that no kernel multiplies are the 16-bit floats nearest to
 /// what they stand for.
 fn floats_of(sparse: Sparse, row: &[u8], cols: usize, floats: Floats) -> (Vec<u8>, Vec<bool>) {
-    if !matches!(sparse.values(), Storage::Grid(_)) {
-        debug_assert_eq!(sparse.values().row_bytes(1), floats.bytes());
-        return sparse.spread(row, cols, 0);
-    }
-    let mut values = vec![0f32; cols];
-    sparse.decode_row(row, &mut values);
-    let halves = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-    (halves, sparse.mask(row, cols))
+    let width = floats.bytes();
+    let (mut bytes, mut keep) = (vec![0u8; cols * width], vec![false; cols]);
+    let halves: Vec<u8>;
+    let kept = match sparse.values() {
+        Storage::Grid(_) => {
+            let mut values = vec![0f32; cols];
+            sparse.decode_row(row, &mut values);
+            let mut all = Vec::new();
+            sparse.each_kept(row, cols, |j, _| all.extend(half::f16::from_f32(values[j]).to_le_bytes()));
+            halves = all;
+            &halves
+        }
+        _ => sparse.kept_floats(row, cols),
+    };
+    sparse.each_kept(row, cols, |j, next| {
+        keep[j] = true;
+        bytes[j * width..(j + 1) * width].copy_from_slice(&kept[next * width..(next + 1) * width]);
+    });
+    (bytes, keep)
 }
 
 fn pack_floats(floats: Floats, lanes: &[(Vec<u8>, Vec<bool>)], cols: usize, out: &mut [u8]) {
@@ -188,7 +195,8 @@ fn unpack_codes(form: Form, codes: Codes, panel: &[u8], lane: usize, out: &mut [
             for n in 0..out.len() / 2 {
                 let k = n / 2 * 4 + usize::from(places(n));
                 let code = repack::lane_code(&panel[masks + MASKS..], codes.bits, n, lane);
-                out[k] = scale(k) * f32::from(i16::from(code) - i16::from(codes.zero));
+                let level = if codes.table.is_some() { codes.levels()[usize::from(code & 15)] } else { code };
+                out[k] = scale(k) * f32::from(i16::from(level) - i16::from(codes.zero));
             }
             continue;
         }

@@ -43,12 +43,15 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
         // SAFETY: the constants are those of the form.
         unsafe {
             if form.is_paired() {
-                match form.bits {
-                    2 => code_panel::<H, 2, false, 32, false, PAIRED>(tile, panel),
-                    3 => code_panel::<H, 3, false, 32, false, PAIRED>(tile, panel),
-                    4 => code_panel::<H, 4, false, 32, false, PAIRED>(tile, panel),
-                    5 => code_panel::<H, 5, false, 32, false, PAIRED>(tile, panel),
-                    6 => code_panel::<H, 6, false, 32, false, PAIRED>(tile, panel),
+                match (form.bits, form.table) {
+                    (2, Some(_)) => code_panel::<H, 2, true, 32, false, PAIRED>(tile, panel),
+                    (3, Some(_)) => code_panel::<H, 3, true, 32, false, PAIRED>(tile, panel),
+                    (_, Some(_)) => code_panel::<H, 4, true, 32, false, PAIRED>(tile, panel),
+                    (2, _) => code_panel::<H, 2, false, 32, false, PAIRED>(tile, panel),
+                    (3, _) => code_panel::<H, 3, false, 32, false, PAIRED>(tile, panel),
+                    (4, _) => code_panel::<H, 4, false, 32, false, PAIRED>(tile, panel),
+                    (5, _) => code_panel::<H, 5, false, 32, false, PAIRED>(tile, panel),
+                    (6, _) => code_panel::<H, 6, false, 32, false, PAIRED>(tile, panel),
                     _ => code_panel::<H, 8, false, 32, false, PAIRED>(tile, panel),
                 }
                 continue;
@@ -151,7 +154,7 @@ unsafe fn code_panel<
                 let mut next = codes.add(places.code_step);
                 match HOLES {
                     MASKED => next = spread::<BITS>(codes, form.zero, &mut between.codes),
-                    PAIRED => unpair::<BITS>(codes, form.zero, &mut between.codes),
+                    PAIRED => unpair::<BITS, TABLE>(codes, form.levels(), form.zero, &mut between.codes),
                     _ => unpack::<BITS, TABLE>(codes, form.levels(), &mut between.codes),
                 }
                 multiply::<H, SUB>(between.codes.as_ptr(), x, between.dots[turn].as_mut_ptr());
@@ -226,7 +229,12 @@ unsafe fn spread<const BITS: usize>(masks: *const u8, zero: u8, out: &mut [u8; R
 /// # Safety
 /// The processor has the instructions, and the places are those of a chunk.
 #[inline(always)]
-unsafe fn unpair<const BITS: usize>(places: *const u8, zero: u8, out: &mut [u8; REGISTER]) {
+unsafe fn unpair<const BITS: usize, const TABLE: bool>(
+    places: *const u8,
+    levels: &[u8; 16],
+    zero: u8,
+    out: &mut [u8; REGISTER],
+) {
     // SAFETY: the caller's places and planes, and sixteen steps of 64 bytes.
     unsafe {
         let columns = _mm512_set1_epi32(0x0302_0100);
@@ -234,7 +242,7 @@ unsafe fn unpair<const BITS: usize>(places: *const u8, zero: u8, out: &mut [u8; 
         let lanes = _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0));
         macro_rules! steps {
             ($($step:literal)*) => {$(
-                let codes = tile::step_codes::<Words, BITS, false, $step>(places.add(MASKS), &[0; 16]);
+                let codes = tile::step_codes::<Words, BITS, TABLE, $step>(places.add(MASKS), levels);
                 let from = tile::two::<Words, $step, 0>(places);
                 for four in 0..2i8 {
                     let mut spread = _mm512_set1_epi8(zero as i8);
@@ -383,7 +391,7 @@ mod tests {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vnni")]
         unsafe fn run(bytes: &[u8], out: &mut [u8; REGISTER]) {
             // SAFETY: a chunk of places and codes of four bits.
-            unsafe { unpair::<4>(bytes.as_ptr(), 7, out) }
+            unsafe { unpair::<4, false>(bytes.as_ptr(), &[0; 16], 7, out) }
         }
         // SAFETY: the instructions are there.
         unsafe { run(&bytes, &mut got.0) };
