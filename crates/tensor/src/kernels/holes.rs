@@ -29,8 +29,8 @@ pub(super) unsafe fn sparse_floats<V: Lanes, const T: usize, const BYTES: usize,
         let (mut at, mut x) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs);
         for _ in 0..tile.length {
             let mut values = at.add(MASKS);
-            if T >= BUSY {
-                read_ahead::<V, 1>([values], MASKS + 64 * BYTES / 2);
+            if T >= BUSY || T >= super::kernels().codes.busy {
+                read_ahead::<V, 1>([values], MASKS + CHUNK * LANES * BYTES / 2);
             }
             for k in 0..CHUNK {
                 let mask = at.add(2 * k).cast::<u16>().read_unaligned();
