@@ -63,7 +63,7 @@ impl Layout {
         Some(Layout { storage, grid, cols, plain: storage.row_bytes(cols) - codes * bits / 8, codes })
     }
 
-    /// Calls `f` with the bytes of a block of codes and the codes, and what lies before them.
+    /// Of each block of a row what lies before its codes, the bytes of these, and how many they are.
     fn each<'a>(&self, row: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8], usize)> + use<'a> {
         let bits = usize::from(self.grid.code_bits());
         let (header, len) = match self.storage {
