@@ -59,9 +59,9 @@ pub enum Command {
         after_help = "Examples:\n  planish quantize ./model --bits 4 --group 32 --data text.txt --out small\n  planish quantize ./model --storage q4_k_m --data text.txt --out small.gguf\n  planish quantize ./model --bits 4.25 --data text.txt --out small.gguf\n  planish quantize ./model --storage q4_k --override head=q6_k --override 'layers 0,1: 6 bits' --data text.txt --out small.gguf\n  planish quantize ./model --bits 4 --group 128 --format compressed-tensors --data text.txt --out for-vllm\n  planish quantize ./model --storage int8 --activations int8 --format compressed-tensors --data text.txt --out w8a8\n  planish quantize ./model --storage q4_k_m --dry-run"
     )]
     Quantize(Quantize),
-    /// Take neurons, heads, layers or channels out of a model: an ordinary smaller one remains
+    /// Take single values, neurons, heads, layers or channels out of a model
     #[command(
-        after_help = "Examples:\n  planish prune ./model --pattern neurons --sparsity 30% --data text.txt --out narrow\n  planish prune ./model --pattern layers --sparsity 25% --keep 0,1 --heal 5M --data text.txt --out short\n  planish prune ./model --pattern heads --sparsity 50% --method wanda --data text.txt --out small.gguf\n  planish prune ./model --pattern width --sparsity 25% --heal 20M --option distill.lr=1e-3 --data text.txt --out slim\n\nThe result is a model of the same family with another config.json, which transformers and llama.cpp load."
+        after_help = "Examples:\n  planish prune ./model --pattern neurons --sparsity 30% --data text.txt --out narrow\n  planish prune ./model --pattern layers --sparsity 25% --keep 0,1 --heal 5M --data text.txt --out short\n  planish prune ./model --pattern heads --sparsity 50% --method wanda --data text.txt --out small.gguf\n  planish prune ./model --pattern width --sparsity 25% --heal 20M --option distill.lr=1e-3 --data text.txt --out slim\n  planish prune ./model --pattern 2:4 --storage int4g64 --data text.txt --out sparse\n\nWithout neurons, heads, layers or width the result is a model of the same family with another config.json, which transformers and llama.cpp load. Single values leave holes, which planish stores and runs; --dense writes zeros for others."
     )]
     Prune(Prune),
     /// Make each matrix the product of two thin ones
