@@ -35,6 +35,8 @@ pub struct Gpt {
     pub format: Option<Format>,
     /// Matrices that another quantizer stored and that are decoded, with the reason.
     pub decoded: Vec<String>,
+    /// The id that each token has in the files, where only some of them are left ([`Gpt::of_tokens`]).
+    pub kept: Option<Vec<u32>>,
 }
 
 impl Gpt {
@@ -78,6 +80,7 @@ impl Gpt {
             unused,
             format,
             decoded,
+            kept: None,
             model,
             tokenizer,
         };

@@ -31,6 +31,7 @@ mod source;
 pub mod spec;
 pub mod speculate;
 mod tap;
+mod vocabulary;
 
 pub use adapter::{Adapter, Adapters, Branch, Change};
 pub use aim::{Aim, Heads, Likelihood, Tokens};
@@ -48,6 +49,7 @@ pub use profile::{Operation, Profile};
 pub use rotate::{Bases, Changed, Turn};
 pub use runner::{Runner, Wanted};
 pub use sample::{Sampling, uniform};
+pub use shape::Drawn;
 pub use site::{NoSite, ROLES, Role, Site};
 pub use spec::{BlockSpec, Spec};
 pub use tap::{Point, Tap};

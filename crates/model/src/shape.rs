@@ -1,32 +1,59 @@
 //! A model of a given shape with random weights: what a configuration alone tells of speed and memory.
 
-use crate::{Config, Error, Model, Result, Role, Site, Spec, families, model::NormWeights, uniform};
+use crate::{Config, Error, Model, Result, Role, Site, Spec, families, model::NormWeights, save::fallback, uniform};
 use std::{collections::BTreeMap, path::Path};
-use tensor::{Bytes, Linear, Storage, Tensor, Weight};
+use tensor::{Bytes, Linear, LowRank, Storage, Tensor, Weight};
 
 /// Rows that are drawn; larger matrices repeat them.
 const ROWS: usize = 64;
 /// Deviation of the weights.
 const DEVIATION: f32 = 0.02;
 
+/// How the matrices of a model of random weights are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// All of them.
+    pub storage: Storage,
+    /// Those outside of blocks, where they are stored otherwise.
+    pub edges: Option<Storage>,
+    /// Those of blocks as products of two that together hold this part of their parameters.
+    pub parameters: Option<f64>,
+}
+
 impl Model {
-    /// The model that a `config.json` describes, with normally distributed weights in one storage. Blocks of equal
+    /// The model that a `config.json` describes, with normally distributed weights. Blocks of equal
     /// shape share their bytes, so it takes the memory of one block until it is packed.
     ///
     /// # Errors
     /// If the configuration is malformed, of no known family, or has rows that the storage does not fit.
-    pub fn of_shape(path: &Path, storage: Storage, seed: u64) -> Result<Model> {
+    pub fn of_shape(path: &Path, how: Drawn, seed: u64) -> Result<Model> {
         let config = Config::new(path, formats::json::read_object(path)?);
-        let mut drawn: BTreeMap<[usize; 2], Weight> = BTreeMap::new();
-        Model::of_config(config, &mut |_, site, shape| {
+        let mut known: BTreeMap<([usize; 2], String), Weight> = BTreeMap::new();
+        let mut drawn = |site: Site, shape: [usize; 2], storage: Storage| {
             if !storage.fits(shape[1]) {
                 let reason = format!("rows of {} values do not fit {storage}; take another storage", shape[1]);
                 return Err(Error::Site { site, reason });
             }
-            Ok(match drawn.get(&shape) {
+            let key = (shape, storage.name());
+            Ok(match known.get(&key) {
                 Some(weight) => weight.clone(),
-                None => drawn.entry(shape).or_insert(draw(shape, storage, seed)?).clone(),
+                None => known.entry(key).or_insert(draw(shape, storage, seed)?).clone(),
             })
+        };
+        Model::of_config(config, &mut |_, site, shape| {
+            let [rows, cols] = shape;
+            match how.parameters.filter(|_| site.layer.is_some()) {
+                None => drawn(site, shape, how.edges.filter(|_| site.layer.is_none()).unwrap_or(how.storage)),
+                Some(part) => {
+                    let rank = ((part * (rows * cols) as f64) as usize / (rows + cols)).max(1);
+                    let up = drawn(site, [rows, rank], fallback(how.storage, rank))?;
+                    let down = drawn(site, [rank, cols], how.storage)?;
+                    let product = LowRank::new(up, down, None);
+                    product
+                        .map(|p| Weight::LowRank(Box::new(p)))
+                        .map_err(|e| Error::Site { site, reason: e.to_string() })
+                }
+            }
         })
     }
 

@@ -47,6 +47,7 @@ fn made(dir: &Path, packed: bool) -> Gpt {
         unused: Vec::new(),
         format: None,
         decoded: Vec::new(),
+        kept: None,
     }
 }
 

@@ -219,14 +219,22 @@ pub fn gguf_storage(weight: &Weight) -> Storage {
 /// Writes the tokenizer's files of a directory artefact.
 fn take_over(gpt: &Gpt, to: &Path) -> Result<()> {
     if gpt.path.is_dir() {
-        for name in TAKEN_OVER {
+        // What numbers tokens is written anew where they have other numbers.
+        let numbers =
+            |name: &&str| !matches!(*name, "tokenizer.json" | "tokenizer_config.json" | "generation_config.json");
+        for name in TAKEN_OVER.iter().filter(|name| gpt.kept.is_none() || numbers(name)) {
             let from = gpt.path.join(name);
             if from.is_file() {
                 let bytes = fs::read(&from).map_err(formats::Error::io(&from, "read it"))?;
                 atomic::write_bytes(&to.join(name), &bytes)?;
             }
         }
-        return Ok(());
+        if gpt.kept.is_none() {
+            return Ok(());
+        }
+        if let Some(generation) = &gpt.generation {
+            write_json(&to.join("generation_config.json"), generation)?;
+        }
     }
     atomic::write_bytes(&to.join("tokenizer.json"), gpt.tokenizer.json().as_bytes())?;
     write_json(&to.join("tokenizer_config.json"), gpt.tokenizer.config_json())

@@ -81,6 +81,7 @@ pub fn data(gpt: &Gpt, seed: u64) -> Result<Data> {
         .collect();
     let (nats, tokens) = gate.iter().fold((0.0, 0), |a, g| (a.0 + g.0, a.1 + g.1));
     Ok(Data {
+        own: false,
         split: Split::new(documents),
         about: "stories of the built-in grammar".into(),
         hash: blake3::hash(text.as_bytes()).to_hex().to_string(),

@@ -2,7 +2,7 @@
 //! manifest keeps them, `planish run` replays them.
 
 use crate::activations::Activations;
-use crate::{Error, Plan, Result, Rewrite, methods, mixes};
+use crate::{Error, Plan, Result, Rewrite, methods, methods::Vocabulary, mixes};
 use formats::quantized::Format;
 use model::{Model, Role, Site, Spec, save};
 use serde::{Deserialize, Serialize};
@@ -198,6 +198,19 @@ impl Recipe {
         Ok(None)
     }
 
+    /// Which tokens are left out, if any are.
+    ///
+    /// # Errors
+    /// If a method or an option is not known.
+    pub fn vocabulary(&self) -> Result<Option<Vocabulary>> {
+        for step in &self.steps {
+            if let Plan::Vocabulary(vocabulary) = (methods::find(&step.method)?.build)(step.options.clone())? {
+                return Ok(Some(vocabulary));
+            }
+        }
+        Ok(None)
+    }
+
     /// How inputs of products are to be rounded.
     ///
     /// # Errors
@@ -282,7 +295,7 @@ impl Step {
     fn build(&self, spec: &Spec, limits: &Limits<'_>) -> Result<Built> {
         let method = methods::find(&self.method)?;
         let plan = (method.build)(self.options.clone())?;
-        if matches!(plan, Plan::Rotated(_) | Plan::Cut(_)) && self.storage != "keep" {
+        if matches!(plan, Plan::Rotated(_) | Plan::Cut(_) | Plan::Vocabulary(_)) && self.storage != "keep" {
             plan.each_matrix()?;
         }
         let (choice, fallbacks) = choose(&self.storage, &self.sites, spec, limits)?;

@@ -9,6 +9,7 @@ use crate::{
     heal::{self, Lessons},
     journal::Journal,
     manifest, methods,
+    methods::prune,
     optimize::Speed,
     plan,
     progress::Progress,
@@ -66,6 +67,8 @@ pub struct Data {
     pub hash: String,
     /// Entropy of the source in nats per predicted token of the gate's part, where it is known.
     pub entropy: Option<f64>,
+    /// Did the model write it itself?
+    pub own: bool,
 }
 
 /// Reads and splits a recipe's data; without any, the model writes its own.
@@ -78,6 +81,12 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
         context: gpt.model.spec.context,
         blocks: false,
     };
+    let own = recipe.data.is_none();
+    if own && recipe.vocabulary()?.is_some() {
+        return Err(Error::Asked(
+            "which tokens are never used is known by the texts that the model is for: give them with --data".into(),
+        ));
+    }
     let (documents, about) = match &recipe.data {
         Some(path) => {
             let documents = match data::is_text(path) {
@@ -108,7 +117,7 @@ pub fn load_data(gpt: &Gpt, recipe: &Recipe, progress: &dyn Progress) -> Result<
         });
     }
     let hash = hasher.finalize().to_hex().to_string();
-    Ok(Data { split: Split::new(documents), about, hash, entropy: None })
+    Ok(Data { split: Split::new(documents), about, hash, entropy: None, own })
 }
 
 /// Tokens that the model writes where there is no text: enough to calibrate on, or only to prove with where no step looks
@@ -121,6 +130,7 @@ fn own_tokens(recipe: &Recipe) -> Result<usize> {
         calibrated |= match (methods::find(&step.method)?.build)(step.options.clone())? {
             Plan::Learned(_) => true,
             Plan::Cut(cut) => cut.reads(),
+            Plan::Vocabulary(_) => false,
             plan => plan.needs().data() && !known,
         };
     }
@@ -142,6 +152,9 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<Outcome> {
     refuse_requantizing(&gpt.model, settings)?;
+    let (whole, reduced) = (gpt, prune::reduced(gpt, recipe, data, progress)?);
+    let (gpt, own) = reduced.as_ref().map_or((gpt, data), |reduced| (&reduced.gpt, &reduced.data));
+    let (whole_data, data) = (data, own);
     let original = gpt;
     let shaped = shape(gpt, recipe)?;
     let gpt = shaped.as_ref().unwrap_or(gpt);
@@ -178,12 +191,18 @@ pub fn run(
     }
 
     let after = Gpt::open(&staged.path)?;
-    let (proof, differences) = prove(original, &after, recipe, data, warnings, progress)?;
+    let (mut proof, differences) = prove(original, &after, recipe, data, warnings, progress)?;
+    if let Some(reduced) = &reduced {
+        let left = proof.before.nll;
+        let (before, told) = reduced.before(whole, &whole_data.split.gate, left, progress)?;
+        proof.before = before;
+        proof.warnings.extend([reduced.told.clone(), told]);
+    }
     if !proof.gate.is_good() && !settings.force {
         journal.discard()?;
         return Err(Error::Gate(refusal(&proof.gate)));
     }
-    let speed = match speed(original, &after, settings) {
+    let speed = match speed(whole, &after, settings) {
         Err(Error::Gate(words)) => {
             journal.discard()?;
             return Err(Error::Gate(words));
@@ -265,6 +284,8 @@ pub fn transform(
                 let lessons = Lessons { original: &gpt.model, documents: &data.split.calibration, seed: recipe.seed };
                 heal::heal(&mut model, &recipe.steps[i], healing, &lessons, journal, progress)?;
             }
+            // It was done before the first step, so that all of them know the tokens by one number.
+            Plan::Vocabulary(_) => {}
             Plan::Cut(cut) => {
                 let texts = match cut.reads() {
                     true => data::calibration(&data.split.calibration, recipe, gpt)?,
@@ -353,7 +374,7 @@ fn warnings(
     if settings.strict && !warnings.is_empty() {
         return Err(Error::Gate(format!("--strict: {}", warnings.join("; "))));
     }
-    if data.about.contains("wrote itself") {
+    if data.own {
         warnings
             .push("no --data was given: the proof rests on text that the model wrote itself, not on your own".into());
     }

@@ -560,6 +560,12 @@ pub struct Bench {
     /// Storage of the matrices: q4_k, q8_0, bf16, int4g64 ... (default: as they are; bf16 with --shape)
     #[arg(long, value_name = "NAME")]
     pub storage: Option<String>,
+    /// With --shape: another storage of embedding and head
+    #[arg(long, value_name = "NAME", requires = "shape")]
+    pub edges: Option<String>,
+    /// With --shape: matrices of blocks as `factorize` makes them, with so much of their numbers: 50%
+    #[arg(long, value_name = "PERCENT", requires = "shape")]
+    pub parameters: Option<String>,
     /// Tokens that are read at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub prefill: usize,

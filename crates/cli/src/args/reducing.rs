@@ -26,14 +26,14 @@ pub struct Prune {
     #[command(flatten)]
     pub model: Model,
     /// sparsegpt, fisher, wanda or magnitude for neurons and heads, sparsegpt, wanda or magnitude for values, without or influence
-    /// for layers, magnitude for width (default: the first of each); `planish methods` tells more
+    /// for layers, magnitude for width, unused for vocabulary (default: the first of each); `planish methods` tells more
     #[arg(long)]
     pub method: Option<String>,
-    /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers, width; or single values:
-    /// unstructured, 2:4 (two of every four stay; any n:m), 16x1 (blocks of rows x columns)
+    /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers, width; tokens that the data
+    /// never uses: vocabulary; or single values: unstructured, 2:4 (two of every four stay; any n:m), 16x1 (blocks of rows x columns)
     #[arg(long, value_name = "NAME", default_value = "neurons")]
     pub pattern: String,
-    /// How much of it (default: 30%); neurons and channels that remain are a multiple of 32 or more where those that are there are
+    /// How much of it (default: 30%, of tokens all that are never used); neurons and channels that remain are a multiple of 32 or more where those that are there are
     /// one, and 2:4 says it itself
     #[arg(long, value_name = "PERCENT")]
     pub sparsity: Option<String>,

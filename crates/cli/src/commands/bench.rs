@@ -1,12 +1,12 @@
 //! `planish bench`.
 
-use super::{attach, key_value, open, prepare_model, print_json};
+use super::{attach, fraction, key_value, open, prepare_model, print_json};
 use crate::{
     args::{Bench, Common},
     show,
 };
 use anyhow::Result;
-use model::Model;
+use model::{Drawn, Model};
 use optimize::speed::{self, Ask, Check, Speed};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -53,8 +53,12 @@ pub fn run(args: &Bench, common: &Common) -> Result<u8> {
 fn subject(args: &Bench, seed: u64) -> Result<(Model, Option<PathBuf>)> {
     let storage = args.storage.as_deref().map(Storage::parse).transpose()?;
     if let Some(shape) = &args.shape {
-        let storage = storage.unwrap_or(Storage::Bf16);
-        return Ok((Model::of_shape(shape, storage, seed)?, Some(shape.clone())));
+        let how = Drawn {
+            storage: storage.unwrap_or(Storage::Bf16),
+            edges: args.edges.as_deref().map(Storage::parse).transpose()?,
+            parameters: args.parameters.as_deref().map(|part| fraction(part, "--parameters")).transpose()?,
+        };
+        return Ok((Model::of_shape(shape, how, seed)?, Some(shape.clone())));
     }
     let mut gpt = open(&args.model)?;
     if let Some(storage) = storage {

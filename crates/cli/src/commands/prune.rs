@@ -1,4 +1,4 @@
-//! `planish prune`: takes values, neurons, heads, layers or channels out of a model.
+//! `planish prune`: takes values, neurons, heads, layers, channels or tokens out of a model.
 
 use super::{fraction, open, reduce};
 use crate::args::{Common, Prune};
@@ -25,11 +25,11 @@ pub fn run(args: &Prune, common: &Common) -> Result<u8> {
         if asked.is_some() {
             bail!("--pattern {} says how much is removed; leave out --sparsity", args.pattern);
         }
-    } else {
-        options.insert("sparsity".into(), asked.unwrap_or(0.3).into());
+    } else if let Some(sparsity) = asked {
+        options.insert("sparsity".into(), sparsity.into());
     }
     let gpt = open(&args.model)?;
-    let values = prune::values_of(&args.pattern, asked.unwrap_or(0.3));
+    let values = prune::values_of(&args.pattern, asked.unwrap_or(prune::USUAL));
     let mut step = Step { method, storage: "keep".into(), sites: BTreeMap::new(), options };
     match values {
         Some(pattern) => of_values(args, &gpt, pattern, &mut step)?,

@@ -44,7 +44,7 @@ pub fn run(args: &Quantize, common: &Common) -> Result<u8> {
         let target = target(args, &recipe)?;
         let built = recipe.build(&gpt.model)?;
         target.check(&gpt.model, &built)?;
-        return preview(&gpt, &recipe, common);
+        return preview(&gpt, &recipe, None, common);
     }
     job::run(&args.model, &args.data, recipe, &args.writing, common)
 }
@@ -129,7 +129,7 @@ fn to_an_average(args: &Quantize, mut recipe: Recipe, common: &Common) -> Result
     if args.dry_run {
         let plan = plan::plan(&gpt, recipe.clone(), &goal, &data, target(args, &recipe)?, &bar)?;
         drop(bar);
-        return preview(&gpt, &plan.recipe, common);
+        return preview(&gpt, &plan.recipe, None, common);
     }
     let settings = job::settings(&args.writing, &args.model, common)?;
     let outcome = find(&gpt, recipe, &goal, &data, &settings, &bar)?;
@@ -137,9 +137,10 @@ fn to_an_average(args: &Quantize, mut recipe: Recipe, common: &Common) -> Result
     job::show_outcome(&outcome, common)
 }
 
-/// Shows what each matrix would become.
-pub fn preview(gpt: &Gpt, recipe: &Recipe, common: &Common) -> Result<u8> {
-    let p: Preview = plan::preview(gpt, recipe)?;
+/// Shows what each matrix would become, with a note on what became of the model before.
+pub fn preview(gpt: &Gpt, recipe: &Recipe, note: Option<String>, common: &Common) -> Result<u8> {
+    let mut p: Preview = plan::preview(gpt, recipe)?;
+    p.notes.extend(note);
     if common.json {
         print_json(&json!(p))?;
         return Ok(0);

@@ -1,12 +1,15 @@
 //! What the commands that take numbers of a model away have in common: a recipe of a step, and one that heals.
 
 use super::{floor, job, open, options, quantize};
-use crate::args::{Common, Model, Reduce};
+use crate::{
+    args::{Common, Model, Reduce},
+    show::Bar,
+};
 use anyhow::{Context, Result, bail};
 use model::Gpt;
 use optimize::{
     artefact::Target,
-    methods,
+    methods::{self, prune},
     recipe::{Recipe, Step},
 };
 use std::{collections::BTreeMap, path::Path};
@@ -35,11 +38,19 @@ pub fn run(model: &Model, step: Step, args: &Reduce, common: &Common) -> Result<
     }
     recipe.format.clone_from(&args.writing.format);
     if args.dry_run {
-        recipe.stats.clone_from(&args.data.stats);
         let built = recipe.build(&gpt.model)?;
         Target::of_recipe(&recipe, args.writing.out.as_deref().unwrap_or(Path::new("out")))?
             .check(&gpt.model, &built)?;
-        return quantize::preview(&gpt, &recipe, common);
+        job::fill(&mut recipe, &gpt, &args.data);
+        if recipe.vocabulary()?.is_some() {
+            let bar = Bar::new();
+            let data = job::load_data(&gpt, model, &recipe, &bar)?;
+            let reduced = prune::reduced(&gpt, &recipe, &data, &bar)?;
+            drop(bar);
+            let note = reduced.as_ref().map(|reduced| reduced.told.clone());
+            return quantize::preview(reduced.as_ref().map_or(&gpt, |reduced| &reduced.gpt), &recipe, note, common);
+        }
+        return quantize::preview(&gpt, &recipe, None, common);
     }
     job::run(model, &args.data, recipe, &args.writing, common)
 }

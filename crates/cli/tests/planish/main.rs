@@ -12,6 +12,7 @@ mod learning;
 mod ranks;
 mod reducing;
 mod rounding;
+mod vocabulary;
 
 use serde_json::Value;
 use std::{

@@ -11,6 +11,7 @@ mod error;
 mod from_gguf;
 mod gguf_vocab;
 mod learn;
+mod only;
 mod pre_name;
 mod read;
 mod spm;
@@ -22,6 +23,7 @@ pub use error::{Error, Result};
 pub use from_gguf::from_gguf;
 pub use gguf_vocab::{GgufVocab, TokenType};
 pub use learn::{ENDS, learn_bpe};
+pub use only::renumber;
 pub use stream::DecodeStream;
 pub use to_gguf::to_gguf;
 

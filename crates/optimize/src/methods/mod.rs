@@ -20,7 +20,7 @@ mod smoothquant;
 mod spectrum;
 mod svd;
 
-pub use prune::Cut;
+pub use prune::{Cut, Vocabulary};
 pub use rotate::Rotation;
 
 use crate::{Error, Needs, Result, Stats, blocks::BlockRewrite, heal::Healing};
@@ -52,6 +52,8 @@ pub enum Plan {
     Rotated(Rotation),
     /// It takes blocks or channels out of the model.
     Cut(Cut),
+    /// It leaves tokens out.
+    Vocabulary(Vocabulary),
     /// It teaches the model.
     Learned(Box<Healing>),
 }
@@ -70,6 +72,9 @@ impl Plan {
             )),
             Plan::Cut(_) => Err(Error::Asked(
                 "layers and channels are removed whole, which rounds nothing; it is a step before one that does".into(),
+            )),
+            Plan::Vocabulary(_) => Err(Error::Asked(
+                "leaving tokens out rounds nothing; it is a step before one that does".into(),
             )),
             Plan::Learned(_) => Err(Error::Asked(
                 "storages are chosen with a method that treats each matrix by itself; choose them with --method gptq, and \
@@ -94,14 +99,14 @@ impl Plan {
                     gradients: outside.gradients || first.gradients,
                 }
             }
-            Plan::Rotated(_) | Plan::Cut(_) | Plan::Learned(_) => Needs::default(),
+            Plan::Rotated(_) | Plan::Cut(_) | Plan::Vocabulary(_) | Plan::Learned(_) => Needs::default(),
         }
     }
 
     /// The storage that a recipe gives this step where another one rounds after it, if it is of use there.
     pub fn storage_before_others(&self) -> Option<&'static str> {
         match self {
-            Plan::Rotated(_) | Plan::Cut(_) | Plan::Learned(_) => Some("keep"),
+            Plan::Rotated(_) | Plan::Cut(_) | Plan::Vocabulary(_) | Plan::Learned(_) => Some("keep"),
             Plan::EachMatrix(method) => method.balances_for_others().then_some("f32"),
             Plan::EachBlock(_) => None,
         }
@@ -251,6 +256,7 @@ pub static METHODS: &[&Method] = &[
     &prune::FISHER,
     &prune::INFLUENCE,
     &prune::WITHOUT,
+    &prune::UNUSED,
     &qat::QAT,
     &distill::DISTILL,
 ];

@@ -7,6 +7,7 @@ mod layers;
 mod obs;
 mod structure;
 mod values;
+mod vocabulary;
 
 use super::{Method, Plan, options};
 use crate::{Error, Result};
@@ -17,6 +18,7 @@ use values::Values;
 
 pub use layers::{Cut, Shape};
 pub(super) use values::masks;
+pub use vocabulary::{Reduced, Vocabulary, reduced};
 
 /// By the weights alone.
 pub static MAGNITUDE: Method = Method {
@@ -72,6 +74,15 @@ pub static WITHOUT: Method = Method {
     build: |o| build("without", o),
 };
 
+/// By whether the data has it.
+pub static UNUSED: Method = Method {
+    name: "unused",
+    about: "Removes tokens that the data never uses; it is cut into the same tokens as before.",
+    paper: "arXiv 2010.05609",
+    cost: "the data cut into tokens twice",
+    build: |o| build("unused", o),
+};
+
 /// What is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
@@ -85,6 +96,8 @@ enum What {
     Width,
     /// Single values, wherever they are.
     Values,
+    /// Tokens.
+    Vocabulary,
 }
 
 #[derive(Deserialize)]
@@ -92,9 +105,9 @@ enum What {
 struct Prune {
     /// What is removed; where none is named, the first that the method removes.
     pattern: Option<String>,
-    /// How much of it, as a fraction; a pattern such as 2:4 says it itself.
-    #[serde(default = "third")]
-    sparsity: f64,
+    /// How much of it, as a fraction, 0.3 where nothing is said; a pattern such as 2:4 says it itself, and of tokens all go that the
+    /// data never uses.
+    sparsity: Option<f64>,
     /// Neurons and channels that remain are a multiple of this; where none is given, of the largest power of two up to 256 that
     /// divides those that are there.
     multiple: Option<usize>,
@@ -120,21 +133,21 @@ fn rounds() -> usize {
     12
 }
 
-fn third() -> f64 {
-    0.3
-}
+/// How much goes where nothing is said.
+pub const USUAL: f64 = 0.3;
 
 fn tried() -> usize {
     8
 }
 
 /// What is removed, under which names, and the methods that remove it, the usual one first.
-const KNOWN: [(What, &str, &[&str]); 5] = [
+const KNOWN: [(What, &str, &[&str]); 6] = [
     (What::Neurons, "neurons", &["sparsegpt", "fisher", "wanda", "magnitude"]),
     (What::Heads, "heads", &["sparsegpt", "fisher", "wanda", "magnitude"]),
     (What::Layers, "layers", &["without", "influence"]),
     (What::Width, "width", &["magnitude"]),
     (What::Values, "unstructured", &["sparsegpt", "wanda", "magnitude"]),
+    (What::Vocabulary, "vocabulary", &["unused"]),
 ];
 
 /// The names of what can be removed.
@@ -166,7 +179,7 @@ pub fn values_of(pattern: &str, sparsity: f64) -> Option<Pattern> {
 fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
     let bad = |reason: String| Error::Options { method: method.into(), reason };
     let asked = options::<Prune>(method, table)?;
-    if !(asked.sparsity > 0.0 && asked.sparsity < 1.0) {
+    if asked.sparsity.is_some_and(|sparsity| !(sparsity > 0.0 && sparsity < 1.0)) {
         return Err(bad("`sparsity` lies above 0 and below 1".into()));
     }
     if asked.tried == 0 || asked.multiple == Some(0) {
@@ -181,7 +194,8 @@ fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
     if !methods.contains(&method) {
         return Err(bad(format!("{name} are removed by {}", methods.join(", "))));
     }
-    let Prune { sparsity, multiple, keep, tried, reconstruct, exchanges, .. } = asked;
+    let Prune { multiple, keep, tried, reconstruct, exchanges, .. } = asked;
+    let sparsity = asked.sparsity.unwrap_or(USUAL);
     let part = match what {
         What::Neurons => Part::Neurons { multiple },
         What::Heads => Part::Heads,
@@ -189,6 +203,7 @@ fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
             let tried = (method == "without").then_some(tried);
             return Ok(Plan::Cut(Cut { sparsity, of: Shape::Layers { keep, tried } }));
         }
+        What::Vocabulary => return Ok(Plan::Vocabulary(Vocabulary { sparsity: asked.sparsity })),
         What::Width => return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple } })),
         What::Values => {
             let pattern = asked.pattern.and_then(|pattern| values_of(&pattern, sparsity));
