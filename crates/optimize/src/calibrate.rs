@@ -22,6 +22,8 @@ pub struct Needs {
     pub outputs: bool,
     /// The second moments of the gradients of what each matrix returns.
     pub gradients: bool,
+    /// What each text's loss would change by without a value, to first order.
+    pub taylor: bool,
 }
 
 impl Needs {
@@ -32,7 +34,7 @@ impl Needs {
 
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram || self.squares || self.peak || self.outputs || self.gradients
+        self.gram || self.squares || self.peak || self.outputs || self.gradients || self.taylor
     }
 }
 
@@ -49,6 +51,17 @@ pub struct Stats {
     pub peak: Option<Vec<f32>>,
     /// `sum g g^T` of the gradients of the outputs of the one matrix in question, where it was asked for.
     pub gradients: Option<Gram>,
+    /// What single values and columns of the one matrix in question are worth, where it was asked for.
+    pub taylor: Option<Taylor>,
+}
+
+/// What the loss of texts would change by without parts of a matrix, to first order: values times their gradients (arXiv 1906.10771).
+#[derive(Clone, Debug, Default)]
+pub struct Taylor {
+    /// Sums of squares over texts, `[outputs, inputs]`.
+    pub values: Tensor,
+    /// Of whole columns, for each text by itself, `[texts, inputs]`.
+    pub columns: Tensor,
 }
 
 impl Stats {

@@ -1,6 +1,7 @@
 //! The gate: did the quality hold? It says yes only where the one-sided 95 % bound meets the floor.
 
 use crate::{
+    changes::Change,
     evaluate::{Evaluation, Pair, Paired, divergence, log_ratio, needed_tokens},
     recipe::Floor,
 };
@@ -103,6 +104,9 @@ pub struct Proof {
     /// Entropy of the source in nats per token and the losses over it, where the text's true entropy is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_nats_per_token: Option<f64>,
+    /// What became of each matrix of the original.
+    #[serde(default)]
+    pub sites: Vec<Change>,
 }
 
 #[cfg(test)]

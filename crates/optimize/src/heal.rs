@@ -10,6 +10,7 @@ use crate::{
     recipe::Step,
 };
 use model::Model;
+use tensor::{Storage, Weight};
 use train::{
     checkpoint,
     distil::{Divergence, Guidance},
@@ -92,17 +93,12 @@ pub(crate) fn heal(
     bar: &dyn Progress,
 ) -> Result<()> {
     let method = &step.method;
-    if model.is_quantized() {
-        return Err(Error::Recipe(format!(
-            "step {method} comes after one that quantizes, and codes cannot learn: put it before, or learn to be codes with \
-             method = \"qat\""
-        )));
-    }
+    let mut codes = Codes { storage: step.storage.clone(), sites: step.sites.clone() };
+    loosen(model, &mut codes)?;
     // The text is told of by the job.
     let texts = Texts { data: "the calibration data".into(), validation: None, separator: String::new() };
     let mut lesson = healing.settings.lesson(texts, model.spec.context, lessons.seed)?;
     lesson.guidance = Some(healing.guidance.clone());
-    let codes = Codes { storage: step.storage.clone(), sites: step.sites.clone() };
     lesson.codes = (codes.storage != "keep" || !codes.sites.is_empty()).then_some(codes);
     let folder = journal.folder()?;
     let parts = course::hold_back(lessons.documents.to_vec());
@@ -128,5 +124,27 @@ pub(crate) fn heal(
         }
     }
     *model = course.learner.model(model)?;
+    Ok(())
+}
+
+/// Lets matrices that are codes learn: as floats on their way to codes, to those that they are where no others are asked for.
+fn loosen(model: &mut Model, codes: &mut Codes) -> Result<()> {
+    let (asked, _) = codes.grids(&model.spec)?;
+    for (site, linear) in &mut model.linears {
+        let parts = linear.weight.parts();
+        if !parts.iter().any(|(_, part)| part.storage().is_coded()) {
+            continue;
+        }
+        if linear.weight.low_rank().is_some() {
+            let reason = "is the product of two matrices of codes, which do not learn; teach before they are rounded";
+            return Err(Error::Site { site: *site, reason: reason.into() });
+        }
+        let storage = linear.weight.storage();
+        if !asked.contains_key(site) {
+            codes.sites.insert(site.to_string(), storage.dense().full_name());
+        }
+        let floats = Weight::encode(&linear.weight.to_tensor(), storage.with_values(Storage::F32), None);
+        linear.weight = floats.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod audit;
 mod blocks;
 pub mod builtin;
 mod calibrate;
+pub mod changes;
 mod course;
 pub mod create;
 pub mod data;

@@ -297,7 +297,13 @@ fn memory_of(gpt: &Gpt, held: usize, recipe: &Recipe, built: &[Built]) -> Memory
     // Second moments of the gradients of all outputs stand together.
     let slopes = |site: &Site| site.layer.and(spec.shape(*site)).map_or(0, |[rows, _]| 8 * rows * rows);
     let gradients = built.iter().any(|b| b.plan.needs().gradients);
-    let gradients = if gradients { spec.matrices().iter().map(slopes).sum() } else { 0 };
+    let gradients: usize = if gradients { spec.matrices().iter().map(slopes).sum() } else { 0 };
+    // Those of values, with the values and what they are worth.
+    let sites = |b: &Built| {
+        b.choice.keys().filter(|s| s.layer.is_some()).filter_map(|s| spec.shape(*s)).map(|[r, c]| 12 * r * c).sum()
+    };
+    let taylor: usize = built.iter().filter(|b| b.plan.needs().taylor).map(sites).max().unwrap_or(0);
+    let gradients = gradients + taylor;
     let read = built.iter().any(|b| b.plan.needs().data()) && recipe.stats.is_none();
     let tokens = if read { held.min(recipe.calibration_tokens) } else { 1024 };
     let widest = shapes.iter().map(|[r, c]| if *r == spec.vocab { *c } else { r + c }).max().unwrap_or(0);

@@ -189,10 +189,13 @@ impl Recipe {
     /// If a method or an option is not known, or the model cannot be treated so.
     pub fn shape(&self, model: &Model) -> Result<Option<Model>> {
         for step in &self.steps {
-            if let Plan::Rotated(rotation) = (methods::find(&step.method)?.build)(step.options.clone())?
-                && let Some(shaped) = rotation.shape(model)?
-            {
-                return Ok(Some(shaped));
+            let shaped = match (methods::find(&step.method)?.build)(step.options.clone())? {
+                Plan::Rotated(rotation) => rotation.shape(model)?,
+                Plan::Cut(cut) => cut.shape(model)?,
+                _ => None,
+            };
+            if shaped.is_some() {
+                return Ok(shaped);
             }
         }
         Ok(None)

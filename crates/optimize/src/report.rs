@@ -1,6 +1,7 @@
 //! `report.html`: what was gained, what was lost and how sure that is, on one page without network.
 
 use crate::{
+    changes::Form,
     gate::Proof,
     recipe::Recipe,
     solve::{Point, Sensitivity},
@@ -64,7 +65,7 @@ impl Report {
         self.verdict(&mut out, proof);
         summary(&mut out, proof);
         self.front(&mut out, proof);
-        self.sites(&mut out, before, after);
+        self.sites(&mut out, after, proof);
         show_differences(&mut out, differences);
         let text = recipe.to_text().unwrap_or_default();
         let _ = writeln!(out, "<h2>The recipe</h2><pre><code>{}</code></pre></body></html>", escape(&text));
@@ -121,20 +122,33 @@ impl Report {
         );
     }
 
-    fn sites(&self, out: &mut String, before: &Gpt, after: &Gpt) {
+    fn sites(&self, out: &mut String, after: &Gpt, proof: &Proof) {
         let measured: BTreeMap<Site, &Sensitivity> =
             self.sensitivities.iter().flat_map(|s| s.sites.iter().map(move |site| (*site, s))).collect();
-        out.push_str("<h2>Site by site</h2><table><tr><th>site</th><th>shape</th><th>was</th><th>is</th><th>bits</th><th>its loss alone</th><th>why</th></tr>");
-        for (site, l) in &after.model.linears {
-            let was = before.model.linear(*site).map_or_else(|_| Storage::F32.name(), |l| l.weight.name());
-            let (storage, name) = (l.weight.storage(), l.weight.name());
-            let bits = 8.0 * l.weight.size_bytes() as f64 / l.weight.len().max(1) as f64;
-            let (loss, why) = measured.get(site).map_or((String::new(), "asked for".to_string()), |s| why(s, storage));
+        out.push_str(
+            "<h2>Site by site</h2><p>The cost of a matrix is the squared error of what it returns, as a part of that, all else as in the \
+             original; of one that reads fewer inputs than it did, with what reaches it.</p><table><tr><th>site</th><th>was</th><th>is</th>\
+             <th>values</th><th>bytes</th><th>cost</th><th>its loss alone</th><th>why</th></tr>",
+        );
+        for change in &proof.sites {
+            let site = change.site.parse::<Site>().ok();
+            let storage = site.and_then(|site| after.model.linears.get(&site)).map(|l| l.weight.storage());
+            let alone = site.and_then(|site| measured.get(&site)).zip(storage);
+            let (loss, why) = alone.map_or((String::new(), "asked for".to_string()), |(s, storage)| why(s, storage));
+            let form = |f: &Form| format!("{}&times;{} {}", f.shape[0], f.shape[1], f.storage);
+            let left = |of: fn(&Form) -> usize| {
+                let after = change.after.as_ref().map_or(0, of);
+                format!("{after} ({:.1} %)", 100.0 * after as f64 / of(&change.before).max(1) as f64)
+            };
+            let cost = change.cost.map_or(String::new(), |cost| format!("{:.3} %", 100.0 * cost));
             let _ = write!(
                 out,
-                "<tr><td>{site}</td><td>{}&times;{}</td><td>{was}</td><td>{name}</td><td>{bits:.2}</td><td>{loss}</td><td>{why}</td></tr>",
-                l.weight.rows(),
-                l.weight.cols(),
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{cost}</td><td>{loss}</td><td>{why}</td></tr>",
+                change.site,
+                form(&change.before),
+                change.after.as_ref().map_or("gone".to_string(), form),
+                left(|f| f.values),
+                left(|f| f.bytes),
             );
         }
         out.push_str("</table>");

@@ -3,6 +3,7 @@
 use crate::{
     Error, Plan, Result, artefact,
     artefact::Target,
+    changes,
     data::{self, Cutting, Document, Split},
     evaluate::{self, Evaluation, Pair},
     gate::{self, Proof, Verdict},
@@ -192,6 +193,9 @@ pub fn run(
 
     let after = Gpt::open(&staged.path)?;
     let (mut proof, differences) = prove(original, &after, recipe, data, warnings, progress)?;
+    let comparable = !built.iter().any(|step| matches!(step.plan, Plan::Rotated(_)));
+    let numbers = &model.spec.origin;
+    proof.sites = changes::changes(&original.model, &after.model, numbers, &data.split.gate, comparable)?;
     if let Some(reduced) = &reduced {
         let left = proof.before.nll;
         let (before, told) = reduced.before(whole, &whole_data.split.gate, left, progress)?;
@@ -299,11 +303,13 @@ pub fn transform(
                     false => Vec::new(),
                 };
                 let inputs = known.as_ref().map_or(Inputs::Texts(&texts), Inputs::Known);
-                let gradients = match plan.needs().gradients {
+                let needs = plan.needs();
+                let gradients = match needs.gradients || needs.taylor {
                     true => {
-                        walk::gradients(&model, &data::calibration(&data.split.calibration, recipe, gpt)?, progress)?
+                        let texts = data::calibration(&data.split.calibration, recipe, gpt)?;
+                        walk::gradients(&model, needs, &step.choice, &texts, progress)?
                     }
-                    false => walk::Gradients::new(),
+                    false => walk::Gradients::default(),
                 };
                 let inputs = (inputs, &gradients);
                 let prepared = plan.each_matrix()?.prepare(&model, &mut |survey| {
@@ -421,6 +427,7 @@ pub fn prove(
         documents: [data.split.calibration.len(), data.split.solver.len(), documents.len()],
         warnings,
         entropy_nats_per_token: data.entropy,
+        sites: Vec::new(),
     };
     Ok((proof, differences))
 }

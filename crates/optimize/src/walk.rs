@@ -4,7 +4,7 @@
 
 use crate::{
     Block, BlockRewrite, Error, Gather, Needs, Result, Rewrite, Stats, Texts,
-    calibrate::reader,
+    calibrate::{Taylor, reader},
     data::batches,
     journal::Journal,
     methods::Factors,
@@ -28,8 +28,14 @@ pub enum Inputs<'a> {
     Known(&'a Known),
 }
 
-/// Second moments of the gradients of what matrices return.
-pub type Gradients = BTreeMap<Site, Gram>;
+/// What gradients of the likelihood of calibration texts tell of matrices, as far as a method asks.
+#[derive(Default)]
+pub struct Gradients {
+    /// Second moments of those of what matrices return.
+    pub outputs: BTreeMap<Site, Gram>,
+    /// What values and columns are worth by them.
+    pub taylor: BTreeMap<Site, Taylor>,
+}
 
 /// Runs one step of a method over the model; `gradients` are empty where it needs none.
 ///
@@ -352,8 +358,10 @@ impl Walker<'_> {
                 reason: "holds values that are infinite or not numbers; the model is damaged".into(),
             });
         }
-        let gradients = self.gradients.get(&site).filter(|_| method.needs().gradients);
-        let own = gradients.map(|gradients| Stats { gradients: Some(gradients.clone()), ..stats.clone() });
+        let gradients = self.gradients.outputs.get(&site).filter(|_| method.needs().gradients).cloned();
+        let taylor = self.gradients.taylor.get(&site).filter(|_| method.needs().taylor).cloned();
+        let more = gradients.is_some() || taylor.is_some();
+        let own = more.then(|| Stats { gradients, taylor, ..stats.clone() });
         let stats = own.as_ref().unwrap_or(stats);
         let weight = match old.weight.low_rank().filter(|_| !method.changes_floats()) {
             Some(low) => rewrite_factors(method, site, low, storage, stats)?,
@@ -405,22 +413,79 @@ pub fn rewrite_matrix(
     method.matrix(site, dense, storage, stats)
 }
 
-/// The second moments of the gradients of what the matrices of blocks return, of the likelihood of calibration texts.
+/// What a method asks to know of the gradients of the likelihood of calibration texts; by value only of the sites in question.
 ///
 /// # Errors
 /// If the model cannot run, or the job was interrupted.
-pub fn gradients(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<Gradients> {
+pub fn gradients(
+    model: &Model,
+    needs: Needs,
+    sites: &BTreeMap<Site, Storage>,
+    calibration: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<Gradients> {
+    let outputs = if needs.gradients { of_outputs(model, calibration, progress)? } else { BTreeMap::new() };
+    let taylor = if needs.taylor { of_values(model, sites, calibration, progress)? } else { BTreeMap::new() };
+    Ok(Gradients { outputs, taylor })
+}
+
+/// What a batch of texts is to predict: nothing follows the last token of a text.
+fn predicted(sequences: Vec<Vec<u32>>) -> Tokens {
+    let targets = sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
+    Tokens { sequences, targets, places: Vec::new() }
+}
+
+/// What values and columns of matrices are worth to each text.
+fn of_values(
+    model: &Model,
+    sites: &BTreeMap<Site, Storage>,
+    calibration: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<BTreeMap<Site, Taylor>> {
+    let mut back = Backward::new(model, Form::F32);
+    let sites = || sites.keys().filter(|site| site.layer.is_some());
+    let mut values: BTreeMap<Site, Tensor> = BTreeMap::new();
+    let mut taylor: BTreeMap<Site, Taylor> = BTreeMap::new();
+    let mut found = Parameters::default();
+    for site in sites() {
+        let matrix = model.linear(*site)?.weight.to_tensor();
+        let zeros = || Tensor::zeros(matrix.rows(), matrix.cols());
+        found.matrices.insert(*site, zeros());
+        taylor.insert(*site, Taylor { values: zeros(), columns: Tensor::zeros(calibration.len(), matrix.cols()) });
+        values.insert(*site, matrix);
+    }
+    progress.begin("gathering gradients of values", calibration.len() as u64);
+    for (text, tokens) in calibration.iter().enumerate() {
+        progress::check()?;
+        back.run(model, &predicted(vec![tokens.clone()]), &mut Likelihood, 1.0, &mut found)?;
+        for (site, gradient) in &mut found.matrices {
+            let (Some(matrix), Some(own)) = (values.get(site), taylor.get_mut(site)) else { continue };
+            let Taylor { values, columns } = own;
+            let columns = columns.row_mut(text);
+            for row in 0..matrix.rows() {
+                let worth = values.row_mut(row).iter_mut().zip(&mut *columns);
+                for ((worth, column), (w, g)) in worth.zip(matrix.row(row).iter().zip(gradient.row(row))) {
+                    *worth += (w * g).powi(2);
+                    *column += w * g;
+                }
+            }
+            gradient.as_mut_slice().fill(0.0);
+        }
+        progress.advance(1);
+    }
+    Ok(taylor)
+}
+
+/// The second moments of the gradients of what the matrices of blocks return.
+fn of_outputs(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<BTreeMap<Site, Gram>> {
     let mut back = Backward::new(model, Form::F32);
     back.watch_outputs();
     progress.begin("gathering gradients", calibration.iter().map(|s| s.len() as u64).sum());
     for range in batches(calibration, BATCH) {
         progress::check()?;
         let sequences = calibration[range].to_vec();
-        // Nothing follows the last token of a text.
-        let targets = sequences.iter().flat_map(|s| s[1..].iter().copied().map(Some).chain([None])).collect();
         let count = sequences.iter().map(Vec::len).sum::<usize>();
-        let batch = Tokens { sequences, targets, places: Vec::new() };
-        back.run(model, &batch, &mut Likelihood, 1.0, &mut Parameters::default())?;
+        back.run(model, &predicted(sequences), &mut Likelihood, 1.0, &mut Parameters::default())?;
         progress.advance(count as u64);
     }
     Ok(back.outputs())
@@ -452,6 +517,35 @@ pub fn influence(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progres
         progress.advance(flow.tokens() as u64);
     }
     Ok(sums.into_iter().map(|sum| sum / tokens.max(1) as f64).collect())
+}
+
+/// The second moments of the residual stream before and after every block, each token brought to one length, as norms bring it.
+///
+/// # Errors
+/// If the job was interrupted.
+pub fn residual_moments(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<Gram> {
+    let mut moments = Gram::new(model.spec.dim);
+    let tokens: usize = calibration.iter().map(Vec::len).sum();
+    progress.begin("gathering what the residual stream varies in", tokens as u64);
+    for range in batches(calibration, BATCH) {
+        progress::check()?;
+        let sequences: Vec<&[u32]> = calibration[range].iter().map(|s| &s[..]).collect();
+        let mut flow = model.start(&sequences, &vec![0; sequences.len()])?;
+        for layer in 0..=model.spec.layers() {
+            let mut stream = flow.residual().clone();
+            for row in stream.as_mut_slice().chunks_exact_mut(model.spec.dim.max(1)) {
+                let square: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+                let by = (model.spec.dim as f64 / square.max(f64::MIN_POSITIVE)).sqrt() as f32;
+                row.iter_mut().for_each(|x| *x *= by);
+            }
+            moments.add(&stream);
+            if layer < model.spec.layers() {
+                model.block_once(layer, &mut flow, &mut ())?;
+            }
+        }
+        progress.advance(flow.tokens() as u64);
+    }
+    Ok(moments)
 }
 
 /// Statistics of the inputs of every matrix of a model in one pass, one entry for all that read the same ([`reader`]).

@@ -87,9 +87,20 @@ fn pack(k: &Kernels, w: &Weight) -> Vec<u8> {
     out
 }
 
-/// The product of all rows of `x` with packed panels.
+/// The product of all rows of `x` with packed panels, whose holes are filled for many tokens.
 fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor {
-    let form = Form::of(w.storage());
+    let held = Form::of(w.storage());
+    let (mut form, mut filled) = (held, Vec::new());
+    if x.rows() >= 16 && held.pattern().is_some() {
+        form = held.filled();
+        let [from, to] = [held, form].map(|form| form.panel_bytes(w.cols()));
+        filled = vec![0u8; w.rows().div_ceil(LANES) * to];
+        for (panel, out) in panels.chunks_exact(from).zip(filled.chunks_exact_mut(to)) {
+            // SAFETY: a panel, and room for one.
+            unsafe { (k.codes.fill)(held, held.length(w.cols()), panel.as_ptr(), out.as_mut_ptr()) }
+        }
+    }
+    let panels = if filled.is_empty() { panels } else { &filled };
     let mut inputs = Inputs::default();
     inputs.pack(x, InputKind::of(form, k), k);
     let mut y = Tensor::zeros(x.rows(), w.rows());

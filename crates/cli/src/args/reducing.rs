@@ -25,8 +25,8 @@ pub struct Factorize {
 pub struct Prune {
     #[command(flatten)]
     pub model: Model,
-    /// sparsegpt, fisher, wanda or magnitude for neurons and heads, sparsegpt, wanda or magnitude for values, without or influence
-    /// for layers, magnitude for width, unused for vocabulary (default: the first of each); `planish methods` tells more
+    /// sparsegpt, fisher, wanda, taylor or magnitude for neurons and heads, sparsegpt, wanda, taylor or magnitude for values, without or influence
+    /// for layers, magnitude or slicegpt for width, unused for vocabulary (default: the first of each); `planish methods` tells more
     #[arg(long)]
     pub method: Option<String>,
     /// What is removed: neurons, heads (key and value heads with the query heads that read them), layers, width; tokens that the data
@@ -37,6 +37,15 @@ pub struct Prune {
     /// one, and 2:4 says it itself
     #[arg(long, value_name = "PERCENT")]
     pub sparsity: Option<String>,
+    /// Spread it so over matrices, of single values: even, owl (less where outliers are) or loss (as much as it costs the loss)
+    #[arg(long, value_name = "NAME", default_value = "even")]
+    pub rates: String,
+    /// Reach it in so many rounds, with a part of --heal after each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// How the share grows from round to round: cubic (most at first), linear, or the exponent of a polynomial
+    #[arg(long, value_name = "NAME", default_value = "cubic")]
+    pub schedule: String,
     /// Of single values: how those that stay are stored: int4g64, bf16 ... (default: as the model's matrices are)
     #[arg(long, value_name = "NAME")]
     pub storage: Option<String>,

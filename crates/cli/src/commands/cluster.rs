@@ -20,5 +20,5 @@ pub fn run(args: &Cluster, common: &Common) -> Result<u8> {
     if args.entropy_code {
         reduce.writing.format = Some("rans".into());
     }
-    reduce::run(&args.model, step, &reduce, common)
+    reduce::run(&args.model, vec![step], &reduce, common)
 }

@@ -21,5 +21,5 @@ pub fn run(args: &Factorize, common: &Common) -> Result<u8> {
     let edges = gpt.model.spec.matrices().into_iter().filter(|site| site.layer.is_none());
     let sites: BTreeMap<String, String> = edges.map(|site| (site.to_string(), "keep".to_string())).collect();
     let step = Step { method: args.method.clone(), storage: storage.name(), sites, options };
-    reduce::run(&args.model, step, &args.reduce, common)
+    reduce::run(&args.model, vec![step], &args.reduce, common)
 }

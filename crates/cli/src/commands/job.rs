@@ -162,6 +162,12 @@ fn table(p: &Proof, speed: Option<[f64; 3]>) {
             "per token".into(),
         ]);
     }
+    let mut costs: Vec<(f64, &str)> = p.sites.iter().filter_map(|s| Some((s.cost?, s.site.as_str()))).collect();
+    costs.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let costs: Vec<String> = costs.iter().take(3).map(|(cost, site)| format!("{site} {:.2} %", 100.0 * cost)).collect();
+    if !costs.is_empty() {
+        rows.push(vec!["largest errors".into(), String::new(), costs.join(", "), "of what matrices return".into()]);
+    }
     rows.push(vec!["peak memory".into(), String::new(), show::size(optimize::speed::peak_rss_bytes())]);
     show::table(&rows);
 }

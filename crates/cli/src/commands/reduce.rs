@@ -18,23 +18,28 @@ use std::{collections::BTreeMap, path::Path};
 const BATCH: u64 = 8;
 const CONTEXT: usize = 256;
 
-/// Runs a step of a method over the model, heals it where that is asked, and writes the result.
-pub fn run(model: &Model, step: Step, args: &Reduce, common: &Common) -> Result<u8> {
+/// Runs steps of a method over the model, heals it after each where that is asked, and writes the result.
+pub fn run(model: &Model, steps: Vec<Step>, args: &Reduce, common: &Common) -> Result<u8> {
     let gpt = open(model)?;
-    let mut recipe = Recipe { steps: vec![step], ..Recipe::one("rtn", tensor::Storage::F32, common.seed) };
+    let mut recipe = Recipe { steps: Vec::new(), ..Recipe::one("rtn", tensor::Storage::F32, common.seed) };
     recipe.floor = floor(&args.floor)?;
-    recipe.steps[0].sites.extend(args.skips.iter().map(|sites| (sites.trim().to_string(), "keep".to_string())));
     let mut given = options(&args.options)?;
     let healing = match given.remove("distill") {
         None => toml::Table::new(),
         Some(toml::Value::Table(table)) => table,
         Some(_) => bail!("an option of what heals reads like distill.lr=3e-4"),
     };
-    recipe.steps[0].options.extend(given);
-    match &args.heal {
-        Some(tokens) => recipe.steps.push(heals(tokens, healing, &gpt)?),
-        None if !healing.is_empty() => bail!("--option distill...: nothing heals without --heal TOKENS"),
-        None => {}
+    if args.heal.is_none() && !healing.is_empty() {
+        bail!("--option distill...: nothing heals without --heal TOKENS");
+    }
+    let rounds = steps.len();
+    for mut step in steps {
+        step.sites.extend(args.skips.iter().map(|sites| (sites.trim().to_string(), "keep".to_string())));
+        step.options.extend(given.clone());
+        recipe.steps.push(step);
+        if let Some(tokens) = &args.heal {
+            recipe.steps.push(heals(tokens, rounds, healing.clone(), &gpt)?);
+        }
     }
     recipe.format.clone_from(&args.writing.format);
     if args.dry_run {
@@ -55,8 +60,8 @@ pub fn run(model: &Model, step: Step, args: &Reduce, common: &Common) -> Result<
     job::run(model, &args.data, recipe, &args.writing, common)
 }
 
-/// The step that teaches so many tokens.
-fn heals(tokens: &str, mut options: toml::Table, gpt: &Gpt) -> Result<Step> {
+/// The step that teaches its part of so many tokens.
+fn heals(tokens: &str, rounds: usize, mut options: toml::Table, gpt: &Gpt) -> Result<Step> {
     let (number, unit) = tokens.split_at(tokens.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(tokens.len()));
     let unit = match unit {
         "" => 1.0,
@@ -69,7 +74,7 @@ fn heals(tokens: &str, mut options: toml::Table, gpt: &Gpt) -> Result<Step> {
     let said = |options: &toml::Table, name: &str| options.get(name).and_then(toml::Value::as_integer);
     let batch = said(&options, "batch").map_or(BATCH, |n| n.max(1) as u64);
     let context = said(&options, "context").map_or(CONTEXT.min(gpt.model.spec.context) as u64, |n| n.max(1) as u64);
-    let steps = (count / (batch * context) as f64).ceil() as i64;
+    let steps = (count / rounds.max(1) as f64 / (batch * context) as f64).ceil() as i64;
     for (name, value) in [("steps", steps), ("batch", batch as i64), ("context", context as i64)] {
         options.entry(name).or_insert(value.into());
     }

@@ -268,7 +268,7 @@ fn wrong_words_and_bad_files_are_told_with_code_2() {
         &["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"],
         2,
         "rtn, hqq, rotate, imatrix, awq, smoothquant, gptq, gptaq, autoround, lqer, kmeans, svd, asvd, svd-llm, gfwsvd, magnitude, \
-         wanda, sparsegpt, fisher, influence, without, unused, qat, distill",
+         wanda, sparsegpt, taylor, fisher, influence, without, slicegpt, unused, qat, distill",
     );
     fails(&["quantize", &folder, "--override", "9.q=q8_0", "--data", &text, "--out", "x"], 2, "9.q");
     fails(&["quantize", &folder, "--bits", "9", "--data", &text, "--out", "x"], 2, "bits are 2 to 8");

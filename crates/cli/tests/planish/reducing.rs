@@ -113,8 +113,9 @@ fn what_is_pruned_is_gone_and_the_rest_makes_up_for_it() {
     let count = |out: &str, what: &str| json(&["inspect", &path(&dir, out)])[what].as_u64().unwrap();
     let [hidden, kv_heads, layers] = ["hidden", "kv_heads", "blocks"].map(|what| before[what].as_u64().unwrap());
 
-    let losses = ["magnitude", "wanda", "sparsegpt", "fisher"].map(|method| run("neurons", method, "25%", method));
-    println!("neurons: magnitude, wanda, sparsegpt, fisher {losses:?}");
+    let losses = ["magnitude", "wanda", "sparsegpt", "fisher", "taylor"].map(|m| run("neurons", m, "25%", m));
+    println!("neurons: magnitude, wanda, sparsegpt, fisher, taylor {losses:?}");
+    assert!(losses[4] < losses[0], "{losses:?}");
     assert!(losses[2] < losses[1] && losses[1] < losses[0] && losses[3] < losses[1], "{losses:?}");
     assert_eq!(count("wanda", "hidden"), hidden * 3 / 4);
     let heads = ["magnitude", "sparsegpt"].map(|method| run("heads", method, "50%", &format!("heads-{method}")));
@@ -136,6 +137,133 @@ fn what_is_pruned_is_gone_and_the_rest_makes_up_for_it() {
     refused(&["--pattern", "layers", "--sparsity", "1%"], "to remove one");
     refused(&["--heal", "many"], "500k or 2M");
     refused(&["--option", "distill.lr=1e-3"], "--heal");
+}
+
+#[test]
+fn every_matrix_says_what_is_left_of_it_and_what_that_costs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |command: &str, more: &[&str], out: &str| -> Value {
+        let out = path(&dir, out);
+        let made = json(&[words(command, &folder, &text, more), vec!["--out", &out]].concat());
+        assert!(fs::read_to_string(Path::new(&out).join("report.html")).unwrap().contains("<th>cost</th>"));
+        made["proof"]["sites"].clone()
+    };
+    let of = |sites: &Value, site: &str| {
+        sites
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["site"] == site)
+            .unwrap_or_else(|| panic!("{site}: {sites}"))
+            .clone()
+    };
+    let part =
+        |site: &Value, what: &str| site["after"][what].as_f64().unwrap() / site["before"][what].as_f64().unwrap();
+    let thin = run("prune", &["--pattern", "unstructured", "--sparsity", "50%"], "thin");
+    let q = of(&thin, "0.q");
+    assert!((part(&q, "values") - 0.5).abs() < 1e-3 && part(&q, "bytes") < 0.6, "{q}");
+    assert!(q["cost"].as_f64().unwrap() > 1e-4 && q["cost"].as_f64().unwrap() < 0.2, "{q}");
+    assert_eq!(of(&thin, "embed")["cost"], 0.0);
+    // What fewer rows cost is told where they are read.
+    let narrow = run("prune", &["--pattern", "neurons", "--sparsity", "50%"], "narrow");
+    assert!(
+        of(&narrow, "1.up")["cost"].is_null() && of(&narrow, "1.down")["cost"].as_f64().unwrap() > 1e-3,
+        "{narrow}"
+    );
+    assert!((part(&of(&narrow, "1.down"), "values") - 0.5).abs() < 1e-9);
+    let short = run("prune", &["--pattern", "layers", "--sparsity", "34%"], "short");
+    let gone = short.as_array().unwrap().iter().filter(|s| s["after"].is_null()).count();
+    assert_eq!(gone, 7, "{short}");
+    let stays = short.as_array().unwrap().iter().filter(|s| !s["after"].is_null());
+    stays.for_each(|s| assert_eq!(s["cost"], 0.0, "{s}"));
+    // What a norm took over is no error.
+    let smooth = run("quantize", &["--method", "smoothquant,gptq", "--storage", "int8g32"], "smooth");
+    assert!(of(&smooth, "0.q")["cost"].as_f64().unwrap() < 1e-3, "{smooth}");
+}
+
+#[test]
+fn rates_follow_what_matrices_cost_and_rounds_learn_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let run = |rates: &str| {
+        let more = ["--pattern", "unstructured", "--sparsity", "60%", "--rates", rates];
+        let out = path(&dir, rates);
+        let loss = divergence(&as_foreseen(&words("prune", &folder, &text, &more), &out));
+        (loss, json(&["inspect", &out])["size_bytes"].as_f64().unwrap())
+    };
+    let (even, owl, loss) = (run("even"), run("owl"), run("loss"));
+    println!("60 % gone, evenly, by outliers, by loss: {even:?} {owl:?} {loss:?}");
+    assert!(loss.0 < 0.9 * even.0, "{even:?} {loss:?}");
+    assert!((owl.1 / even.1 - 1.0).abs() < 5e-3 && (loss.1 / even.1 - 1.0).abs() < 5e-3, "{even:?} {owl:?} {loss:?}");
+
+    let grown = path(&dir, "grown");
+    let more =
+        ["--pattern", "unstructured", "--sparsity", "80%", "--rounds", "2", "--schedule", "linear", "--heal", "40k"];
+    let slowly = divergence(&json(&[words("prune", &folder, &text, &more), vec!["--out", &grown]].concat()));
+    let recipe = fs::read_to_string(Path::new(&grown).join("planish.toml")).unwrap();
+    let steps: Vec<&str> = recipe.lines().filter(|l| l.starts_with("method")).collect();
+    assert_eq!(steps.len(), 4, "{recipe}");
+    assert!(recipe.contains("bf16@40%") && recipe.contains("bf16@80%"), "{recipe}");
+    let at_once = path(&dir, "at-once");
+    let more = ["--pattern", "unstructured", "--sparsity", "80%", "--heal", "40k"];
+    let at_once = divergence(&json(&[words("prune", &folder, &text, &more), vec!["--out", &at_once]].concat()));
+    println!("80 % gone in two rounds {slowly}, at once {at_once}");
+    assert!(slowly < 1.3 * at_once, "{slowly} {at_once}");
+    let refused = |more: &[&str], says: &str| {
+        fails(&[words("prune", &folder, &text, more), vec!["--out", "x"]].concat(), 2, says)
+    };
+    refused(&["--pattern", "2:4", "--rates", "owl"], "same everywhere");
+    refused(&["--pattern", "neurons", "--rates", "owl"], "single values");
+    refused(&["--pattern", "neurons", "--rounds", "3"], "--heal");
+    refused(&["--rounds", "3", "--heal", "10k", "--schedule", "fast"], "cubic");
+}
+
+/// A model whose weights are most of what a process holds, and learned nothing.
+fn large(dir: &tempfile::TempDir) -> (String, String) {
+    let (folder, text) = sample(dir);
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1024, "max_position_embeddings": 256,
+        "tie_word_embeddings": false,
+    });
+    fs::write(Path::new(&folder).join("config.json"), config.to_string()).unwrap();
+    let config = model::Config::new(Path::new("config.json"), config.as_object().unwrap().clone());
+    let model = model::Model::fresh(config, 1).unwrap();
+    model::save::directory(&model, Path::new(&folder)).unwrap();
+    (folder, text)
+}
+
+#[test]
+fn memory_and_files_fall_by_as_much_as_was_foreseen() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = large(&dir);
+    let timed = |model: &str| {
+        let timed = json(&["bench", model, "--prefill", "8", "--decode", "4", "--runs", "1"]);
+        timed["peak_rss_bytes"].as_f64().unwrap()
+    };
+    let size = |model: &str| json(&["inspect", model])["size_bytes"].as_f64().unwrap();
+    let (before, held) = (size(&folder), timed(&folder));
+    for (command, more) in [
+        ("prune", &["--pattern", "neurons", "--sparsity", "50%", "--method", "magnitude"][..]),
+        ("prune", &["--pattern", "2:4", "--method", "magnitude"]),
+        ("factorize", &["--parameters", "50%", "--method", "svd"]),
+        ("cluster", &["--bits", "4"]),
+    ] {
+        let out = path(&dir, "out");
+        let words = words(command, &folder, &text, more);
+        let foreseen = json(&[&words[..], &["--dry-run"]].concat())["size_bytes"].as_f64().unwrap();
+        as_foreseen(&words, &out);
+        let after = timed(&out);
+        let (fell, expected) = (held - after, before - foreseen);
+        println!("{command} {more:?}: {held} to {after} bytes held, {fell} less, {expected} foreseen");
+        assert!(expected > 0.2 * before, "{command} {more:?}: {expected} of {before}");
+        assert!(
+            (fell - expected).abs() < 0.05 * held,
+            "{command} {more:?}: {fell} less, {expected} foreseen of {held}"
+        );
+        fs::remove_dir_all(&out).unwrap();
+    }
 }
 
 #[test]
@@ -295,6 +423,20 @@ fn levels_of_a_matrixs_own_are_closer_and_their_file_is_smaller() {
     json(&words("cluster", &sparse, &text, &["--bits", "3", "--group", "32", "--entropy-code", "--out", &both]));
     let shown = json(&["inspect", &both])["sites"].to_string();
     assert!(shown.contains("palette3g32@2:4"), "{shown}");
+    // Codes and scales learn on the levels that were chosen, with holes too.
+    let two = words("cluster", &folder, &text, &["--bits", "2", "--group", "32"]);
+    let (before, after) = (run(&two, "two"), run(&[&two[..], &["--heal", "60k"]].concat(), "healed"));
+    println!("palette2g32 {before:?}, healed {after:?}");
+    assert!(after.0 < 0.5 * before.0 && after.1 == before.1, "{before:?} {after:?}");
+    let heal = ["--bits", "2", "--group", "32", "--heal", "20k"];
+    run(&words("cluster", &sparse, &text, &heal), "sparse-healed");
+    let shown = json(&["inspect", &path(&dir, "sparse-healed")])["sites"].to_string();
+    assert!(shown.contains("palette2g32@2:4"), "{shown}");
+    // A clustered model that is quantized stays clustered: its levels are among those of eight bits.
+    let eight = path(&dir, "eight");
+    let words_of = ["--method", "rtn", "--storage", "int8g32", "--requantize", "--out", &eight];
+    let same = divergence(&json(&words("quantize", &plain, &text, &words_of)));
+    assert!(same < 1e-6, "{same}");
     fails(&words("cluster", &folder, &text, &["--bits", "9", "--out", "x"]), 2, "palette<1..8>");
     fails(
         &words("cluster", &folder, &text, &["--entropy-code", "--format", "gguf", "--out", "x"]),

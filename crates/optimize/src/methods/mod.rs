@@ -97,6 +97,7 @@ impl Plan {
                     peak: outside.peak || first.peak,
                     outputs: true,
                     gradients: outside.gradients || first.gradients,
+                    taylor: outside.taylor || first.taylor,
                 }
             }
             Plan::Rotated(_) | Plan::Cut(_) | Plan::Vocabulary(_) | Plan::Learned(_) => Needs::default(),
@@ -253,9 +254,11 @@ pub static METHODS: &[&Method] = &[
     &prune::MAGNITUDE,
     &prune::WANDA,
     &prune::SPARSEGPT,
+    &prune::TAYLOR,
     &prune::FISHER,
     &prune::INFLUENCE,
     &prune::WITHOUT,
+    &prune::SLICEGPT,
     &prune::UNUSED,
     &qat::QAT,
     &distill::DISTILL,

@@ -163,7 +163,7 @@ pub(super) fn cost(change: &Tensor, gram: Option<&[f64]>) -> f64 {
 }
 
 /// Eigenvalues, the largest first, and eigenvectors by columns.
-fn eigen(square: &Mat<f64>) -> Option<(Vec<f64>, Mat<f64>)> {
+pub(super) fn eigen(square: &Mat<f64>) -> Option<(Vec<f64>, Mat<f64>)> {
     let found = square.self_adjoint_eigen(Side::Lower).ok()?;
     let (values, n) = (found.S().column_vector(), square.nrows());
     let falling: Vec<f64> = (0..n).rev().map(|i| values[i].max(0.0)).collect();

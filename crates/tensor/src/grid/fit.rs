@@ -134,13 +134,17 @@ pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     }
     let mut best = (0f32, extreme / low);
     // Wide codes lose little by clipping and a lot by a coarse scale: fewer candidates are worth trying.
-    let (steps, width) = if highest > 40.0 { (4, 0.25) } else { (9, 0.12) };
+    let (tried, width, again) = match highest {
+        200.0.. => (8, 0.25, 0),
+        40.0.. => (16, 0.25, 3),
+        _ => (38, 0.12, 3),
+    };
     // In turn near the one end of the codes and the other, in the order of their distance from it.
     let candidate = |i: usize| {
         let nudge = width * (i / 2 + 1).div_euclid(2) as f32 * if (i / 2).is_multiple_of(2) { 1.0 } else { -1.0 };
         (if i.is_multiple_of(2) { low + nudge } else { high + nudge }) / extreme
     };
-    for first in (0..4 * steps + 2).step_by(LANES) {
+    for first in (0..tried).step_by(LANES) {
         let (xq, qq) = abreast::moments(v, &lanes(|i| candidate(first + i)), low, high);
         let gain = lanes(|i| xq[i] * xq[i] / qq[i]);
         for i in 0..LANES {
@@ -149,7 +153,7 @@ pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
             }
         }
     }
-    for _ in 0..3 {
+    for _ in 0..again {
         let (xq, qq) = moments(v, 1.0 / best.1, low, high);
         if qq > 0.0 && xq * xq / qq > best.0 {
             best = (xq * xq / qq, xq / qq);

@@ -174,6 +174,19 @@ macro_rules! code_tiles {
             // SAFETY: as above.
             unsafe { inner(storage, cols, rows, out) }
         }
+        /// # Safety
+        /// As of the kernels' `fill`.
+        unsafe fn fill(form: crate::packed::Form, length: usize, panel: *const u8, out: *mut u8) {
+            /// # Safety
+            /// As of the kernels' `fill`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(form: crate::packed::Form, length: usize, panel: *const u8, out: *mut u8) {
+                // SAFETY: the caller's.
+                unsafe { crate::kernels::holes::fill::<$lanes>(form, length, panel, out) }
+            }
+            // SAFETY: the table exists only where the instructions do, and the pointers are the caller's.
+            unsafe { inner(form, length, panel, out) }
+        }
         fn pack_words(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
             /// # Safety
             /// As of the kernels' `run`.
@@ -200,6 +213,7 @@ macro_rules! code_tiles {
             busy: crate::kernels::tile::BUSY,
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
             pack_panel,
+            fill,
             pack_words,
             read,
         };

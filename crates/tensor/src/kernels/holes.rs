@@ -5,7 +5,129 @@ use super::{
     lanes::Lanes,
     tile::{BUSY, Tile, input_chunk, read_ahead, scales, shared_scales, start, step_codes, two},
 };
-use crate::packed::form::{CHUNK, Form, LANES, MASKS};
+use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, MASKS};
+
+/// Fills the holes of a panel (see [`super::CodeTiles::fill`]), so that many tokens share the work.
+///
+/// # Safety
+/// The processor has the instructions, and the pointers hold `length` chunks of the form and room for as many of the filled one.
+#[inline(always)]
+pub(crate) unsafe fn fill<V: Lanes>(form: Form, length: usize, panel: *const u8, out: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe {
+        match form {
+            Form::Sparse(Floats::F32, _) => fill_floats::<V, 4, false>(length, panel, out),
+            Form::Sparse(Floats::F16, _) => fill_floats::<V, 2, false>(length, panel, out),
+            Form::Sparse(Floats::Bf16, _) => fill_floats::<V, 2, true>(length, panel, out),
+            Form::Codes(codes) if codes.pattern.is_some() => fill_codes::<V>(form, codes, length, panel, out),
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// As of [`fill`].
+#[inline(always)]
+unsafe fn fill_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(length: usize, panel: *const u8, out: *mut u8) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (mut at, mut out) = (panel, out.cast::<f32>());
+        for _ in 0..length {
+            let mut values = at.add(MASKS);
+            for k in 0..CHUNK {
+                let mask = at.add(2 * k).cast::<u16>().read_unaligned();
+                let weights = match BYTES {
+                    4 => V::spread_floats(values, mask),
+                    _ => V::spread_halves::<BRAIN>(values, mask),
+                };
+                V::store(out, weights);
+                values = values.add(mask.count_ones() as usize * BYTES);
+                out = out.add(LANES);
+            }
+            at = values;
+        }
+    }
+}
+
+/// # Safety
+/// As of [`fill`].
+#[inline(always)]
+unsafe fn fill_codes<V: Lanes>(form: Form, codes: Codes, length: usize, panel: *const u8, out: *mut u8) {
+    let (span, span_header, header) = (form.span(), form.span_header(), form.chunk_header());
+    let (mut at, mut out) = (panel, out);
+    for chunk in 0..length {
+        let scales = header + if chunk % span == 0 { span_header } else { 0 };
+        // SAFETY: the caller's; scales lie before their codes in both forms.
+        unsafe {
+            at.copy_to_nonoverlapping(out, scales);
+            (at, out) = (at.add(scales), out.add(scales));
+            if codes.is_paired() {
+                let levels = codes.levels();
+                match (codes.bits, codes.table) {
+                    (2, Some(_)) => unpair::<V, 2, true>(at, levels, codes.zero, out),
+                    (3, Some(_)) => unpair::<V, 3, true>(at, levels, codes.zero, out),
+                    (_, Some(_)) => unpair::<V, 4, true>(at, levels, codes.zero, out),
+                    (2, _) => unpair::<V, 2, false>(at, levels, codes.zero, out),
+                    (3, _) => unpair::<V, 3, false>(at, levels, codes.zero, out),
+                    (4, _) => unpair::<V, 4, false>(at, levels, codes.zero, out),
+                    (5, _) => unpair::<V, 5, false>(at, levels, codes.zero, out),
+                    (6, _) => unpair::<V, 6, false>(at, levels, codes.zero, out),
+                    _ => unpair::<V, 8, false>(at, levels, codes.zero, out),
+                }
+                at = at.add(form.chunk_body());
+            } else {
+                let mut values = at.add(MASKS);
+                for step in 0..CHUNK / 4 {
+                    let (four, bytes) = match codes.bits {
+                        4 => sparse_step::<V, true>(at, step, values, codes.zero),
+                        _ => sparse_step::<V, false>(at, step, values, codes.zero),
+                    };
+                    out.add(4 * LANES * step).cast::<V::Bytes>().write_unaligned(four);
+                    values = values.add(bytes);
+                }
+                at = values;
+            }
+            out = out.add(CHUNK * LANES);
+        }
+    }
+}
+
+/// Puts the codes of a chunk in pairs where they belong, and `zero` elsewhere.
+///
+/// # Safety
+/// As of [`fill`]; the places are those of a chunk.
+#[inline(always)]
+unsafe fn unpair<V: Lanes, const BITS: usize, const TABLE: bool>(
+    places: *const u8,
+    levels: &[u8; 16],
+    zero: u8,
+    out: *mut u8,
+) {
+    let zeros = u32::from_le_bytes([zero; 4]);
+    // SAFETY: the caller's places and planes, and sixteen steps of 64 bytes.
+    unsafe {
+        macro_rules! steps {
+            ($($step:literal)*) => {$(
+                let codes = step_codes::<V, BITS, TABLE, $step>(places.add(MASKS), levels);
+                let from = two::<V, $step, 0>(places);
+                let [mut code, mut place] = [[0u32; LANES]; 2];
+                (&raw mut code).cast::<V::Bytes>().write_unaligned(codes);
+                (&raw mut place).cast::<V::Bytes>().write_unaligned(from);
+                let mut fours = [[0u32; LANES]; 2];
+                for (half, four) in fours.iter_mut().enumerate() {
+                    for lane in 0..LANES {
+                        let (code, place) = (code[lane] >> (16 * half), place[lane] >> (16 * half));
+                        let (first, second) = (8 * (place & 3), 8 * (place >> 8 & 3));
+                        let rest = zeros & !(255 << first | 255 << second);
+                        four[lane] = rest | (code & 255) << first | (code >> 8 & 255) << second;
+                    }
+                }
+                out.add(2 * $step * 4 * LANES).cast::<[[u32; LANES]; 2]>().write_unaligned(fours);
+            )*};
+        }
+        steps!(0 1 2 3 4 5 6 7);
+    }
+}
 
 /// A panel of floats of `BYTES` bytes with holes.
 ///

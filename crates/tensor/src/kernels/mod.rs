@@ -105,6 +105,11 @@ pub struct CodeTiles {
     pub signed: bool,
     /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.
     pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
+    /// Fills the holes of a panel of a form and so many chunks: it then lies as [`Form::filled`] says, and gives the same sums.
+    ///
+    /// # Safety
+    /// The first pointer holds such a panel, the second room for the filled one.
+    pub fill: unsafe fn(Form, usize, *const u8, *mut u8),
     /// Turns rows of words into the tokens of a tile: rows, columns, tokens, `[columns][tokens]`.
     pub pack_words: fn(&[u32], usize, usize, &mut [u32]),
     /// Reads bytes.

@@ -18,6 +18,7 @@ mod product;
 mod product_gradient;
 mod relation;
 mod rope;
+mod source;
 mod stats;
 mod update;
 

@@ -6,11 +6,12 @@
 use super::{
     Activation,
     passes::{MANY, passes},
+    source::{Decode, Source, Wanted},
 };
 use crate::{
     Linear, LowRank, Rounding, Tensor, Weight,
-    kernels::{Tile, kernels},
-    packed::{Form, InputKind, Inputs, Span, form::LANES},
+    kernels::kernels,
+    packed::{Inputs, form::LANES},
     threads::{self, Shared},
 };
 use std::{cell::RefCell, ops::Range};
@@ -30,13 +31,6 @@ pub struct Operand {
 struct Made {
     rounding: Option<Rounding>,
     inputs: Inputs,
-}
-
-/// What a product reads.
-#[derive(Clone, Copy, PartialEq, Debug)]
-struct Wanted {
-    kind: InputKind,
-    rounding: Option<Rounding>,
 }
 
 impl Made {
@@ -196,7 +190,7 @@ impl<'a> Product<'a> {
 fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], before: Before) {
     let tokens = x.x.rows();
     let jobs = products.map(|product| {
-        let source = Source::of(product.weight, product.rounding);
+        let source = Source::of(product.weight, product.rounding, tokens);
         assert_eq!(x.x.cols(), product.weight.cols(), "inner sizes of a product");
         if before == Before::Forget {
             product.out.reset(tokens, source.rows());
@@ -225,7 +219,7 @@ fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], bef
             for span in spans {
                 let at = row + whole * LANES;
                 if whole < panels {
-                    let decoded = &s.decode.panels[s.decode.panels.len().min(whole * LANES * source.length())..];
+                    let decoded = &s.decode.panels[s.decode.panels.len().min(whole * source.panel_bytes() / 4)..];
                     source.run(inputs, span, first + whole, panels - whole, decoded, &mut s.first);
                     for (t, y) in s.first.as_chunks::<LANES>().0.iter().enumerate() {
                         // SAFETY: as above.
@@ -301,7 +295,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
     assert_eq!(gate.weight.rows(), up.weight.rows(), "outputs of gate and up");
     let rows = gate.weight.rows();
     out.reset(x.x.rows(), rows);
-    let sources = [gate, up].map(|linear| Source::of(&linear.weight, linear.rounding));
+    let sources = [gate, up].map(|linear| Source::of(&linear.weight, linear.rounding, x.x.rows()));
     assert_eq!(sources[0].wanted(), sources[1].wanted(), "kinds of the inputs of gate and up");
     sources.iter().for_each(|s| x.prepare(s.wanted()));
     let shared = Shared::new(out.as_mut_slice());
@@ -354,105 +348,6 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
     y
 }
 
-/// The rows of a weight as panels.
-struct Source<'a> {
-    rows: Rows<'a>,
-    rounding: Option<Rounding>,
-}
-
-/// How they lie.
-enum Rows<'a> {
-    Packed(&'a crate::packed::Packed),
-    Stored(&'a Weight),
-}
-
-impl<'a> Source<'a> {
-    fn of(weight: &'a Weight, rounding: Option<Rounding>) -> Source<'a> {
-        match weight {
-            // Kernels of codes round inputs themselves, and more finely.
-            Weight::Packed(packed) if matches!(packed.form(), Form::Codes(_)) => {
-                Source { rows: Rows::Packed(packed), rounding: None }
-            }
-            Weight::Packed(packed) => Source { rows: Rows::Packed(packed), rounding },
-            other => Source { rows: Rows::Stored(other), rounding },
-        }
-    }
-
-    fn form(&self) -> Form {
-        match &self.rows {
-            Rows::Packed(p) => p.form(),
-            Rows::Stored(_) => Form::F32,
-        }
-    }
-
-    fn wanted(&self) -> Wanted {
-        Wanted { kind: InputKind::of(self.form(), kernels()), rounding: self.rounding }
-    }
-
-    fn rows(&self) -> usize {
-        match &self.rows {
-            Rows::Packed(p) => p.rows(),
-            Rows::Stored(w) => w.rows(),
-        }
-    }
-
-    fn panel_bytes(&self) -> usize {
-        match &self.rows {
-            Rows::Packed(p) => p.panel_bytes(),
-            Rows::Stored(w) => 4 * LANES * w.cols(),
-        }
-    }
-
-    /// Decodes the panels of a weight that is not packed.
-    fn decode(&self, first: usize, panels: usize, scratch: &mut Decode) {
-        let Rows::Stored(w) = &self.rows else { return };
-        let cols = w.cols();
-        scratch.rows.resize(LANES * cols, 0.0);
-        scratch.panels.resize(panels * LANES * cols, 0.0);
-        for p in 0..panels {
-            let row = (first + p) * LANES;
-            let rows = LANES.min(w.rows() - row);
-            for r in 0..rows {
-                w.decode_row(row + r, &mut scratch.rows[r * cols..(r + 1) * cols]);
-            }
-            let panel = &mut scratch.panels[p * LANES * cols..(p + 1) * LANES * cols];
-            let rows = bytemuck::cast_slice(&scratch.rows[..rows * cols]);
-            (kernels().codes.pack_panel)(crate::Storage::F32, cols, rows, bytemuck::cast_slice_mut(panel));
-        }
-    }
-
-    fn is_packed_floats(&self) -> bool {
-        matches!(&self.rows, Rows::Packed(p) if p.form().is_cut_into_steps())
-    }
-
-    /// Chunks of a panel; for floats, steps.
-    fn length(&self) -> usize {
-        match &self.rows {
-            Rows::Packed(p) => p.form().length(p.cols()),
-            Rows::Stored(w) => w.cols(),
-        }
-    }
-
-    /// A tile of the panels from `first` on, as yet without inputs; `decoded` are those of a weight that is not packed.
-    fn tile(&self, first: usize, decoded: &[f32]) -> Tile {
-        let weights = match &self.rows {
-            Rows::Packed(p) => p.panel(first),
-            Rows::Stored(_) => decoded.as_ptr().cast(),
-        };
-        Tile::new(self.form(), weights, self.panel_bytes(), self.length())
-    }
-
-    /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out` `[panels][width][LANES]`.
-    fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &[f32], out: &mut Vec<f32>) {
-        out.resize(panels * span.width * LANES, 0.0);
-        let mut tile = self.tile(first, decoded);
-        tile.steps = Tile::block(span.width);
-        // SAFETY: the weight holds these panels, the inputs a tile of this width and kind, and `out` a sum for every token
-        // and lane.
-        unsafe { tile.part(0..panels, 0..self.length(), inputs.tile(span), span.width, out.as_mut_ptr()) }
-    }
-}
-
 /// What a worker uses again from task to task.
 #[derive(Default)]
 struct Scratch {
@@ -460,12 +355,6 @@ struct Scratch {
     decode_second: Decode,
     first: Vec<f32>,
     second: Vec<f32>,
-}
-
-#[derive(Default)]
-struct Decode {
-    rows: Vec<f32>,
-    panels: Vec<f32>,
 }
 
 thread_local! {
@@ -508,8 +397,8 @@ impl<const N: usize> Cut<N> {
     fn new(tokens: usize, passes: usize, sources: [&Source<'_>; N]) -> Cut<N> {
         let jobs = sources.map(|s| {
             let (panels, panel_bytes) = (s.rows().div_ceil(LANES), s.panel_bytes().max(1));
-            let group = match s.rows {
-                Rows::Packed(_) if passes == 1 => panels,
+            let group = match s.is_read_in_place() {
+                true if passes == 1 => panels,
                 _ => (if tokens < MANY { READ_AHEAD } else { RESIDENT } / panel_bytes).clamp(1, 16),
             };
             Job { panels, panel_bytes, group: group.max(1) }

@@ -162,6 +162,17 @@ impl Form {
         matches!(self, Form::F16 | Form::Sparse(Floats::F16, _))
     }
 
+    /// How the same values lie where holes are filled; nothing else where there are none.
+    pub fn filled(self) -> Form {
+        match self {
+            Form::Codes(codes) if codes.pattern.is_some() => {
+                Form::Codes(Codes { bits: 8, pattern: None, table: None, ..codes })
+            }
+            Form::Sparse(..) => Form::F32,
+            other => other,
+        }
+    }
+
     /// The pattern of a sparse matrix.
     pub fn pattern(self) -> Option<Pattern> {
         match self {

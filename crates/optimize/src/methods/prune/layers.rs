@@ -1,6 +1,6 @@
 //! Layers and channels of the residual stream, which are chosen for the whole model at once.
 
-use super::remain;
+use super::{remain, slice};
 use crate::{
     Error, Result,
     data::Document,
@@ -33,6 +33,8 @@ pub enum Shape {
     Width {
         /// What remains is a multiple of this.
         multiple: Option<usize>,
+        /// In the basis of the directions in which it varies most, which unties a tied head?
+        sliced: bool,
     },
 }
 
@@ -42,7 +44,18 @@ const TOKENS: usize = 4096;
 impl Cut {
     /// Does it look at any text?
     pub fn reads(&self) -> bool {
-        matches!(self.of, Shape::Layers { .. })
+        matches!(self.of, Shape::Layers { .. } | Shape::Width { sliced: true, .. })
+    }
+
+    /// The model with the matrices that this needs, which computes the same; none where it has them already.
+    ///
+    /// # Errors
+    /// If the model cannot be cut so.
+    pub fn shape(&self, model: &Model) -> Result<Option<Model>> {
+        match self.of {
+            Shape::Width { sliced: true, .. } => slice::shape(model),
+            _ => Ok(None),
+        }
     }
 
     /// What it makes of a model, which blocks or channels that may be, without its weights.
@@ -59,7 +72,7 @@ impl Cut {
                 shell.linears.retain(|site, _| site.layer.is_none_or(|layer| usize::from(layer) < left));
                 Ok(shell)
             }
-            Shape::Width { multiple } => Ok(model.shell(self.widths(model, *multiple))?),
+            Shape::Width { multiple, .. } => Ok(model.shell(self.widths(model, *multiple))?),
         }
     }
 
@@ -88,7 +101,10 @@ impl Cut {
     pub fn run(&self, model: &Model, texts: &[Vec<u32>], progress: &dyn Progress) -> Result<Model> {
         match &self.of {
             Shape::Layers { keep, tried } => self.shortened(model, texts, (keep, *tried), progress),
-            Shape::Width { multiple } => {
+            Shape::Width { multiple, sliced: true } => {
+                slice::sliced(model, remain(model.spec.dim, self.sparsity, *multiple), texts, progress)
+            }
+            Shape::Width { multiple, sliced: false } => {
                 let channels = Channels::largest(model, self.widths(model, *multiple))?;
                 Ok(model.of_channels(&channels)?)
             }

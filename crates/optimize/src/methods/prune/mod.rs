@@ -5,12 +5,16 @@
 
 mod layers;
 mod obs;
+mod rates;
+mod slice;
 mod structure;
 mod values;
 mod vocabulary;
 
 use super::{Method, Plan, options};
 use crate::{Error, Result};
+use model::Site;
+use rates::Rates;
 use serde::Deserialize;
 use structure::{Part, Structure};
 use tensor::Pattern;
@@ -47,6 +51,15 @@ pub static SPARSEGPT: Method = Method {
     build: |o| build("sparsegpt", o),
 };
 
+/// By what the loss would change by without them, as far as gradients tell.
+pub static TAYLOR: Method = Method {
+    name: "taylor",
+    about: "Removes values, neurons or heads whose product with their gradients is smallest; the others make up for them.",
+    paper: "arXiv 1906.10771",
+    cost: "two passes over the calibration data, one with gradients of each text; three times the matrices as 32-bit floats",
+    build: |o| build("taylor", o),
+};
+
 /// The same by what it costs the loss.
 pub static FISHER: Method = Method {
     name: "fisher",
@@ -72,6 +85,15 @@ pub static WITHOUT: Method = Method {
     paper: "arXiv 2402.02834",
     cost: "some of the calibration data through the model for each layer that is tried",
     build: |o| build("without", o),
+};
+
+/// By the directions in which the residual stream varies least.
+pub static SLICEGPT: Method = Method {
+    name: "slicegpt",
+    about: "Removes the directions of the residual stream in which it varies least. A tied head is untied.",
+    paper: "arXiv 2401.15024, with one basis for all blocks, which needs no matrices between them",
+    cost: "one pass over the calibration data and width^3 operations",
+    build: |o| build("slicegpt", o),
 };
 
 /// By whether the data has it.
@@ -123,6 +145,9 @@ struct Prune {
     /// Rounds in which values that remain are exchanged for better ones.
     #[serde(default = "rounds")]
     exchanges: usize,
+    /// How the share of values that goes is spread over matrices.
+    #[serde(default)]
+    rates: Rates,
 }
 
 fn yes() -> bool {
@@ -142,11 +167,11 @@ fn tried() -> usize {
 
 /// What is removed, under which names, and the methods that remove it, the usual one first.
 const KNOWN: [(What, &str, &[&str]); 6] = [
-    (What::Neurons, "neurons", &["sparsegpt", "fisher", "wanda", "magnitude"]),
-    (What::Heads, "heads", &["sparsegpt", "fisher", "wanda", "magnitude"]),
+    (What::Neurons, "neurons", &["sparsegpt", "fisher", "wanda", "taylor", "magnitude"]),
+    (What::Heads, "heads", &["sparsegpt", "fisher", "wanda", "taylor", "magnitude"]),
     (What::Layers, "layers", &["without", "influence"]),
-    (What::Width, "width", &["magnitude"]),
-    (What::Values, "unstructured", &["sparsegpt", "wanda", "magnitude"]),
+    (What::Width, "width", &["magnitude", "slicegpt"]),
+    (What::Values, "unstructured", &["sparsegpt", "wanda", "taylor", "magnitude"]),
     (What::Vocabulary, "vocabulary", &["unused"]),
 ];
 
@@ -194,7 +219,7 @@ fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
     if !methods.contains(&method) {
         return Err(bad(format!("{name} are removed by {}", methods.join(", "))));
     }
-    let Prune { multiple, keep, tried, reconstruct, exchanges, .. } = asked;
+    let Prune { multiple, keep, tried, reconstruct, exchanges, rates, .. } = asked;
     let sparsity = asked.sparsity.unwrap_or(USUAL);
     let part = match what {
         What::Neurons => Part::Neurons { multiple },
@@ -204,13 +229,25 @@ fn build(method: &'static str, table: toml::Table) -> Result<Plan> {
             return Ok(Plan::Cut(Cut { sparsity, of: Shape::Layers { keep, tried } }));
         }
         What::Vocabulary => return Ok(Plan::Vocabulary(Vocabulary { sparsity: asked.sparsity })),
-        What::Width => return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple } })),
+        What::Width => {
+            return Ok(Plan::Cut(Cut { sparsity, of: Shape::Width { multiple, sliced: method == "slicegpt" } }));
+        }
         What::Values => {
             let pattern = asked.pattern.and_then(|pattern| values_of(&pattern, sparsity));
-            return Ok(Plan::EachMatrix(Box::new(Values { method, pattern, reconstruct, exchanges })));
+            if rates != Rates::Even && matches!(pattern, Some(Pattern::Of { .. })) {
+                return Err(bad(
+                    "`rates` differ where a share goes; a pattern such as 2:4 is the same everywhere".into()
+                ));
+            }
+            let values = Values { pattern, reconstruct, exchanges, rates, ..Values::of(method) };
+            return Ok(Plan::EachMatrix(Box::new(values)));
         }
     };
     Ok(Plan::EachMatrix(Box::new(Structure { method, part, sparsity })))
+}
+
+fn unseen(site: Site) -> Error {
+    Error::Site { site, reason: "no calibration data reached it".into() }
 }
 
 /// How many of `all` remain: as near to what is asked as a multiple allows, one of them at least.

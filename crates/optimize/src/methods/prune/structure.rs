@@ -3,7 +3,7 @@
 use super::{
     super::{Rewrite, at, spectrum::Outputs},
     obs::Surgeon,
-    remain,
+    remain, unseen,
 };
 use crate::{Error, Needs, Result, Stats};
 use model::{BlockSpec, Channels, Model, Role, Site, Spec, Widths};
@@ -58,7 +58,7 @@ impl Structure {
             }
             return Ok(out);
         }
-        let gram = gram.ok_or_else(|| Error::Site { site, reason: "no calibration data reached it".into() })?.mean();
+        let gram = gram.ok_or_else(|| unseen(site))?.mean();
         // What the others answer does not hang on what outputs count for, what goes does.
         let gradients = stats.gradients.as_ref().filter(|_| self.method == "fisher");
         let outputs = gradients.and_then(|g| Outputs::new(weight.rows(), &g.mean(), 0.01));
@@ -69,9 +69,19 @@ impl Structure {
             site,
             reason: "its inputs have no usable second moments (are some of them infinite or not a number?)".into(),
         })?;
-        if self.method == "wanda" {
-            let worth = |j: usize| norm(j) * gram[j * cols + j];
-            let gone = least(all, all - keep, |g| group(g).into_iter().map(worth).sum());
+        let at_once: Option<Box<dyn Fn(usize) -> f64>> = match self.method {
+            "wanda" => Some(Box::new(|g| group(g).into_iter().map(|j| norm(j) * gram[j * cols + j]).sum())),
+            "taylor" => {
+                let columns = &stats.taylor.as_ref().ok_or_else(|| unseen(site))?.columns;
+                let text = move |t: usize, g: usize| {
+                    columns.row(t)[g * size..(g + 1) * size].iter().map(|c| f64::from(*c)).sum::<f64>()
+                };
+                Some(Box::new(move |g| (0..columns.rows()).map(|t| text(t, g).powi(2)).sum()))
+            }
+            _ => None,
+        };
+        if let Some(worth) = at_once {
+            let gone = least(all, all - keep, worth);
             surgeon.remove(&gone.into_iter().flat_map(group).collect::<Vec<usize>>());
             return Ok(whole(&surgeon));
         }
@@ -102,7 +112,12 @@ impl Structure {
 
 impl Rewrite for Structure {
     fn needs(&self) -> Needs {
-        Needs { gram: self.method != "magnitude", gradients: self.method == "fisher", ..Needs::default() }
+        Needs {
+            gram: self.method != "magnitude",
+            gradients: self.method == "fisher",
+            taylor: self.method == "taylor",
+            ..Needs::default()
+        }
     }
 
     fn changes_floats(&self) -> bool {

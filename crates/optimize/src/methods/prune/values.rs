@@ -3,13 +3,19 @@
 //! A criterion chooses what remains; then the values that do are solved for, and exchanged for others as long as that brings the
 //! outputs nearer to the original's (least squares over a support that changes; compare ALPS, arXiv 2406.07831).
 
-use super::super::{Rewrite, at, gptq};
+use super::{
+    super::{Rewrite, at, gptq},
+    rates::{Rates, Survey},
+    unseen,
+};
 use crate::{Error, Needs, Result, Stats};
-use model::Site;
+use model::{Model, Site};
 use rayon::prelude::*;
-use tensor::{Pattern, Storage, Tensor, Weight, ops};
+use std::collections::BTreeMap;
+use tensor::{Pattern, Sparse, Storage, Tensor, Weight, ops};
 
 /// A method that removes single values.
+#[derive(Clone)]
 pub struct Values {
     pub method: &'static str,
     /// What remains, where the storage does not say it.
@@ -18,6 +24,10 @@ pub struct Values {
     pub reconstruct: bool,
     /// Rounds of exchanges.
     pub exchanges: usize,
+    /// How the share that goes is spread over matrices.
+    pub rates: Rates,
+    /// What goes of matrices of which more or less goes than of others.
+    pub own: BTreeMap<Site, f64>,
 }
 
 /// Part of the mean diagonal of the second moments that is added to it.
@@ -30,11 +40,28 @@ const AT_ONCE: f64 = 0.05;
 
 impl Rewrite for Values {
     fn needs(&self) -> Needs {
-        Needs { gram: self.method != "magnitude", ..Needs::default() }
+        let loss = self.rates == Rates::Loss;
+        Needs {
+            gram: self.method != "magnitude" || loss,
+            squares: self.rates == Rates::Owl,
+            gradients: loss,
+            taylor: self.method == "taylor",
+            ..Needs::default()
+        }
     }
 
     fn changes_floats(&self) -> bool {
         true
+    }
+
+    fn prepare(&self, _: &Model, look: &mut dyn FnMut(&dyn Rewrite) -> Result<()>) -> Result<Option<Box<dyn Rewrite>>> {
+        if self.rates == Rates::Even {
+            return Ok(None);
+        }
+        let survey = Survey::new(self);
+        look(&survey)?;
+        let own = survey.rates();
+        Ok(Some(Box::new(Values { own, rates: Rates::Even, ..self.clone() })))
     }
 
     fn matrix(&self, site: Site, weight: &Tensor, storage: Storage, stats: &Stats) -> Result<Weight> {
@@ -46,11 +73,19 @@ impl Rewrite for Values {
             return Err(Error::Site { site, reason });
         }
         // Rows that the pattern does not divide are stored whole, which is told.
-        let Some(pattern) = held.or(self.pattern).filter(|p| weight.cols().is_multiple_of(p.unit())) else {
+        let Some(pattern) = self.pattern_of(weight, storage) else {
             return Weight::encode(weight, storage, None).map_err(at(site));
         };
+        let (pattern, storage) = match (self.own.get(&site), pattern) {
+            (Some(own), Pattern::Share { block, .. }) => {
+                let pattern = Pattern::Share { gone: (own * 1000.0).round() as u16, block };
+                let sparse = held.and_then(|_| Sparse::new(storage.dense(), pattern));
+                (pattern, sparse.map_or(storage, Storage::Sparse))
+            }
+            _ => (pattern, storage),
+        };
         let pruned = self.prune(site, weight, pattern, stats)?;
-        match storage.is_coded() && self.needs().gram {
+        match storage.is_coded() && self.method != "magnitude" {
             true => gptq::Gptq::default().matrix(site, &pruned, storage, stats),
             false => Weight::encode(&pruned, storage, None).map_err(at(site)),
         }
@@ -58,20 +93,47 @@ impl Rewrite for Values {
 }
 
 impl Values {
-    fn prune(&self, site: Site, weight: &Tensor, pattern: Pattern, stats: &Stats) -> Result<Tensor> {
+    /// As the method usually works.
+    pub fn of(method: &'static str) -> Values {
+        let (rates, own) = (Rates::Even, BTreeMap::new());
+        Values { method, pattern: None, reconstruct: true, exchanges: 12, rates, own }
+    }
+
+    /// What goes of a matrix that is to be stored so, where its rows can be cut so.
+    pub fn pattern_of(&self, weight: &Tensor, storage: Storage) -> Option<Pattern> {
+        let held = if let Storage::Sparse(sparse) = storage { Some(sparse.pattern()) } else { None };
+        held.or(self.pattern).filter(|p| weight.cols().is_multiple_of(p.unit()))
+    }
+
+    /// What the method leaves of a matrix, and where.
+    pub fn chosen(
+        &self,
+        site: Site,
+        weight: &Tensor,
+        pattern: Pattern,
+        (gram, stats): (&[f64], &Stats),
+    ) -> Result<(Tensor, Vec<Vec<bool>>)> {
         let cols = weight.cols();
-        if self.method == "magnitude" {
-            return Ok(thinned(weight, &masks(pattern, weight, |_| 1.0)));
-        }
-        let gram = stats.gram.as_ref().filter(|g| g.cols() == cols && g.rows() > 0);
-        let gram = gram.ok_or_else(|| Error::Site { site, reason: "no calibration data reached it".into() })?.mean();
-        let (chosen, keep) = match self.method {
-            "wanda" => {
-                let keep = masks(pattern, weight, |j| gram[j * cols + j]);
-                (thinned(weight, &keep), keep)
+        let keep = match self.method {
+            "magnitude" => masks(pattern, weight, |_| 1.0),
+            "wanda" => masks(pattern, weight, |j| gram[j * cols + j]),
+            "taylor" => {
+                let mut worth = stats.taylor.as_ref().ok_or_else(|| unseen(site))?.values.clone();
+                worth.as_mut_slice().iter_mut().for_each(|w| *w = w.sqrt());
+                masks(pattern, &worth, |_| 1.0)
             }
-            _ => gptq::Gptq::default().thin(site, weight, pattern, gram.clone())?,
+            _ => return gptq::Gptq::default().thin(site, weight, pattern, gram.to_vec()),
         };
+        Ok((thinned(weight, &keep), keep))
+    }
+
+    fn prune(&self, site: Site, weight: &Tensor, pattern: Pattern, stats: &Stats) -> Result<Tensor> {
+        if self.method == "magnitude" {
+            return Ok(self.chosen(site, weight, pattern, (&[], stats))?.0);
+        }
+        let gram = stats.gram.as_ref().filter(|g| g.cols() == weight.cols() && g.rows() > 0);
+        let gram = gram.ok_or_else(|| unseen(site))?.mean();
+        let (chosen, keep) = self.chosen(site, weight, pattern, (&gram, stats))?;
         if !self.reconstruct {
             return Ok(chosen);
         }
@@ -298,7 +360,7 @@ mod tests {
     use super::*;
     use crate::methods::spectrum;
     use model::Role;
-    use tensor::{Sparse, ops::Gram};
+    use tensor::ops::Gram;
 
     fn noise(rows: usize, cols: usize, seed: u64) -> Tensor {
         let value = |i: usize| {
@@ -319,7 +381,7 @@ mod tests {
 
     fn pruned(method: &'static str, storage: &str, exchanges: usize, reconstruct: bool) -> (Weight, f64) {
         let (w, stats) = case();
-        let method = Values { method, pattern: None, reconstruct, exchanges };
+        let method = Values { reconstruct, exchanges, ..Values::of(method) };
         let out = method.matrix(Site::of(0, Role::Up), &w, Storage::parse(storage).unwrap(), &stats).unwrap();
         let mut change = w.clone();
         change.as_mut_slice().iter_mut().zip(out.to_tensor().as_slice()).for_each(|(w, q)| *w -= q);
@@ -359,7 +421,7 @@ mod tests {
             // Codes lose less than the nearest ones to the values that were solved for.
             if storage.starts_with("int") {
                 let (w, stats) = case();
-                let thin = Values { method: "sparsegpt", pattern: None, reconstruct: true, exchanges: 4 };
+                let thin = Values { exchanges: 4, ..Values::of("sparsegpt") };
                 let dense = Sparse::new(Storage::F32, sparse.pattern()).map(Storage::Sparse).unwrap();
                 let thin = thin.matrix(Site::of(0, Role::Up), &w, dense, &stats).unwrap().to_tensor();
                 let nearest = Weight::encode(&thin, Storage::Sparse(sparse), None).unwrap().to_tensor();
@@ -375,7 +437,7 @@ mod tests {
     #[test]
     fn two_patterns_for_one_matrix_are_an_error() {
         let (w, stats) = case();
-        let method = Values { method: "wanda", pattern: "2:4".parse().ok(), reconstruct: true, exchanges: 0 };
+        let method = Values { pattern: "2:4".parse().ok(), ..Values::of("wanda") };
         let e = method.matrix(Site::of(0, Role::Up), &w, Storage::parse("bf16@50%").unwrap(), &stats).unwrap_err();
         assert!(e.to_string().contains("2:4") && e.to_string().contains("bf16@50%"), "{e}");
         // Zeros in a storage without holes.

@@ -6,17 +6,13 @@ use crate::{
     kernels::{
         Lanes, Tile,
         avx512::{self, Avx512},
-        holes, input_chunk,
+        input_chunk,
         tile::{self, ChunkScales},
     },
-    packed::form::{CHUNK, Form, MASKS},
+    packed::form::{CHUNK, Form},
 };
 use std::arch::{asm, x86_64::*};
 
-/// How codes lie: all of them, beside masks, or in pairs.
-const DENSE: u8 = 0;
-const MASKED: u8 = 1;
-const PAIRED: u8 = 2;
 /// Tokens of a register.
 const TOKENS: usize = 16;
 type Words = Avx512<true>;
@@ -29,6 +25,8 @@ pub(super) unsafe fn run(tile: &Tile) {
         return unsafe { (avx512::BRAIN_TABLE.codes.run)(tile) };
     }
     let Form::Codes(form) = tile.form else { return };
+    // Products of many tokens fill holes before they come here.
+    debug_assert!(form.pattern.is_none());
     set_up(TOKENS as u8, form.sub);
     let halves = tile.width / TOKENS;
     // SAFETY: the constants are those of the form.
@@ -42,50 +40,29 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
     for panel in 0..tile.panels {
         // SAFETY: the constants are those of the form.
         unsafe {
-            if form.is_paired() {
-                match (form.bits, form.table) {
-                    (2, Some(_)) => code_panel::<H, 2, true, 32, false, PAIRED>(tile, panel),
-                    (3, Some(_)) => code_panel::<H, 3, true, 32, false, PAIRED>(tile, panel),
-                    (_, Some(_)) => code_panel::<H, 4, true, 32, false, PAIRED>(tile, panel),
-                    (2, _) => code_panel::<H, 2, false, 32, false, PAIRED>(tile, panel),
-                    (3, _) => code_panel::<H, 3, false, 32, false, PAIRED>(tile, panel),
-                    (4, _) => code_panel::<H, 4, false, 32, false, PAIRED>(tile, panel),
-                    (5, _) => code_panel::<H, 5, false, 32, false, PAIRED>(tile, panel),
-                    (6, _) => code_panel::<H, 6, false, 32, false, PAIRED>(tile, panel),
-                    _ => code_panel::<H, 8, false, 32, false, PAIRED>(tile, panel),
-                }
-                continue;
-            }
-            if form.pattern.is_some() {
-                match form.bits {
-                    4 => code_panel::<H, 4, false, 32, false, MASKED>(tile, panel),
-                    _ => code_panel::<H, 8, false, 32, false, MASKED>(tile, panel),
-                }
-                continue;
-            }
             match (form.bits, form.table, form.sub, form.minimum) {
-                (4, Some(_), 16, _) => code_panel::<H, 4, true, 16, false, DENSE>(tile, panel),
-                (4, Some(_), ..) => code_panel::<H, 4, true, 32, false, DENSE>(tile, panel),
-                (3, Some(_), 16, _) => code_panel::<H, 3, true, 16, false, DENSE>(tile, panel),
-                (3, Some(_), ..) => code_panel::<H, 3, true, 32, false, DENSE>(tile, panel),
-                (2, Some(_), ..) => code_panel::<H, 2, true, 32, false, DENSE>(tile, panel),
-                (2, _, 16, _) => code_panel::<H, 2, false, 16, true, DENSE>(tile, panel),
-                (3, _, 16, _) => code_panel::<H, 3, false, 16, false, DENSE>(tile, panel),
-                (6, _, 16, _) => code_panel::<H, 6, false, 16, false, DENSE>(tile, panel),
-                (2, _, _, false) => code_panel::<H, 2, false, 32, false, DENSE>(tile, panel),
-                (3, _, _, false) => code_panel::<H, 3, false, 32, false, DENSE>(tile, panel),
-                (4, _, _, false) => code_panel::<H, 4, false, 32, false, DENSE>(tile, panel),
-                (5, _, _, false) => code_panel::<H, 5, false, 32, false, DENSE>(tile, panel),
-                (6, _, _, false) => code_panel::<H, 6, false, 32, false, DENSE>(tile, panel),
-                (7, _, _, false) => code_panel::<H, 7, false, 32, false, DENSE>(tile, panel),
-                (8, _, _, false) => code_panel::<H, 8, false, 32, false, DENSE>(tile, panel),
-                (2, _, _, true) => code_panel::<H, 2, false, 32, true, DENSE>(tile, panel),
-                (3, _, _, true) => code_panel::<H, 3, false, 32, true, DENSE>(tile, panel),
-                (4, _, _, true) => code_panel::<H, 4, false, 32, true, DENSE>(tile, panel),
-                (5, _, _, true) => code_panel::<H, 5, false, 32, true, DENSE>(tile, panel),
-                (6, _, _, true) => code_panel::<H, 6, false, 32, true, DENSE>(tile, panel),
-                (7, _, _, true) => code_panel::<H, 7, false, 32, true, DENSE>(tile, panel),
-                _ => code_panel::<H, 8, false, 32, true, DENSE>(tile, panel),
+                (4, Some(_), 16, _) => code_panel::<H, 4, true, 16, false>(tile, panel),
+                (4, Some(_), ..) => code_panel::<H, 4, true, 32, false>(tile, panel),
+                (3, Some(_), 16, _) => code_panel::<H, 3, true, 16, false>(tile, panel),
+                (3, Some(_), ..) => code_panel::<H, 3, true, 32, false>(tile, panel),
+                (2, Some(_), ..) => code_panel::<H, 2, true, 32, false>(tile, panel),
+                (2, _, 16, _) => code_panel::<H, 2, false, 16, true>(tile, panel),
+                (3, _, 16, _) => code_panel::<H, 3, false, 16, false>(tile, panel),
+                (6, _, 16, _) => code_panel::<H, 6, false, 16, false>(tile, panel),
+                (2, _, _, false) => code_panel::<H, 2, false, 32, false>(tile, panel),
+                (3, _, _, false) => code_panel::<H, 3, false, 32, false>(tile, panel),
+                (4, _, _, false) => code_panel::<H, 4, false, 32, false>(tile, panel),
+                (5, _, _, false) => code_panel::<H, 5, false, 32, false>(tile, panel),
+                (6, _, _, false) => code_panel::<H, 6, false, 32, false>(tile, panel),
+                (7, _, _, false) => code_panel::<H, 7, false, 32, false>(tile, panel),
+                (8, _, _, false) => code_panel::<H, 8, false, 32, false>(tile, panel),
+                (2, _, _, true) => code_panel::<H, 2, false, 32, true>(tile, panel),
+                (3, _, _, true) => code_panel::<H, 3, false, 32, true>(tile, panel),
+                (4, _, _, true) => code_panel::<H, 4, false, 32, true>(tile, panel),
+                (5, _, _, true) => code_panel::<H, 5, false, 32, true>(tile, panel),
+                (6, _, _, true) => code_panel::<H, 6, false, 32, true>(tile, panel),
+                (7, _, _, true) => code_panel::<H, 7, false, 32, true>(tile, panel),
+                _ => code_panel::<H, 8, false, 32, true>(tile, panel),
             }
         }
     }
@@ -117,14 +94,7 @@ struct Pending {
 #[target_feature(
     enable = "avx512f,avx512vl,avx512dq,avx512bw,avx512vbmi,avx512vbmi2,avx512vnni,avx512bf16,avx2,popcnt,fma,f16c"
 )]
-unsafe fn code_panel<
-    const H: usize,
-    const BITS: usize,
-    const TABLE: bool,
-    const SUB: usize,
-    const MIN: bool,
-    const HOLES: u8,
->(
+unsafe fn code_panel<const H: usize, const BITS: usize, const TABLE: bool, const SUB: usize, const MIN: bool>(
     tile: &Tile,
     panel: usize,
 ) {
@@ -151,12 +121,7 @@ unsafe fn code_panel<
             let shared = tile::shared_scales::<Words, MIN>(form, w);
             let (mut own, mut codes) = (w.add(span_header), w.add(span_header + places.codes));
             for _ in 0..span.min(left) {
-                let mut next = codes.add(places.code_step);
-                match HOLES {
-                    MASKED => next = spread::<BITS>(codes, form.zero, &mut between.codes),
-                    PAIRED => unpair::<BITS, TABLE>(codes, form.levels(), form.zero, &mut between.codes),
-                    _ => unpack::<BITS, TABLE>(codes, form.levels(), &mut between.codes),
-                }
+                unpack::<BITS, TABLE>(codes, form.levels(), &mut between.codes);
                 multiply::<H, SUB>(between.codes.as_ptr(), x, between.dots[turn].as_mut_ptr());
                 if let Some(pending) = pending {
                     settle::<H, SUB, MIN>(&pending, between.dots[1 - turn].as_ptr(), sums);
@@ -168,12 +133,12 @@ unsafe fn code_panel<
                 };
                 pending = Some(Pending { scales, offsets: x.add(CHUNK * tokens) });
                 turn = 1 - turn;
-                own = if HOLES == MASKED { next } else { own.add(places.scale_step) };
-                codes = if HOLES == MASKED { next.add(places.codes) } else { next };
+                own = own.add(places.scale_step);
+                codes = codes.add(places.code_step);
                 x = x.add(input_chunk(tokens, SUB));
             }
             left -= span.min(left);
-            w = if HOLES == MASKED { own } else { w.add(span_bytes) };
+            w = w.add(span_bytes);
         }
         if let Some(pending) = pending {
             settle::<H, SUB, MIN>(&pending, between.dots[1 - turn].as_ptr(), sums);
@@ -201,62 +166,6 @@ unsafe fn unpack<const BITS: usize, const TABLE: bool>(planes: *const u8, levels
         )*};
     }
     steps!(0 0, 0 1, 0 2, 0 3, 0 4, 0 5, 0 6, 0 7, 1 0, 1 1, 1 2, 1 3, 1 4, 1 5, 1 6, 1 7,);
-}
-
-/// Spreads the codes of a chunk with holes to bytes; where they end.
-///
-/// # Safety
-/// The processor has the instructions, and the masks are those of a chunk.
-#[inline(always)]
-unsafe fn spread<const BITS: usize>(masks: *const u8, zero: u8, out: &mut [u8; REGISTER]) -> *const u8 {
-    // SAFETY: the caller's masks and values, and sixteen steps of 64 bytes.
-    unsafe {
-        let mut values = masks.add(MASKS);
-        for step in 0..CHUNK / 4 {
-            let (codes, bytes) = match BITS {
-                4 => holes::sparse_step::<Words, true>(masks, step, values, zero),
-                _ => holes::sparse_step::<Words, false>(masks, step, values, zero),
-            };
-            _mm512_store_si512(out.as_mut_ptr().add(64 * step).cast(), codes);
-            values = values.add(bytes);
-        }
-        values
-    }
-}
-
-/// Puts the codes of a chunk in pairs where they belong, and `zero` elsewhere.
-///
-/// # Safety
-/// The processor has the instructions, and the places are those of a chunk.
-#[inline(always)]
-unsafe fn unpair<const BITS: usize, const TABLE: bool>(
-    places: *const u8,
-    levels: &[u8; 16],
-    zero: u8,
-    out: &mut [u8; REGISTER],
-) {
-    // SAFETY: the caller's places and planes, and sixteen steps of 64 bytes.
-    unsafe {
-        let columns = _mm512_set1_epi32(0x0302_0100);
-        // The first byte of a lane in all four of its bytes.
-        let lanes = _mm512_broadcast_i32x4(_mm_set_epi32(0x0c0c_0c0c, 0x0808_0808, 0x0404_0404, 0));
-        macro_rules! steps {
-            ($($step:literal)*) => {$(
-                let codes = tile::step_codes::<Words, BITS, TABLE, $step>(places.add(MASKS), levels);
-                let from = tile::two::<Words, $step, 0>(places);
-                for four in 0..2i8 {
-                    let mut spread = _mm512_set1_epi8(zero as i8);
-                    for i in 0..2 {
-                        let pick = _mm512_add_epi8(lanes, _mm512_set1_epi8(2 * four + i));
-                        let here = _mm512_cmpeq_epi8_mask(_mm512_shuffle_epi8(from, pick), columns);
-                        spread = _mm512_mask_mov_epi8(spread, here, _mm512_shuffle_epi8(codes, pick));
-                    }
-                    _mm512_store_si512(out.as_mut_ptr().add(64 * (2 * $step + four as usize)).cast(), spread);
-                }
-            )*};
-        }
-        steps!(0 1 2 3 4 5 6 7);
-    }
 }
 
 /// The whole-number sums of the sub-blocks of a chunk; two of them run side by side.
@@ -356,45 +265,5 @@ unsafe fn settle<const H: usize, const SUB: usize, const MIN: bool>(
             let sum = sums.add(t * LANES);
             Words::store(sum, Words::fma(part, Words::splat(factors.add(4 * t)), Words::load(sum)));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pairs_go_where_they_belong() {
-        if avx512::kernels().is_none() {
-            return println!("skipped: no AVX-512 on this machine");
-        }
-        // Places (two bits, eight columns of all lanes in a byte's quarter), then codes of four bits.
-        let place = |step: usize, lane: usize, i: usize| ((step + lane + 2 * (i % 2)) % 4) ^ (i / 2);
-        let code = |step: usize, lane: usize, i: usize| (3 * step + 5 * lane + i) % 16;
-        let mut bytes = [0u8; MASKS + 4 * 64];
-        let mut want = [7u8; REGISTER];
-        for step in 0..8 {
-            for lane in 0..LANES {
-                for i in 0..4 {
-                    bytes[64 * (step / 4) + 4 * lane + i] |= (place(step, lane, i) << (2 * (step % 4))) as u8;
-                    bytes[MASKS + 64 * (step / 2) + 4 * lane + i] |= (code(step, lane, i) << (4 * (step % 2))) as u8;
-                    let column = 8 * step + 4 * (i / 2) + place(step, lane, i);
-                    want[64 * (column / 4) + 4 * lane + column % 4] = code(step, lane, i) as u8;
-                }
-            }
-        }
-        #[repr(align(64))]
-        struct Aligned([u8; REGISTER]);
-        let mut got = Aligned([0; REGISTER]);
-        /// # Safety
-        /// The instructions are there.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vnni")]
-        unsafe fn run(bytes: &[u8], out: &mut [u8; REGISTER]) {
-            // SAFETY: a chunk of places and codes of four bits.
-            unsafe { unpair::<4, false>(bytes.as_ptr(), &[0; 16], 7, out) }
-        }
-        // SAFETY: the instructions are there.
-        unsafe { run(&bytes, &mut got.0) };
-        assert_eq!(got.0, want);
     }
 }
