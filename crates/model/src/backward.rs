@@ -16,7 +16,7 @@ use block::{Out, Way};
 use std::collections::BTreeMap;
 use tensor::{
     Tensor,
-    ops::{self, Gram, Operand},
+    ops::{self, Gram, Operand, Squares},
     packed::Form,
 };
 
@@ -75,9 +75,15 @@ impl Backward {
         self.way.moments.get_or_insert_default();
     }
 
-    /// What was kept since [`Backward::watch_outputs`]: of each matrix the sum of `g g^T` over tokens.
-    pub fn outputs(self) -> BTreeMap<Site, Gram> {
-        self.way.moments.unwrap_or_default()
+    /// From here on keeps their squares alone, which takes less memory.
+    pub fn watch_squares(&mut self) {
+        self.way.squares.get_or_insert_default();
+    }
+
+    /// What was kept of each matrix: the sum of `g g^T` over tokens since [`Backward::watch_outputs`], that of `g^2` since
+    /// [`Backward::watch_squares`].
+    pub fn watched(self) -> (BTreeMap<Site, Gram>, BTreeMap<Site, Squares>) {
+        (self.way.moments.unwrap_or_default(), self.way.squares.unwrap_or_default())
     }
 
     /// Takes over the values of a matrix: into the model, packed, and transposed for the way back.

@@ -22,11 +22,18 @@ pub struct Needs {
     pub outputs: bool,
     /// The second moments of the gradients of what each matrix returns.
     pub gradients: bool,
+    /// Their squares alone.
+    pub slopes: bool,
     /// What each text's loss would change by without a value, to first order.
     pub taylor: bool,
 }
 
 impl Needs {
+    /// Does it ask for gradients of any kind?
+    pub fn backward(self) -> bool {
+        self.gradients || self.slopes || self.taylor
+    }
+
     /// Does the original run beside the model?
     pub fn original(self) -> bool {
         self.shift || self.outputs
@@ -34,7 +41,7 @@ impl Needs {
 
     /// Does it need to see any data?
     pub fn data(self) -> bool {
-        self.gram || self.squares || self.peak || self.outputs || self.gradients || self.taylor
+        self.gram || self.squares || self.peak || self.outputs || self.backward()
     }
 }
 
@@ -51,6 +58,8 @@ pub struct Stats {
     pub peak: Option<Vec<f32>>,
     /// `sum g g^T` of the gradients of the outputs of the one matrix in question, where it was asked for.
     pub gradients: Option<Gram>,
+    /// `sum g^2`, where it was asked for.
+    pub slopes: Option<Squares>,
     /// What single values and columns of the one matrix in question are worth, where it was asked for.
     pub taylor: Option<Taylor>,
 }

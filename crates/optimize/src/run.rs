@@ -304,7 +304,7 @@ pub fn transform(
                 };
                 let inputs = known.as_ref().map_or(Inputs::Texts(&texts), Inputs::Known);
                 let needs = plan.needs();
-                let gradients = match needs.gradients || needs.taylor {
+                let gradients = match needs.backward() {
                     true => {
                         let texts = data::calibration(&data.split.calibration, recipe, gpt)?;
                         walk::gradients(&model, needs, &step.choice, &texts, progress)?

@@ -14,7 +14,11 @@ use crate::{
 };
 use model::{Backward, Flow, Likelihood, Model, Parameters, Point, Site, Stage, Tap, Tokens};
 use std::collections::{BTreeMap, BTreeSet};
-use tensor::{Linear, LowRank, Storage, Tensor, Weight, ops::Gram, packed::Form};
+use tensor::{
+    Linear, LowRank, Storage, Tensor, Weight,
+    ops::{Gram, Squares},
+    packed::Form,
+};
 
 /// Tokens of a batch of calibration data.
 pub const BATCH: usize = 2048;
@@ -33,6 +37,8 @@ pub enum Inputs<'a> {
 pub struct Gradients {
     /// Second moments of those of what matrices return.
     pub outputs: BTreeMap<Site, Gram>,
+    /// Their squares alone.
+    pub slopes: BTreeMap<Site, Squares>,
     /// What values and columns are worth by them.
     pub taylor: BTreeMap<Site, Taylor>,
 }
@@ -360,8 +366,8 @@ impl Walker<'_> {
         }
         let gradients = self.gradients.outputs.get(&site).filter(|_| method.needs().gradients).cloned();
         let taylor = self.gradients.taylor.get(&site).filter(|_| method.needs().taylor).cloned();
-        let more = gradients.is_some() || taylor.is_some();
-        let own = more.then(|| Stats { gradients, taylor, ..stats.clone() });
+        let slopes = self.gradients.slopes.get(&site).filter(|_| method.needs().slopes).cloned();
+        let own = method.needs().backward().then(|| Stats { gradients, slopes, taylor, ..stats.clone() });
         let stats = own.as_ref().unwrap_or(stats);
         let weight = match old.weight.low_rank().filter(|_| !method.changes_floats()) {
             Some(low) => rewrite_factors(method, site, low, storage, stats)?,
@@ -424,9 +430,12 @@ pub fn gradients(
     calibration: &[Vec<u32>],
     progress: &dyn Progress,
 ) -> Result<Gradients> {
-    let outputs = if needs.gradients { of_outputs(model, calibration, progress)? } else { BTreeMap::new() };
+    let (outputs, slopes) = match needs.gradients || needs.slopes {
+        true => of_outputs(model, needs, calibration, progress)?,
+        false => Default::default(),
+    };
     let taylor = if needs.taylor { of_values(model, sites, calibration, progress)? } else { BTreeMap::new() };
-    Ok(Gradients { outputs, taylor })
+    Ok(Gradients { outputs, slopes, taylor })
 }
 
 /// What a batch of texts is to predict: nothing follows the last token of a text.
@@ -476,10 +485,20 @@ fn of_values(
     Ok(taylor)
 }
 
-/// The second moments of the gradients of what the matrices of blocks return.
-fn of_outputs(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) -> Result<BTreeMap<Site, Gram>> {
+/// The second moments of the gradients of what the matrices of blocks return, or their squares.
+fn of_outputs(
+    model: &Model,
+    needs: Needs,
+    calibration: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<(BTreeMap<Site, Gram>, BTreeMap<Site, Squares>)> {
     let mut back = Backward::new(model, Form::F32);
-    back.watch_outputs();
+    if needs.gradients {
+        back.watch_outputs();
+    }
+    if needs.slopes {
+        back.watch_squares();
+    }
     progress.begin("gathering gradients", calibration.iter().map(|s| s.len() as u64).sum());
     for range in batches(calibration, BATCH) {
         progress::check()?;
@@ -488,7 +507,7 @@ fn of_outputs(model: &Model, calibration: &[Vec<u32>], progress: &dyn Progress) 
         back.run(model, &predicted(sequences), &mut Likelihood, 1.0, &mut Parameters::default())?;
         progress.advance(count as u64);
     }
-    Ok(back.outputs())
+    Ok(back.watched())
 }
 
 /// How much each block changes what goes through it: 1 less the cosine between a token's residual stream before and after it, a

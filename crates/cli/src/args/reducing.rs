@@ -37,9 +37,10 @@ pub struct Prune {
     /// one, and 2:4 says it itself
     #[arg(long, value_name = "PERCENT")]
     pub sparsity: Option<String>,
-    /// Spread it so over matrices, of single values: even, owl (less where outliers are) or loss (as much as it costs the loss)
-    #[arg(long, value_name = "NAME", default_value = "even")]
-    pub rates: String,
+    /// Spread it so over matrices, of single values: loss (as much as it costs the loss), owl (less where outliers are) or even (default:
+    /// loss, where the method looks at data)
+    #[arg(long, value_name = "NAME")]
+    pub rates: Option<String>,
     /// Reach it in so many rounds, with a part of --heal after each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,

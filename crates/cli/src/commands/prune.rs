@@ -69,8 +69,9 @@ fn rounds(args: &Prune, asked: Option<f64>) -> Result<Vec<Option<f64>>> {
 
 /// Every matrix of the blocks is stored with holes, or as it is asked for.
 fn of_values(args: &Prune, gpt: &Gpt, pattern: Pattern, step: &mut Step) -> Result<()> {
-    if args.rates != "even" {
-        step.options.insert("rates".into(), args.rates.clone().into());
+    let spreads = matches!(pattern, Pattern::Share { .. }) && step.method != "magnitude";
+    if let Some(rates) = args.rates.clone().or(spreads.then(|| "loss".into())) {
+        step.options.insert("rates".into(), rates.into());
     }
     let spec = &gpt.model.spec;
     let mut stays = BTreeSet::new();
@@ -107,7 +108,7 @@ fn of_values(args: &Prune, gpt: &Gpt, pattern: Pattern, step: &mut Step) -> Resu
 
 /// What reads neurons and heads is stored anew, as it is stored.
 fn of_structure(args: &Prune, gpt: &Gpt, step: &mut Step) -> Result<()> {
-    if args.storage.is_some() || args.dense || args.rates != "even" {
+    if args.storage.is_some() || args.dense || args.rates.is_some() {
         bail!("--storage, --dense and --rates are for patterns of single values; {} leave no holes", args.pattern);
     }
     if !args.keep.is_empty() {

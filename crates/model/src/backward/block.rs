@@ -10,7 +10,7 @@ use crate::{
 use std::collections::BTreeMap;
 use tensor::{
     Linear, Tensor, Weight,
-    ops::{self, Attended, Columns, Gram, Memory, Normed, Operand, Target},
+    ops::{self, Attended, Columns, Gram, Memory, Normed, Operand, Squares, Target},
     packed::{Form, InputKind, Inputs, Packed, Turn},
 };
 
@@ -89,6 +89,8 @@ pub(super) struct Way {
     pub(super) unlearned: Vec<f32>,
     /// Second moments of gradients of outputs, where somebody asks for them.
     pub(super) moments: Option<BTreeMap<Site, Gram>>,
+    /// Their squares.
+    pub(super) squares: Option<BTreeMap<Site, Squares>>,
 }
 
 impl Way {
@@ -113,6 +115,7 @@ impl Way {
             scratch: Vec::new(),
             unlearned: vec![0.0; widest.max(model.spec.dim)],
             moments: None,
+            squares: None,
         }
     }
 
@@ -377,6 +380,9 @@ impl Way {
         };
         if let Some(moments) = self.moments.as_mut().filter(|_| site.layer.is_some()) {
             moments.entry(site).or_insert_with(|| Gram::new(dy.cols())).add(dy);
+        }
+        if let Some(squares) = self.squares.as_mut().filter(|_| site.layer.is_some()) {
+            squares.entry(site).or_insert_with(|| Squares::new(dy.cols())).add(dy);
         }
         if let Some(gradient) = into.matrices.get_mut(&site) {
             let kernels = tensor::kernels::kernels();

@@ -97,6 +97,7 @@ impl Plan {
                     peak: outside.peak || first.peak,
                     outputs: true,
                     gradients: outside.gradients || first.gradients,
+                    slopes: outside.slopes || first.slopes,
                     taylor: outside.taylor || first.taylor,
                 }
             }

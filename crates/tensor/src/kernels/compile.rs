@@ -94,16 +94,11 @@ macro_rules! code_tiles {
             /// # Safety
             /// As of the kernels' `run`.
             $(#[target_feature(enable = $features)])?
-            unsafe fn sparse<const T: usize, const NIBBLES: bool>(tile: &crate::kernels::Tile) {
+            unsafe fn holes<const T: usize, const BITS: usize, const TABLE: bool, const PAIRED: bool>(
+                tile: &crate::kernels::Tile,
+            ) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::holes::sparse_codes::<$lanes, T, NIBBLES>(tile) }
-            }
-            /// # Safety
-            /// As of the kernels' `run`.
-            $(#[target_feature(enable = $features)])?
-            unsafe fn paired<const T: usize, const BITS: usize, const TABLE: bool>(tile: &crate::kernels::Tile) {
-                // SAFETY: the caller's.
-                unsafe { crate::kernels::holes::paired_codes::<$lanes, T, BITS, TABLE>(tile) }
+                unsafe { crate::kernels::holes::codes::<$lanes, T, BITS, TABLE, PAIRED>(tile) }
             }
             unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };
@@ -111,21 +106,26 @@ macro_rules! code_tiles {
                     // SAFETY: as below.
                     return unsafe {
                         match (form.bits, form.table) {
-                            (2, Some(_)) => paired::<T, 2, true>(tile),
-                            (3, Some(_)) => paired::<T, 3, true>(tile),
-                            (_, Some(_)) => paired::<T, 4, true>(tile),
-                            (2, _) => paired::<T, 2, false>(tile),
-                            (3, _) => paired::<T, 3, false>(tile),
-                            (4, _) => paired::<T, 4, false>(tile),
-                            (5, _) => paired::<T, 5, false>(tile),
-                            (6, _) => paired::<T, 6, false>(tile),
-                            _ => paired::<T, 8, false>(tile),
+                            (2, Some(_)) => holes::<T, 2, true, true>(tile),
+                            (3, Some(_)) => holes::<T, 3, true, true>(tile),
+                            (_, Some(_)) => holes::<T, 4, true, true>(tile),
+                            (2, _) => holes::<T, 2, false, true>(tile),
+                            (3, _) => holes::<T, 3, false, true>(tile),
+                            (4, _) => holes::<T, 4, false, true>(tile),
+                            (5, _) => holes::<T, 5, false, true>(tile),
+                            (6, _) => holes::<T, 6, false, true>(tile),
+                            _ => holes::<T, 8, false, true>(tile),
                         }
                     };
                 }
                 if form.pattern.is_some() {
                     // SAFETY: as below.
-                    return unsafe { if form.bits == 4 { sparse::<T, true>(tile) } else { sparse::<T, false>(tile) } };
+                    return unsafe {
+                        match form.bits {
+                            4 => holes::<T, 4, false, false>(tile),
+                            _ => holes::<T, 8, false, false>(tile),
+                        }
+                    };
                 }
                 // SAFETY: the constants are those of the form.
                 unsafe {

@@ -3,7 +3,7 @@
 
 use super::{
     lanes::Lanes,
-    tile::{BUSY, Tile, input_chunk, read_ahead, scales, shared_scales, start, step_codes, two},
+    tile::{BUSY, ChunkScales, Tile, input_chunk, read_ahead, scales, shared_scales, start, step_codes, two},
 };
 use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, MASKS};
 
@@ -79,8 +79,8 @@ unsafe fn fill_codes<V: Lanes>(form: Form, codes: Codes, length: usize, panel: *
                 let mut values = at.add(MASKS);
                 for step in 0..CHUNK / 4 {
                     let (four, bytes) = match codes.bits {
-                        4 => sparse_step::<V, true>(at, step, values, codes.zero),
-                        _ => sparse_step::<V, false>(at, step, values, codes.zero),
+                        4 => masked_step::<V, 4>(at, step, values, codes.zero),
+                        _ => masked_step::<V, 8>(at, step, values, codes.zero),
                     };
                     out.add(4 * LANES * step).cast::<V::Bytes>().write_unaligned(four);
                     values = values.add(bytes);
@@ -149,9 +149,10 @@ pub(super) unsafe fn sparse_floats<V: Lanes, const T: usize, const BYTES: usize,
             }
         }
         let (mut at, mut x) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs);
+        let ahead = T >= BUSY || T >= super::kernels().codes.busy;
         for _ in 0..tile.length {
             let mut values = at.add(MASKS);
-            if T >= BUSY || T >= super::kernels().codes.busy {
+            if ahead {
                 read_ahead::<V, 1>([values], MASKS + CHUNK * LANES * BYTES / 2);
             }
             for k in 0..CHUNK {
@@ -177,15 +178,166 @@ pub(super) unsafe fn sparse_floats<V: Lanes, const T: usize, const BYTES: usize,
     }
 }
 
-/// Runs a tile of codes with holes, which lie in halves of bytes or in bytes.
+/// Runs a tile of codes of `BITS` bits with holes: in pairs, or beside masks in halves of bytes or in bytes.
 ///
 /// # Safety
 /// As of [`super::tile::codes`].
 #[inline(always)]
-pub(crate) unsafe fn sparse_codes<V: Lanes, const T: usize, const NIBBLES: bool>(tile: &Tile) {
+pub(crate) unsafe fn codes<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool, const PAIRED: bool>(
+    tile: &Tile,
+) {
     for panel in 0..tile.panels {
         // SAFETY: the caller's tile holds so many panels.
-        unsafe { sparse_panel::<V, T, NIBBLES>(tile, panel) }
+        unsafe { code_panel::<V, T, BITS, TABLE, PAIRED>(tile, panel) }
+    }
+}
+
+/// # Safety
+/// As of [`codes`].
+#[inline(always)]
+unsafe fn code_panel<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool, const PAIRED: bool>(
+    tile: &Tile,
+    panel: usize,
+) {
+    let Form::Codes(form) = tile.form else { return };
+    let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
+    // About what a chunk takes.
+    let bytes = MASKS + CHUNK * LANES / 2 * BITS / 8;
+    let ahead = T >= BUSY || T >= super::kernels().codes.busy;
+    // SAFETY: the caller's tile holds the panel, inputs and sums.
+    unsafe {
+        let [panel_step, token_step] = tile.steps;
+        let out = tile.out.add(panel * panel_step);
+        let mut acc = [V::zero(); T];
+        if tile.add {
+            for t in 0..T {
+                acc[t] = V::load(out.add(t * token_step));
+            }
+        }
+        let (mut at, mut x) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs);
+        let mut left = tile.length;
+        while left > 0 {
+            let shared = shared_scales::<V, false>(form, at);
+            at = at.add(span_header);
+            for _ in 0..span.min(left) {
+                let s = scales::<V, 2, false>(form, shared, at);
+                at = at.add(header);
+                if ahead {
+                    read_ahead::<V, 1>([at], bytes);
+                }
+                at = match PAIRED {
+                    true => paired_chunk::<V, T, BITS, TABLE>(form, &s, at, x, &mut acc),
+                    false => masked_chunk::<V, T, BITS>(form, &s, at, x, &mut acc),
+                };
+                x = x.add(input_chunk(T, SUB));
+            }
+            left -= span.min(left);
+        }
+        for t in 0..T {
+            V::store(out.add(t * token_step), acc[t]);
+        }
+    }
+}
+
+/// Columns of a sub-block.
+const SUB: usize = 32;
+
+/// One chunk of codes in pairs; where the next one begins.
+///
+/// # Safety
+/// As of [`codes`]; the places are those of a chunk.
+#[inline(always)]
+unsafe fn paired_chunk<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool>(
+    form: Codes,
+    s: &ChunkScales<V::Floats>,
+    places: *const u8,
+    x: *const u8,
+    acc: &mut [V::Floats; T],
+) -> *const u8 {
+    let wide = BITS == 8 || TABLE;
+    let levels = if TABLE { form.levels() } else { &[0; 16] };
+    // What is kept differs from lane to lane, so the sums of its inputs are made beside the products, but where these are of the
+    // codes less 128.
+    let sums = !(wide && V::SIGNED);
+    let (minus, zero) = (-1f32, [form.zero; 64]);
+    // SAFETY: the caller's.
+    unsafe {
+        let (minus, zero, second) =
+            (V::splat((&raw const minus).cast()), V::bytes(zero.as_ptr()), V::bytes(SECOND.as_ptr()));
+        let planes = places.add(MASKS);
+        let mut part = [V::zero(); T];
+        // Steps are constants, so that every shift is one.
+        macro_rules! sub_block {
+            ($sub:literal, $($step:literal)*) => {{
+                let mut dots = [V::to_ints(V::zero()); T];
+                let mut under = [V::to_ints(V::zero()); T];
+                $(
+                    let codes = step_codes::<V, BITS, TABLE, $step>(planes, levels);
+                    let from = V::or(two::<V, $step, 0>(places), second);
+                    for t in 0..T {
+                        let at = |step: usize| x.add((step * T + t) * 4);
+                        let x = V::select(at(2 * $step), at(2 * $step + 1), from);
+                        dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
+                        if sums {
+                            under[t] = if wide { V::dot_wide(under[t], zero, x) } else { V::dot(under[t], zero, x) };
+                        }
+                    }
+                )*
+                for t in 0..T {
+                    let mut sum = V::to_floats(dots[t]);
+                    if sums {
+                        sum = V::fma(V::to_floats(under[t]), minus, sum);
+                    }
+                    part[t] = V::fma(sum, s.scale[$sub], part[t]);
+                }
+            }};
+        }
+        sub_block!(0, 0 1 2 3);
+        sub_block!(1, 4 5 6 7);
+        let factors = x.add((CHUNK + CHUNK / SUB * 4) * T);
+        for t in 0..T {
+            acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
+        }
+        planes.add(BITS * 64)
+    }
+}
+
+/// One chunk of codes beside masks; where the next one begins.
+///
+/// # Safety
+/// As of [`codes`]; the masks are those of a chunk.
+#[inline(always)]
+unsafe fn masked_chunk<V: Lanes, const T: usize, const BITS: usize>(
+    form: Codes,
+    s: &ChunkScales<V::Floats>,
+    masks: *const u8,
+    x: *const u8,
+    acc: &mut [V::Floats; T],
+) -> *const u8 {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut values = masks.add(MASKS);
+        let offsets = x.add(CHUNK * T);
+        let mut part = [V::zero(); T];
+        for sub in 0..CHUNK / SUB {
+            let mut dots = start::<V, T, false>(offsets.add(sub * T * 4), BITS > 4);
+            for step in sub * SUB / 4..(sub + 1) * SUB / 4 {
+                let (codes, bytes) = masked_step::<V, BITS>(masks, step, values, form.zero);
+                values = values.add(bytes);
+                for t in 0..T {
+                    let x = V::splat_int(x.add((step * T + t) * 4));
+                    dots[t] = if BITS > 4 { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
+                }
+            }
+            for t in 0..T {
+                part[t] = V::fma(V::to_floats(dots[t]), s.scale[sub], part[t]);
+            }
+        }
+        let factors = offsets.add(CHUNK / SUB * T * 4);
+        for t in 0..T {
+            acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
+        }
+        values
     }
 }
 
@@ -194,7 +346,7 @@ pub(crate) unsafe fn sparse_codes<V: Lanes, const T: usize, const NIBBLES: bool>
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
-pub(super) unsafe fn sparse_step<V: Lanes, const NIBBLES: bool>(
+unsafe fn masked_step<V: Lanes, const BITS: usize>(
     masks: *const u8,
     step: usize,
     values: *const u8,
@@ -204,9 +356,9 @@ pub(super) unsafe fn sparse_step<V: Lanes, const NIBBLES: bool>(
     unsafe {
         let mask = masks.add(8 * step).cast::<u64>().read_unaligned();
         let count = mask.count_ones() as usize;
-        match NIBBLES {
-            true => (V::spread_nibbles(values, mask, zero), count.div_ceil(2)),
-            false => (V::spread_bytes(values, mask, zero), count),
+        match BITS {
+            4 => (V::spread_nibbles(values, mask, zero), count.div_ceil(2)),
+            _ => (V::spread_bytes(values, mask, zero), count),
         }
     }
 }
@@ -221,152 +373,3 @@ static SECOND: [u8; 64] = {
     }
     second
 };
-
-/// Runs a tile of codes of `BITS` bits in pairs.
-///
-/// # Safety
-/// As of [`super::tile::codes`].
-#[inline(always)]
-pub(crate) unsafe fn paired_codes<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool>(tile: &Tile) {
-    for panel in 0..tile.panels {
-        // SAFETY: the caller's tile holds so many panels.
-        unsafe { paired_panel::<V, T, BITS, TABLE>(tile, panel) }
-    }
-}
-
-/// # Safety
-/// As of [`paired_codes`].
-#[inline(always)]
-unsafe fn paired_panel<V: Lanes, const T: usize, const BITS: usize, const TABLE: bool>(tile: &Tile, panel: usize) {
-    const SUB: usize = 32;
-    let Form::Codes(form) = tile.form else { return };
-    let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
-    let wide = BITS == 8 || TABLE;
-    let levels = if TABLE { form.levels() } else { &[0; 16] };
-    // What is kept differs from lane to lane, so the sums of its inputs are made beside the products, but where these are of the
-    // codes less 128.
-    let sums = !(wide && V::SIGNED);
-    let (minus, zero) = (-1f32, [form.zero; 64]);
-    // SAFETY: the caller's tile holds the panel, inputs and sums.
-    unsafe {
-        let (minus, zero, second) =
-            (V::splat((&raw const minus).cast()), V::bytes(zero.as_ptr()), V::bytes(SECOND.as_ptr()));
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [V::zero(); T];
-        if tile.add {
-            for t in 0..T {
-                acc[t] = V::load(out.add(t * token_step));
-            }
-        }
-        let (mut at, mut x, mut shared) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs, [V::zero(); 2]);
-        for chunk in 0..tile.length {
-            if chunk % span == 0 {
-                shared = shared_scales::<V, false>(form, at);
-                at = at.add(span_header);
-            }
-            let s = scales::<V, 2, false>(form, shared, at);
-            let places = at.add(header);
-            let planes = places.add(MASKS);
-            at = planes.add(BITS * 64);
-            if T >= BUSY || T >= super::kernels().codes.busy {
-                read_ahead::<V, 1>([places], MASKS + BITS * 64);
-            }
-            let factors = x.add((CHUNK + CHUNK / SUB * 4) * T);
-            let mut part = [V::zero(); T];
-            // Steps are constants, so that every shift is one.
-            macro_rules! sub_block {
-                ($sub:literal, $($step:literal)*) => {{
-                    let mut dots = [V::to_ints(V::zero()); T];
-                    let mut under = [V::to_ints(V::zero()); T];
-                    $(
-                        let codes = step_codes::<V, BITS, TABLE, $step>(planes, levels);
-                        let from = V::or(two::<V, $step, 0>(places), second);
-                        for t in 0..T {
-                            let at = |step: usize| x.add((step * T + t) * 4);
-                            let x = V::select(at(2 * $step), at(2 * $step + 1), from);
-                            dots[t] = if wide { V::dot_wide(dots[t], codes, x) } else { V::dot(dots[t], codes, x) };
-                            if sums {
-                                under[t] = if wide { V::dot_wide(under[t], zero, x) } else { V::dot(under[t], zero, x) };
-                            }
-                        }
-                    )*
-                    for t in 0..T {
-                        let mut sum = V::to_floats(dots[t]);
-                        if sums {
-                            sum = V::fma(V::to_floats(under[t]), minus, sum);
-                        }
-                        part[t] = V::fma(sum, s.scale[$sub], part[t]);
-                    }
-                }};
-            }
-            sub_block!(0, 0 1 2 3);
-            sub_block!(1, 4 5 6 7);
-            for t in 0..T {
-                acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
-            }
-            x = x.add(input_chunk(T, SUB));
-        }
-        for t in 0..T {
-            V::store(out.add(t * token_step), acc[t]);
-        }
-    }
-}
-
-/// # Safety
-/// As of [`sparse_codes`].
-#[inline(always)]
-unsafe fn sparse_panel<V: Lanes, const T: usize, const NIBBLES: bool>(tile: &Tile, panel: usize) {
-    const SUB: usize = 32;
-    let Form::Codes(form) = tile.form else { return };
-    let (span, span_header, header) = (tile.form.span(), tile.form.span_header(), tile.form.chunk_header());
-    // SAFETY: the caller's tile holds the panel, inputs and sums.
-    unsafe {
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [V::zero(); T];
-        if tile.add {
-            for t in 0..T {
-                acc[t] = V::load(out.add(t * token_step));
-            }
-        }
-        let (mut at, mut x, mut shared) = (tile.weights.add(panel * tile.panel_bytes), tile.inputs, [V::zero(); 2]);
-        for chunk in 0..tile.length {
-            if chunk % span == 0 {
-                shared = shared_scales::<V, false>(form, at);
-                at = at.add(span_header);
-            }
-            let s = scales::<V, 2, false>(form, shared, at);
-            let masks = at.add(header);
-            let mut values = masks.add(MASKS);
-            if T >= BUSY || T >= super::kernels().codes.busy {
-                read_ahead::<V, 1>([values], MASKS + CHUNK * LANES / if NIBBLES { 4 } else { 2 });
-            }
-            let offsets = x.add(CHUNK * T);
-            let mut part = [V::zero(); T];
-            for sub in 0..CHUNK / SUB {
-                let mut dots = start::<V, T, false>(offsets.add(sub * T * 4), !NIBBLES);
-                for step in sub * SUB / 4..(sub + 1) * SUB / 4 {
-                    let (codes, bytes) = sparse_step::<V, NIBBLES>(masks, step, values, form.zero);
-                    values = values.add(bytes);
-                    for t in 0..T {
-                        let x = V::splat_int(x.add((step * T + t) * 4));
-                        dots[t] = if NIBBLES { V::dot(dots[t], codes, x) } else { V::dot_wide(dots[t], codes, x) };
-                    }
-                }
-                for t in 0..T {
-                    part[t] = V::fma(V::to_floats(dots[t]), s.scale[sub], part[t]);
-                }
-            }
-            let factors = offsets.add(CHUNK / SUB * T * 4);
-            for t in 0..T {
-                acc[t] = V::fma(part[t], V::splat(factors.add(t * 4)), acc[t]);
-            }
-            at = values;
-            x = x.add(input_chunk(T, SUB));
-        }
-        for t in 0..T {
-            V::store(out.add(t * token_step), acc[t]);
-        }
-    }
-}

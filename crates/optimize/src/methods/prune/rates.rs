@@ -118,10 +118,8 @@ impl Rewrite for Survey<'_> {
             Rates::Loss => {
                 let gram = stats.gram.as_ref().filter(|g| g.cols() == weight.cols() && g.rows() > 0);
                 let gram = gram.ok_or_else(|| unseen(site))?.mean();
-                let rows = weight.rows();
-                let gradients = stats.gradients.as_ref().filter(|g| g.cols() == rows && g.rows() > 0);
-                let gradients = gradients.ok_or_else(|| unseen(site))?.mean();
-                let root: Vec<f32> = (0..rows).map(|r| gradients[r * rows + r].sqrt() as f32).collect();
+                let slopes = stats.slopes.as_ref().filter(|g| g.cols() == weight.rows() && g.rows() > 0);
+                let root: Vec<f32> = slopes.ok_or_else(|| unseen(site))?.mean().into_iter().map(f32::sqrt).collect();
                 let one = |by: &f64| -> Result<f64> {
                     let share = ((asked + by).clamp(0.01, 0.99) * 1000.0).round() as u16;
                     let (mut change, _) =

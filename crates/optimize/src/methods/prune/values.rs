@@ -44,7 +44,7 @@ impl Rewrite for Values {
         Needs {
             gram: self.method != "magnitude" || loss,
             squares: self.rates == Rates::Owl,
-            gradients: loss,
+            slopes: loss,
             taylor: self.method == "taylor",
             ..Needs::default()
         }
