@@ -15,6 +15,7 @@ mod error;
 pub mod evaluate;
 pub mod export;
 pub mod gate;
+pub mod gradients;
 mod heal;
 pub mod journal;
 pub mod lesson;

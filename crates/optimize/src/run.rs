@@ -7,6 +7,7 @@ use crate::{
     data::{self, Cutting, Document, Split},
     evaluate::{self, Evaluation, Pair},
     gate::{self, Proof, Verdict},
+    gradients::{self, Gradients},
     heal::{self, Lessons},
     journal::Journal,
     manifest, methods,
@@ -307,9 +308,9 @@ pub fn transform(
                 let gradients = match needs.backward() {
                     true => {
                         let texts = data::calibration(&data.split.calibration, recipe, gpt)?;
-                        walk::gradients(&model, needs, &step.choice, &texts, progress)?
+                        gradients::gradients(&model, needs, &step.choice, &texts, progress)?
                     }
-                    false => walk::Gradients::default(),
+                    false => Gradients::default(),
                 };
                 let inputs = (inputs, &gradients);
                 let prepared = plan.each_matrix()?.prepare(&model, &mut |survey| {
@@ -350,6 +351,10 @@ fn key(gpt: &Gpt, recipe: &Recipe, data: &Data, settings: &Settings) -> Result<S
     (bare.model, bare.data, bare.stats) = (None, None, None);
     hasher.update(bare.to_text()?.as_bytes());
     hasher.update(data.hash.as_bytes());
+    // Chosen by the whole texts, of which the documents may be a part.
+    gpt.kept.iter().flatten().for_each(|id| {
+        hasher.update(&id.to_le_bytes());
+    });
     for sum in manifest::sums(&gpt.files)?.values().chain(manifest::sums(recipe.stats.as_slice())?.values()) {
         hasher.update(sum.blake3.as_bytes());
     }

@@ -19,10 +19,8 @@ pub fn run(args: &Prune, common: &Common) -> Result<u8> {
     })?;
     let method = args.method.clone().unwrap_or_else(|| usual.into());
     let asked = args.sparsity.as_deref().map(|sparsity| fraction(sparsity, "--sparsity")).transpose()?;
-    if args.pattern.contains(':') {
-        if asked.is_some() {
-            bail!("--pattern {} says how much is removed; leave out --sparsity", args.pattern);
-        }
+    if args.pattern.contains(':') && asked.is_some() {
+        bail!("--pattern {} says how much is removed; leave out --sparsity", args.pattern);
     }
     let gpt = open(&args.model)?;
     let mut steps = Vec::new();

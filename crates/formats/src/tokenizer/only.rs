@@ -141,12 +141,13 @@ fn renumber_model(model: &mut Value, now: &dyn Fn(u32) -> Option<u32>) {
 /// Added tokens and what post-processors put around a text.
 fn renumber_others(json: &mut Value, now: &dyn Fn(u32) -> Option<u32>) {
     let moved = |id: &Value| id.as_u64().and_then(|id| now(id as u32)).map(Value::from);
-    for token in json["added_tokens"].as_array_mut().into_iter().flatten() {
+    // A field that is absent must not become null.
+    for token in json.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(id) = moved(&token["id"]) {
             token["id"] = id;
         }
     }
-    let mut steps = vec![&mut json["post_processor"]];
+    let mut steps: Vec<&mut Value> = json.get_mut("post_processor").into_iter().collect();
     while let Some(step) = steps.pop() {
         let Value::Object(step) = step else { continue };
         for (field, value) in step {
@@ -177,5 +178,64 @@ pub fn renumber(fields: &mut Map<String, Value>, now: &dyn Fn(u32) -> Option<u32
             Value::Number(_) => *value = moved(value).unwrap_or_default(),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn made(model: Value) -> Tokenizer {
+        let added = json!([{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}]);
+        let post = json!({"type": "BertProcessing", "sep": ["<s>", 0], "cls": ["<s>", 0]});
+        let json = json!({"version": "1.0", "added_tokens": added, "post_processor": post, "model": model});
+        Tokenizer::from_json(json, Path::new("t.json")).unwrap()
+    }
+
+    fn spelled(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
+        let ids = tokenizer.encode(text, false).unwrap();
+        ids.iter().map(|id| tokenizer.token_of(*id).unwrap()).collect()
+    }
+
+    #[test]
+    fn merges_stay_as_far_as_tokens_need_them() {
+        let vocab = json!({"<s>": 0, "x": 1, "a": 2, "b": 3, "c": 4, "bc": 5, "ab": 6, "xx": 7, "abc": 8, "cc": 9});
+        for merges in [
+            json!(["x x", "b c", "a b", "a bc", "ab c", "c c"]),
+            json!([["x", "x"], ["b", "c"], ["a", "b"], ["a", "bc"], ["ab", "c"], ["c", "c"]]),
+        ] {
+            let old = made(json!({"type": "BPE", "vocab": vocab, "merges": merges}));
+            let used = old.encode("abcc", false).unwrap();
+            let (new, kept) = old.only(&|id| used.contains(&id), Path::new("t.json")).unwrap();
+            // "abc" may be made of "a" and "bc", or of "ab" and "c".
+            assert_eq!(kept, [0, 2, 3, 4, 5, 6, 8]);
+            assert_eq!(spelled(&new, "abcc"), spelled(&old, "abcc"));
+            assert_eq!((new.vocab_size(), new.id_of("abc"), new.id_of("xx")), (7, Some(6), None));
+            let json: Value = serde_json::from_str(new.json()).unwrap();
+            assert_eq!(json["model"]["merges"].as_array().unwrap().len(), 4);
+        }
+    }
+
+    #[test]
+    fn pieces_go_with_their_scores_and_what_stands_around_a_text_is_renumbered() {
+        let vocab = json!([["<s>", 0.0], ["x", -1.0], ["<unk>", -9.0], ["a", -2.0], ["aa", -2.5], ["b", -3.0]]);
+        let old = made(json!({"type": "Unigram", "unk_id": 2, "vocab": vocab}));
+        let used = old.encode("aab", false).unwrap();
+        let (new, kept) = old.only(&|id| used.contains(&id), Path::new("t.json")).unwrap();
+        assert_eq!(kept, [0, 2, 4, 5]);
+        assert_eq!(spelled(&new, "aab"), spelled(&old, "aab"));
+        assert_eq!(new.encode("aab", true).unwrap(), [0, 2, 3, 0]);
+        let words = json!({"type": "WordLevel", "unk_token": "x", "vocab": {"<s>": 0, "x": 1}});
+        let e = made(words).only(&|_| true, Path::new("t.json")).unwrap_err().to_string();
+        assert!(e.contains("BPE, Unigram"), "{e}");
+    }
+
+    #[test]
+    fn fields_that_hold_ids_follow() {
+        let mut fields =
+            json!({"eos_token_id": [1, 5], "pad_token_id": 9, "vocab_size": 5}).as_object().unwrap().clone();
+        renumber(&mut fields, &|id| (id < 9).then_some(id + 10));
+        assert_eq!(Value::Object(fields), json!({"eos_token_id": [11, 15], "pad_token_id": null, "vocab_size": 5}));
     }
 }
