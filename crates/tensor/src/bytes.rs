@@ -106,11 +106,13 @@ impl Bytes {
 
     /// Says that a range is not read again soon: the memory of a mapped file's pages is given back.
     pub fn release(&self, range: Range<usize>) {
+        // A fault maps up to a large folio of the page cache: what lies beside the range came with it, and nobody else would let it go.
+        const AROUND: usize = 2 << 20;
         if let Owner::Map(map) = &*self.owner {
+            let start = (self.range.start + range.start).saturating_sub(AROUND);
+            let end = (self.range.start + range.end).saturating_add(AROUND).min(map.len());
             // SAFETY: the pages of a read-only map of a file come back with the same bytes when they are read again.
-            let _ = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start + range.start, range.len())
-            };
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
         }
     }
 

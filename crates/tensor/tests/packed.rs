@@ -97,7 +97,7 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
         filled = vec![0u8; w.rows().div_ceil(LANES) * to];
         for (panel, out) in panels.chunks_exact(from).zip(filled.chunks_exact_mut(to)) {
             // SAFETY: a panel, and room for one.
-            unsafe { (k.codes.fill)(held, held.length(w.cols()), panel.as_ptr(), out.as_mut_ptr()) }
+            unsafe { (k.codes.fill)(held, w.cols(), panel.as_ptr(), out.as_mut_ptr()) }
         }
     }
     let panels = if filled.is_empty() { panels } else { &filled };

@@ -270,8 +270,9 @@ fn large(dir: &tempfile::TempDir) -> (String, String) {
 fn memory_and_files_fall_by_as_much_as_was_foreseen() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, text) = large(&dir);
+    // One thread: how much of the file two of them have in hand at once differs from run to run.
     let timed = |model: &str| {
-        let timed = json(&["bench", model, "--prefill", "8", "--decode", "4", "--runs", "1"]);
+        let timed = json(&["bench", model, "--threads", "1", "--prefill", "8", "--decode", "4", "--runs", "1"]);
         timed["peak_rss_bytes"].as_f64().unwrap()
     };
     let size = |model: &str| json(&["inspect", model])["size_bytes"].as_f64().unwrap();
@@ -289,9 +290,8 @@ fn memory_and_files_fall_by_as_much_as_was_foreseen() {
         let (fell, expected) = (held - after, before - foreseen);
         println!("{command} {more:?}: {held} to {after} bytes held, {fell} less, {expected} foreseen");
         assert!(expected > 0.2 * before, "{command} {more:?}: {expected} of {before}");
-        // What the allocator keeps for itself differs by some megabytes from run to run.
         assert!(
-            (fell - expected).abs() < 0.08 * held,
+            (fell - expected).abs() < 0.05 * held,
             "{command} {more:?}: {fell} less, {expected} foreseen of {held}"
         );
         fs::remove_dir_all(&out).unwrap();

@@ -288,13 +288,15 @@ unsafe impl Lanes for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: [__m256; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256; 2] {
+    unsafe fn brain_pair(w: [__m256i; 2]) -> [[__m256; 2]; 2] {
         unsafe {
-            let x = x[0];
-            let high = |v| _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)));
-            let low = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-            let sum = |a, w| _mm256_fmadd_ps(low(w), low(x), _mm256_fmadd_ps(high(w), high(x), a));
-            [sum(acc[0], w[0]), sum(acc[1], w[1])]
+            let upper = _mm256_set1_epi32(-65536);
+            let first = [_mm256_slli_epi32::<16>(w[0]), _mm256_slli_epi32::<16>(w[1])];
+            let second = [_mm256_and_si256(w[0], upper), _mm256_and_si256(w[1], upper)];
+            [
+                [_mm256_castsi256_ps(first[0]), _mm256_castsi256_ps(first[1])],
+                [_mm256_castsi256_ps(second[0]), _mm256_castsi256_ps(second[1])],
+            ]
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The words of [`Lanes`] in AVX-512 with VNNI and VBMI2; `BF16` says whether the products of brain floats are there too.
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, dot_of_pair};
 use std::arch::x86_64::*;
 
 /// Sixteen lanes in one register.
@@ -42,6 +42,7 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     type Ints = __m512i;
     type Floats = __m512;
     const SIGNED: bool = false;
+    const BRAIN: bool = BF16;
 
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> __m512i {
@@ -248,18 +249,24 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: __m512, w: __m512i, x: __m512i) -> __m512 {
+    unsafe fn brain_pair(w: __m512i) -> [__m512; 2] {
+        unsafe {
+            let second = _mm512_and_si512(w, _mm512_set1_epi32(-65536));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(second)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bf16_dot(acc: __m512, w: __m512i, x: *const u8) -> __m512 {
         unsafe {
             if BF16 {
                 return _mm512_dpbf16_ps(
                     acc,
                     std::mem::transmute::<__m512i, __m512bh>(w),
-                    std::mem::transmute::<__m512i, __m512bh>(x),
+                    std::mem::transmute::<__m512i, __m512bh>(Self::splat_int(x)),
                 );
             }
-            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
-            let low = |v| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v));
-            _mm512_fmadd_ps(low(w), low(x), _mm512_fmadd_ps(high(w), high(x), acc))
+            dot_of_pair::<Self>(acc, w, x)
         }
     }
 }

@@ -12,7 +12,7 @@ macro_rules! float_tiles {
             $(#[target_feature(enable = $features)])?
             unsafe fn inner<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::tile::floats::<$lanes, T, R>(tile) }
+                unsafe { crate::kernels::float_tile::floats::<$lanes, T, R>(tile) }
             }
             // SAFETY: the caller's tile has the width that the constant tells.
             unsafe {
@@ -176,16 +176,16 @@ macro_rules! code_tiles {
         }
         /// # Safety
         /// As of the kernels' `fill`.
-        unsafe fn fill(form: crate::packed::Form, length: usize, panel: *const u8, out: *mut u8) {
+        unsafe fn fill(form: crate::packed::Form, cols: usize, panel: *const u8, out: *mut u8) {
             /// # Safety
             /// As of the kernels' `fill`.
             $(#[target_feature(enable = $features)])?
-            unsafe fn inner(form: crate::packed::Form, length: usize, panel: *const u8, out: *mut u8) {
+            unsafe fn inner(form: crate::packed::Form, cols: usize, panel: *const u8, out: *mut u8) {
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::holes::fill::<$lanes>(form, length, panel, out) }
+                unsafe { crate::kernels::holes::fill::<$lanes>(form, cols, panel, out) }
             }
             // SAFETY: the table exists only where the instructions do, and the pointers are the caller's.
-            unsafe { inner(form, length, panel, out) }
+            unsafe { inner(form, cols, panel, out) }
         }
         fn pack_words(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
             /// # Safety

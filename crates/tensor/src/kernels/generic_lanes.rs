@@ -150,13 +150,12 @@ unsafe impl Lanes for Generic {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: [f32; 16], w: [u8; 64], x: [i32; 16]) -> [f32; 16] {
-        let x = x[0].to_le_bytes();
-        let float = |low: u8, high: u8| f32::from_bits(u32::from(low) << 16 | u32::from(high) << 24);
-        let (even, odd) = (float(x[0], x[1]), float(x[2], x[3]));
-        std::array::from_fn(|l| {
-            let second = float(w[4 * l + 2], w[4 * l + 3]) * odd + acc[l];
-            float(w[4 * l], w[4 * l + 1]) * even + second
+    unsafe fn brain_pair(w: [u8; 64]) -> [[f32; 16]; 2] {
+        [0, 2].map(|half| {
+            std::array::from_fn(|l| {
+                let at = 4 * l + half;
+                f32::from_bits(u32::from(w[at]) << 16 | u32::from(w[at + 1]) << 24)
+            })
         })
     }
 }

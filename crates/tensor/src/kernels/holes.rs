@@ -10,16 +10,18 @@ use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, MASKS};
 /// Fills the holes of a panel (see [`super::CodeTiles::fill`]), so that many tokens share the work.
 ///
 /// # Safety
-/// The processor has the instructions, and the pointers hold `length` chunks of the form and room for as many of the filled one.
+/// The processor has the instructions, and the pointers hold a panel of `cols` columns and room for the filled one.
 #[inline(always)]
-pub(crate) unsafe fn fill<V: Lanes>(form: Form, length: usize, panel: *const u8, out: *mut u8) {
+pub(crate) unsafe fn fill<V: Lanes>(form: Form, cols: usize, panel: *const u8, out: *mut u8) {
     // SAFETY: the caller's.
     unsafe {
         match form {
-            Form::Sparse(Floats::F32, _) => fill_floats::<V, 4, false>(length, panel, out),
-            Form::Sparse(Floats::F16, _) => fill_floats::<V, 2, false>(length, panel, out),
-            Form::Sparse(Floats::Bf16, _) => fill_floats::<V, 2, true>(length, panel, out),
-            Form::Codes(codes) if codes.pattern.is_some() => fill_codes::<V>(form, codes, length, panel, out),
+            Form::Sparse(Floats::F32, _) => fill_floats::<V, 4, false>(cols, panel, out),
+            Form::Sparse(Floats::F16, _) => fill_floats::<V, 2, false>(cols, panel, out),
+            Form::Sparse(Floats::Bf16, _) => fill_floats::<V, 2, true>(cols, panel, out),
+            Form::Codes(codes) if codes.pattern.is_some() => {
+                fill_codes::<V>(form, codes, cols.div_ceil(CHUNK), panel, out)
+            }
             _ => {}
         }
     }
@@ -28,13 +30,13 @@ pub(crate) unsafe fn fill<V: Lanes>(form: Form, length: usize, panel: *const u8,
 /// # Safety
 /// As of [`fill`].
 #[inline(always)]
-unsafe fn fill_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(length: usize, panel: *const u8, out: *mut u8) {
+unsafe fn fill_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(cols: usize, panel: *const u8, out: *mut u8) {
     // SAFETY: the caller's.
     unsafe {
         let (mut at, mut out) = (panel, out.cast::<f32>());
-        for _ in 0..length {
+        for chunk in (0..cols).step_by(CHUNK) {
             let mut values = at.add(MASKS);
-            for k in 0..CHUNK {
+            for k in 0..CHUNK.min(cols - chunk) {
                 let mask = at.add(2 * k).cast::<u16>().read_unaligned();
                 let weights = match BYTES {
                     4 => V::spread_floats(values, mask),
@@ -132,7 +134,7 @@ unsafe fn unpair<V: Lanes, const BITS: usize, const TABLE: bool>(
 /// A panel of floats of `BYTES` bytes with holes.
 ///
 /// # Safety
-/// As of [`super::tile::floats`].
+/// As of [`super::float_tile::floats`].
 #[inline(always)]
 pub(super) unsafe fn sparse_floats<V: Lanes, const T: usize, const BYTES: usize, const BRAIN: bool>(
     tile: &Tile,

@@ -17,6 +17,8 @@ pub(crate) unsafe trait Lanes {
     type Floats: Copy;
     /// Does [`Lanes::dot_wide`] take 128 from each weight?
     const SIGNED: bool;
+    /// Is [`Lanes::bf16_dot`] an instruction? Elsewhere kernels widen inputs once for many products.
+    const BRAIN: bool = false;
 
     /// Reads 64 bytes.
     unsafe fn bytes(p: *const u8) -> Self::Bytes;
@@ -152,6 +154,28 @@ pub(crate) unsafe trait Lanes {
     unsafe fn negative_mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// Adds to each lane the product of its two brain floats with the two of `x`: the second pair first.
-    unsafe fn bf16_dot(acc: Self::Floats, w: Self::Bytes, x: Self::Ints) -> Self::Floats;
+    /// The first and the second brain float of each lane.
+    unsafe fn brain_pair(w: Self::Bytes) -> [Self::Floats; 2];
+    /// Adds to each lane the product of its two brain floats with the two at `x`: the second pair first.
+    #[inline(always)]
+    unsafe fn bf16_dot(acc: Self::Floats, w: Self::Bytes, x: *const u8) -> Self::Floats {
+        // SAFETY: the caller's pair.
+        unsafe { dot_of_pair::<Self>(acc, w, x) }
+    }
+}
+
+/// [`Lanes::bf16_dot`] in two products of floats.
+///
+/// # Safety
+/// As of [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn dot_of_pair<V: Lanes + ?Sized>(acc: V::Floats, w: V::Bytes, x: *const u8) -> V::Floats {
+    // SAFETY: the caller's pair.
+    unsafe {
+        let pair = x.cast::<u32>().read_unaligned();
+        let (low, high) = (pair << 16, pair & 0xffff_0000);
+        let [first, second] = V::brain_pair(w);
+        let sum = V::fma(second, V::splat((&raw const high).cast()), acc);
+        V::fma(first, V::splat((&raw const low).cast()), sum)
+    }
 }

@@ -16,6 +16,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_lanes;
 mod compile;
+mod float_tile;
 mod generic;
 mod generic_lanes;
 mod holes;
@@ -105,7 +106,7 @@ pub struct CodeTiles {
     pub signed: bool,
     /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.
     pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
-    /// Fills the holes of a panel of a form and so many chunks: it then lies as [`Form::filled`] says, and gives the same sums.
+    /// Fills the holes of a panel of a form and so many columns: it then lies as [`Form::filled`] says, and gives the same sums.
     ///
     /// # Safety
     /// The first pointer holds such a panel, the second room for the filled one.

@@ -340,33 +340,15 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
         unsafe { four!(i => vfmaq_f32(c[i], a[i], b[i])) }
     }
     #[inline(always)]
-    unsafe fn bf16_dot(acc: [float32x4_t; 4], w: [uint8x16_t; 4], x: [int32x4_t; 4]) -> [float32x4_t; 4] {
+    unsafe fn brain_pair(w: [uint8x16_t; 4]) -> [[float32x4_t; 4]; 2] {
         unsafe {
-            let x = vreinterpretq_u32_s32(x[0]);
-            four!(i => {
-                let w = vreinterpretq_u32_u8(w[i]);
-                let second = vfmaq_f32(acc[i], high(w), high(x));
-                vfmaq_f32(second, low(w), low(x))
-            })
+            let upper = vdupq_n_u32(0xffff_0000);
+            [
+                four!(i => vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_u8(w[i])))),
+                four!(i => vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(w[i]), upper))),
+            ]
         }
     }
-}
-
-/// The second brain float of each pair.
-///
-/// # Safety
-/// The processor has the instructions, and the pointers hold what [`Lanes`] says.
-#[inline(always)]
-unsafe fn high(pairs: uint32x4_t) -> float32x4_t {
-    // SAFETY: NEON belongs to every aarch64.
-    unsafe { vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff_0000))) }
-}
-
-/// The first brain float of each pair.
-#[inline(always)]
-unsafe fn low(pairs: uint32x4_t) -> float32x4_t {
-    // SAFETY: NEON belongs to every aarch64.
-    unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)) }
 }
 
 #[cfg(test)]

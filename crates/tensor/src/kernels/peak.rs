@@ -56,7 +56,7 @@ pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
             for _ in 0..turns {
                 for sum in &mut sums {
                     *sum = match what {
-                        Arithmetic::Bf16 => V::bf16_dot(*sum, w, pair),
+                        Arithmetic::Bf16 => V::bf16_dot(*sum, w, x.as_ptr()),
                         _ => V::fma(V::splat(x.as_ptr()), f, *sum),
                     };
                 }

@@ -3,8 +3,8 @@
 //! A tile is `T` tokens against panels of [`LANES`] rows. Sums run over chunks in rising order and inside a chunk
 //! over its sub-blocks, whatever `T` is: a token's result does not depend on its neighbours.
 
-use super::{holes::sparse_floats, lanes::Lanes};
-use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, Scales};
+use super::lanes::Lanes;
+use crate::packed::form::{CHUNK, Codes, Form, LANES, Scales};
 use std::ops::Range;
 
 /// The operands of a tile product.
@@ -84,91 +84,6 @@ impl Tile {
 /// Bytes of the inputs of one chunk for `T` tokens.
 pub const fn input_chunk(width: usize, sub: usize) -> usize {
     width * (CHUNK + 4 * (CHUNK / sub) + 4)
-}
-
-/// Runs a tile whose form is floats, `R` panels at a time: an input that is read serves all of them.
-///
-/// # Safety
-/// The pointers hold what [`Tile`] says for `T` tokens.
-#[inline(always)]
-pub(crate) unsafe fn floats<V: Lanes, const T: usize, const R: usize>(tile: &Tile) {
-    if let Form::Sparse(floats, _) = tile.form {
-        for panel in 0..tile.panels {
-            // SAFETY: the caller's tile holds so many panels.
-            unsafe {
-                match floats {
-                    Floats::F32 => sparse_floats::<V, T, 4, false>(tile, panel),
-                    Floats::F16 => sparse_floats::<V, T, 2, false>(tile, panel),
-                    Floats::Bf16 => sparse_floats::<V, T, 2, true>(tile, panel),
-                }
-            }
-        }
-        return;
-    }
-    let together = tile.panels / R * R;
-    for panel in (0..together).step_by(R) {
-        // SAFETY: the caller's tile holds so many panels.
-        unsafe { float_panels::<V, T, R>(tile, panel) }
-    }
-    for panel in together..tile.panels {
-        // SAFETY: as above.
-        unsafe { float_panels::<V, T, 1>(tile, panel) }
-    }
-}
-
-#[inline(always)]
-unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, panel: usize) {
-    // SAFETY: the caller's tile holds the panels, inputs and sums.
-    unsafe {
-        let w: [*const u8; R] = std::array::from_fn(|r| tile.weights.add((panel + r) * tile.panel_bytes));
-        let [panel_step, token_step] = tile.steps;
-        let out = tile.out.add(panel * panel_step);
-        let mut acc = [[V::zero(); T]; R];
-        if tile.add {
-            for r in 0..R {
-                for t in 0..T {
-                    acc[r][t] = V::load(out.add(r * panel_step + t * token_step));
-                }
-            }
-        }
-        let x = tile.inputs;
-        match tile.form {
-            Form::Bf16 => {
-                for k in 0..tile.length {
-                    let mut weights = [V::bytes(w[0].add(k * 64)); R];
-                    for r in 1..R {
-                        weights[r] = V::bytes(w[r].add(k * 64));
-                    }
-                    for t in 0..T {
-                        let x = V::splat_int(x.add((k * T + t) * 4));
-                        for r in 0..R {
-                            acc[r][t] = V::bf16_dot(acc[r][t], weights[r], x);
-                        }
-                    }
-                }
-            }
-            form => {
-                let half = form == Form::F16;
-                for k in 0..tile.length {
-                    let mut weights = [V::zero(); R];
-                    for r in 0..R {
-                        weights[r] = if half { V::halves(w[r].add(k * 32)) } else { V::load(w[r].add(k * 64).cast()) };
-                    }
-                    for t in 0..T {
-                        let x = V::splat(x.add((k * T + t) * 4));
-                        for r in 0..R {
-                            acc[r][t] = V::fma(x, weights[r], acc[r][t]);
-                        }
-                    }
-                }
-            }
-        }
-        for r in 0..R {
-            for t in 0..T {
-                V::store(out.add(r * panel_step + t * token_step), acc[r][t]);
-            }
-        }
-    }
 }
 
 /// Tokens from which on a panel of codes is multiplied more slowly than memory is read, while its inputs, read again and again,

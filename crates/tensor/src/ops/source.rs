@@ -3,10 +3,7 @@
 use crate::{
     Rounding, Weight,
     kernels::{Tile, kernels},
-    packed::{
-        Form, InputKind, Inputs, Span,
-        form::{CHUNK, LANES},
-    },
+    packed::{Form, InputKind, Inputs, Span, form::LANES},
 };
 
 /// What a product reads.
@@ -82,8 +79,7 @@ impl<'a> Source<'a> {
                 for (i, out) in scratch.panels.chunks_exact_mut(bytes / 4).enumerate() {
                     // SAFETY: the weight has this panel, and a filled one takes so many bytes.
                     unsafe {
-                        let chunks = p.cols().div_ceil(CHUNK);
-                        (kernels().codes.fill)(p.form(), chunks, p.panel(first + i), out.as_mut_ptr().cast());
+                        (kernels().codes.fill)(p.form(), p.cols(), p.panel(first + i), out.as_mut_ptr().cast());
                     }
                 }
                 return;

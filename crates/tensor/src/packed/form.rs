@@ -228,12 +228,10 @@ impl Form {
         }
     }
 
-    /// Bytes of the codes of a chunk, or of its floats, all of them.
+    /// Bytes of the codes of a chunk; of floats nothing, which have no chunks.
     pub fn chunk_body(self) -> usize {
         match self {
-            Form::F32 | Form::Half => 4 * LANES * CHUNK,
-            Form::F16 | Form::Bf16 => 2 * LANES * CHUNK,
-            Form::Sparse(floats, _) => floats.bytes() * LANES * CHUNK,
+            Form::F32 | Form::Half | Form::F16 | Form::Bf16 | Form::Sparse(..) => 0,
             Form::Codes(c) if c.is_paired() => MASKS + LANES * CHUNK / 2 * usize::from(c.bits) / 8,
             Form::Codes(c) => LANES * CHUNK * usize::from(c.bits) / 8,
         }
@@ -241,6 +239,9 @@ impl Form {
 
     /// Bytes of a panel of `cols` columns.
     pub fn panel_bytes(self, cols: usize) -> usize {
+        if self.is_cut_into_steps() {
+            return (self.length(cols) * self.step_bytes()).next_multiple_of(64);
+        }
         let chunks = cols.div_ceil(CHUNK);
         let headers = chunks.div_ceil(self.span()) * self.span_header() + chunks * self.chunk_header();
         let pattern = match (self, self.pattern()) {
