@@ -1,5 +1,6 @@
 //! Choosing the next token from logits; random numbers depend on seed and step alone.
 
+use std::cell::RefCell;
 use tensor::ops;
 
 /// How the next token is chosen.
@@ -31,44 +32,108 @@ impl Sampling {
         if self.temperature <= 0.0 && self.repetition_penalty == 1.0 {
             return ops::argmax(logits) as u32;
         }
-        let mut logits = logits.to_vec();
+        SCRATCH.with_borrow_mut(|scratch| self.draw(logits, seen, step, scratch))
+    }
+
+    fn draw(&self, logits: &[f32], seen: &[u32], step: u64, s: &mut Scratch) -> u32 {
+        s.logits.clear();
+        s.logits.extend_from_slice(logits);
         if self.repetition_penalty != 1.0 {
-            let mut ids = seen.to_vec();
-            ids.sort_unstable();
-            ids.dedup();
-            for l in ids.iter().filter_map(|id| logits.get(*id as usize).map(|_| *id as usize)).collect::<Vec<_>>() {
-                let v = &mut logits[l];
+            s.ids.clear();
+            s.ids.extend(seen.iter().filter(|id| (**id as usize) < logits.len()));
+            s.ids.sort_unstable();
+            s.ids.dedup();
+            for id in &s.ids {
+                let v = &mut s.logits[*id as usize];
                 *v = if *v > 0.0 { *v / self.repetition_penalty } else { *v * self.repetition_penalty };
             }
         }
         if self.temperature <= 0.0 {
-            return ops::argmax(&logits) as u32;
+            return ops::argmax(&s.logits) as u32;
         }
-        let keep = if self.top_k == 0 { logits.len() } else { self.top_k };
-        let order = ops::top(&logits, keep);
-        let highest = logits[order[0]];
-        let weight = |id: &usize| f64::from((logits[*id] - highest) / self.temperature).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        let mut kept = 0.0;
-        let mut end = 0;
-        for w in &weights {
+        ops::softmax(&s.logits, self.temperature, &mut s.probabilities);
+        let mut order = Order::new(&s.probabilities, &mut s.ids);
+        let most = if self.top_k == 0 { logits.len() } else { self.top_k.min(logits.len()) };
+        let total = if most < logits.len() { (0..most).map(|i| order.get(i).1).sum() } else { 1.0 };
+        let (mut end, mut kept) = (most, total);
+        if self.top_p < 1.0 || self.min_p > 0.0 {
+            let least = f64::from(self.min_p) * order.get(0).1;
+            (end, kept) = (0, 0.0);
             // The likeliest always stays; one that crosses `top_p` still belongs to the nucleus.
-            if end > 0 && (kept / total >= f64::from(self.top_p) || *w < f64::from(self.min_p)) {
-                break;
+            while end < most && (end == 0 || kept / total < f64::from(self.top_p) && order.get(end).1 >= least) {
+                kept += order.get(end).1;
+                end += 1;
             }
-            kept += w;
-            end += 1;
         }
         let mut left = uniform(self.seed, step) * kept;
-        for (id, w) in order[..end].iter().zip(&weights) {
-            left -= w;
+        for i in 0..end {
+            let (id, p) = order.get(i);
+            left -= p;
             if left < 0.0 {
-                return *id as u32;
+                return id;
             }
         }
-        order[end - 1] as u32
+        order.get(end - 1).0
     }
+}
+
+/// Tokens by falling probability, of equal ones the first; only as many are put in order as are asked for.
+struct Order<'a> {
+    p: &'a [f32],
+    ids: &'a mut Vec<u32>,
+    sorted: usize,
+}
+
+impl<'a> Order<'a> {
+    /// A few hundred tokens at most are at least so likely, and they have most of the probability.
+    const LIKELY: f32 = 1.0 / 512.0;
+
+    fn new(p: &'a [f32], ids: &'a mut Vec<u32>) -> Order<'a> {
+        ids.clear();
+        ids.extend((0..p.len() as u32).filter(|id| p[*id as usize] >= Order::LIKELY));
+        let mut order = Order { p, ids, sorted: 0 };
+        order.sort(order.ids.len());
+        order
+    }
+
+    /// Puts the next tokens in order, up to `until`.
+    fn sort(&mut self, until: usize) {
+        let p = self.p;
+        let before = |a: &u32, b: &u32| p[*b as usize].total_cmp(&p[*a as usize]).then(a.cmp(b));
+        let rest = &mut self.ids[self.sorted..];
+        let count = until - self.sorted;
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, before);
+        }
+        rest[..count].sort_unstable_by(before);
+        self.sorted = until;
+    }
+
+    /// The token of a rank below their number, and its probability.
+    fn get(&mut self, rank: usize) -> (u32, f64) {
+        if rank >= self.ids.len() {
+            let p = self.p;
+            self.ids
+                .extend((0..p.len() as u32).filter(|id| p[*id as usize] < Order::LIKELY || p[*id as usize].is_nan()));
+        }
+        if rank >= self.sorted {
+            self.sort(self.ids.len().min(8 * (rank + 8)));
+        }
+        let id = self.ids[rank];
+        (id, f64::from(self.p[id as usize]))
+    }
+}
+
+/// What is used again from token to token.
+#[derive(Default)]
+struct Scratch {
+    logits: Vec<f32>,
+    probabilities: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// A number in 0 to 1 that depends on its two arguments alone (SplitMix64).
@@ -98,6 +163,19 @@ mod tests {
         assert_ne!(draw(&hot), draw(&Sampling { seed: 1, ..hot.clone() }));
         let greedy = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
         assert_eq!(greedy.choose(&logits, &[1], 0), 2);
+        // Of many tokens only some are put in order: what is drawn is what a whole order gives.
+        let many: Vec<f32> = (0..5000).map(|i| 0.002 * ((i * 2741) % 5000) as f32).collect();
+        let among = |s: &Sampling, most: usize| {
+            let order = ops::top(&many, most);
+            (0..300).all(|step| order.contains(&(s.choose(&many, &[], step) as usize)))
+        };
+        // Each is 0.2 % likelier than the next: the first 693 of them have three quarters of what is there.
+        assert!(among(&Sampling { top_p: 0.75, ..hot.clone() }, 694) && !among(&hot, 694));
+        assert!(!among(&Sampling { top_p: 0.75, ..hot.clone() }, 600));
+        assert!(
+            among(&Sampling { min_p: 0.5, ..hot.clone() }, 347) && !among(&Sampling { min_p: 0.5, ..hot.clone() }, 300)
+        );
+        assert!(among(&Sampling { top_k: 100, top_p: 0.5, ..hot.clone() }, 60));
         let share = draw(&hot).iter().filter(|id| **id == 1).count() as f64 / 400.0;
         assert!((share - 0.657).abs() < 0.08, "{share}");
     }

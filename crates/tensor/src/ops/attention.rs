@@ -258,12 +258,19 @@ impl Block<'_> {
     }
 }
 
+/// Bytes of panels that are run side by side: a head so narrow has its keys in the cache.
+const NARROW: usize = 1 << 10;
+
 /// Runs a tile panel by panel: keys and values come from memory in one run, which prefetchers follow at twice the
 /// speed of several panels side by side.
 ///
 /// # Safety
 /// As of [`crate::kernels::Kernels::tile`].
 unsafe fn in_line(tile: Tile) {
+    if tile.panel_bytes <= NARROW {
+        // SAFETY: the caller's.
+        return unsafe { kernels().tile(&tile) };
+    }
     for i in 0..tile.panels {
         // SAFETY: the caller's tile holds so many panels and their sums.
         unsafe {

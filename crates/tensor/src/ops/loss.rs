@@ -12,7 +12,7 @@ fn log_sum_exp(logits: &[f32], scratch: &mut Vec<f32>) -> f64 {
 }
 
 /// Writes the distribution of a row of logits over a temperature; returns the logarithm of what it was divided by.
-pub(super) fn softmax(logits: &[f32], temperature: f32, out: &mut Vec<f32>) -> f32 {
+pub fn softmax(logits: &[f32], temperature: f32, out: &mut Vec<f32>) -> f32 {
     out.clear();
     out.extend(logits.iter().map(|v| v / temperature));
     let max = out.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));

@@ -31,7 +31,7 @@ pub use eight_bit::{EightBit, adamw_eight_bit, lion_eight_bit};
 pub use gradient::{
     Normed, activation_gradient, column_sums, gate_gradient, norm_gradient, rope_gradient, soft_cap_gradient,
 };
-pub use loss::{argmax, cross_entropy, divergence, log_prob, top};
+pub use loss::{argmax, cross_entropy, divergence, log_prob, softmax, top};
 pub use memory::{KeyValue, Memory};
 pub use norm::{NormKind, norm, norm_heads, norm_rows};
 pub use product::{Operand, Target, add_product, gated, matmul, matmul_naive, products};
