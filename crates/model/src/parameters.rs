@@ -55,7 +55,14 @@ pub struct Parameters {
     pub factors: BTreeMap<Site, Vec<f32>>,
     /// What their offsets are moved by, in those scales.
     pub drifts: BTreeMap<Site, Vec<f32>>,
+    /// What the levels of their palettes are moved by, in mean distances between levels.
+    pub moves: BTreeMap<Site, Vec<f32>>,
 }
+
+/// What tables of parameters are called.
+const TABLES: [&str; 4] = ["weight", "lora_a", "lora_b", "projection"];
+/// The same of vectors.
+const VECTORS: [&str; 7] = ["bias", "scale", "shift", "magnitude", "factor", "drift", "move"];
 
 impl Parameters {
     /// The values of a model; of a matrix that is the product of two those of its factors, and what they leave does not learn.
@@ -113,49 +120,51 @@ impl Parameters {
             magnitudes: zeros(&self.magnitudes),
             factors: zeros(&self.factors),
             drifts: zeros(&self.drifts),
+            moves: zeros(&self.moves),
         }
+    }
+
+    /// All tables and all vectors, in the order of their words.
+    fn maps(&self) -> ([&BTreeMap<Site, Tensor>; 4], [&BTreeMap<Site, Vec<f32>>; 7]) {
+        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, .. } = self;
+        let Parameters { magnitudes, factors, drifts, moves, .. } = self;
+        ([matrices, downs, ups, projections], [biases, scales, shifts, magnitudes, factors, drifts, moves])
     }
 
     /// All numbers, parameter by parameter in a fixed order: [`Parameters::tables`] first.
     pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
-        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, magnitudes, factors, drifts } =
-            self;
-        let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values);
-        [matrices, downs, ups, projections]
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .map(Tensor::as_slice)
-            .chain(vectors.map(Vec::as_slice))
+        let (tables, vectors) = self.maps();
+        let vectors = vectors.into_iter().flat_map(BTreeMap::values).map(Vec::as_slice);
+        tables.into_iter().flat_map(BTreeMap::values).map(Tensor::as_slice).chain(vectors)
     }
 
     /// The same to be written.
     pub fn slices_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, magnitudes, factors, drifts } =
-            self;
-        let vectors = [biases, scales, shifts, magnitudes, factors, drifts].into_iter().flat_map(BTreeMap::values_mut);
+        let Parameters {
+            matrices,
+            downs,
+            ups,
+            projections,
+            biases,
+            scales,
+            shifts,
+            magnitudes,
+            factors,
+            drifts,
+            moves,
+        } = self;
+        let vectors = [biases, scales, shifts, magnitudes, factors, drifts, moves];
+        let vectors = vectors.into_iter().flat_map(BTreeMap::values_mut).map(Vec::as_mut_slice);
         let tables = [matrices, downs, ups, projections].into_iter().flat_map(BTreeMap::values_mut);
-        tables.map(Tensor::as_mut_slice).chain(vectors.map(Vec::as_mut_slice))
+        tables.map(Tensor::as_mut_slice).chain(vectors)
     }
 
-    /// Which parameter each slice is, in the same order: its site, and `weight`, `lora_a`, `lora_b`, `projection`, `bias`, `scale`,
-    /// `shift`, `magnitude`, `factor` or `drift`.
+    /// Which parameter each slice is, in the same order: its site, and a word: `weight`, `lora_a`, `bias` ...
     pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
-        let tables = [
-            (&self.matrices, "weight"),
-            (&self.downs, "lora_a"),
-            (&self.ups, "lora_b"),
-            (&self.projections, "projection"),
-        ];
-        let vectors = [
-            (&self.biases, "bias"),
-            (&self.scales, "scale"),
-            (&self.shifts, "shift"),
-            (&self.magnitudes, "magnitude"),
-            (&self.factors, "factor"),
-            (&self.drifts, "drift"),
-        ];
-        let tables = tables.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
-        tables.chain(vectors.into_iter().flat_map(|(all, name)| all.keys().map(move |site| (*site, name))))
+        let (tables, vectors) = self.maps();
+        let tables = tables.into_iter().zip(TABLES).flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
+        let vectors = vectors.into_iter().zip(VECTORS);
+        tables.chain(vectors.flat_map(|(all, name)| all.keys().map(move |site| (*site, name))))
     }
 
     /// How many of the slices are tables of numbers, which a weight decay takes part of; the others are vectors.

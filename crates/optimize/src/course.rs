@@ -91,10 +91,8 @@ pub(crate) fn course<'a>(
             Vec::new()
         }
     };
-    let mut learner = match (&lesson.lora, &lesson.codes) {
-        (Some(lora), _) => {
-            Learner::of_adapters(model, &lora.fresh(model, lesson.seed)?, lesson.precision, lesson.rule)?
-        }
+    let mut learner = match (lesson.adapters(model)?, &lesson.codes) {
+        (Some(adapters), _) => Learner::of_adapters(model, &adapters, lesson.precision, lesson.rule)?,
         (None, Some(codes)) => {
             let (grids, fallbacks) = codes.grids(&model.spec)?;
             for (site, asked) in fallbacks {

@@ -1,7 +1,7 @@
 //! Lessons: what a model is to learn, and how; as users write it, and as a job takes it.
 
 use crate::{Error, Result, recipe};
-use model::{Site, Spec};
+use model::{Adapters, Model, Site, Spec, adapter};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 use tensor::{Storage, grid::Grid};
@@ -33,6 +33,9 @@ pub struct Lesson {
     /// Adapters that learn in place of the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
+    /// An adapter that goes on learning in place of the model.
+    #[serde(skip)]
+    pub adapter: Option<PathBuf>,
     /// Storages that its matrices learn to have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codes: Option<Codes>,
@@ -44,6 +47,25 @@ pub struct Lesson {
     pub checkpoint_activations: bool,
     /// Start of all random numbers.
     pub seed: u64,
+}
+
+impl Lesson {
+    /// Is it adapters that learn, while the model stays as it is?
+    pub fn teaches_adapters(&self) -> bool {
+        self.lora.is_some() || self.adapter.is_some()
+    }
+
+    /// The adapters that learn, as they begin.
+    ///
+    /// # Errors
+    /// If they do not fit the model, or cannot be read.
+    pub fn adapters(&self, model: &Model) -> Result<Option<Adapters>> {
+        Ok(match (&self.lora, &self.adapter) {
+            (Some(lora), _) => Some(lora.fresh(model, self.seed)?),
+            (None, Some(path)) => Some(adapter::load(model, path)?),
+            (None, None) => None,
+        })
+    }
 }
 
 /// Storages that matrices learn to have (quantization-aware training), in the words of recipes.
@@ -233,6 +255,7 @@ impl Settings {
             precision: self.precision,
             guidance: None,
             lora: None,
+            adapter: None,
             codes: None,
             teacher_cache: None,
             checkpoint_activations: self.checkpoint_activations,

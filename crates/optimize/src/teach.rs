@@ -86,8 +86,9 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         (None, Some(teacher)) => course::files(teacher)?,
         (None, None) => String::new(),
     };
-    let key = key(gpt, &teachers, lesson, [&taught, &measured])?;
-    let adapters = lesson.lora.as_ref().map(|lora| lora.fresh(&gpt.model, lesson.seed)).transpose()?;
+    let adapters = lesson.adapters(&gpt.model)?;
+    let begun = adapters.as_ref().filter(|_| lesson.adapter.is_some());
+    let key = key(gpt, &teachers, lesson, begun, [&taught, &measured])?;
     let parameters = adapters.map_or_else(|| gpt.model.parameters(), |a| Parameters::of_adapters(&a).len());
     let ranks = ranks::of_process();
     compare(&*ranks, &key)?;
@@ -140,9 +141,9 @@ pub fn run(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place, bar
         optimizer_bytes: course.learner.optimizer_bytes(),
     };
     if let Some(journal) = journal {
-        let result = match lesson.lora {
-            Some(_) => Learned::Adapters(course.learner.adapters()),
-            None => Learned::Model(Box::new(course.learner.model(&gpt.model)?)),
+        let result = match lesson.teaches_adapters() {
+            true => Learned::Adapters(course.learner.adapters()),
+            false => Learned::Model(Box::new(course.learner.model(&gpt.model)?)),
         };
         drop(course);
         write(gpt, &result, lesson, &key, &taught.record, place, journal)?;
@@ -184,18 +185,19 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
             "the teacher has another vocabulary, of which only --divergence forward learns, and neither by --teacher-cache nor by --hidden or --relations".into(),
         ));
     }
-    if gpt.model.is_quantized() && lesson.lora.is_none() {
+    if gpt.model.is_quantized() && !lesson.teaches_adapters() {
         return Err(Error::Asked(format!(
-            "{} is quantized, and its codes cannot learn; fine-tune adapters of it with --lora rank=16, or the original",
+            "{} is quantized, and its codes cannot learn; teach adapters of it with --lora rank=16, or the original",
             gpt.path.display()
         )));
     }
-    if lesson.codes.is_some() && lesson.lora.is_some() {
+    if lesson.codes.is_some() && lesson.teaches_adapters() {
         return Err(Error::Asked(
-            "--quantize teaches the model's own matrices to be codes, --lora leaves them as they are".into(),
+            "--quantize teaches the model's own matrices to be codes, --lora and --adapter leave them as they are"
+                .into(),
         ));
     }
-    if Target::of(&place.out) == Target::Gguf && lesson.lora.is_some() {
+    if Target::of(&place.out) == Target::Gguf && lesson.teaches_adapters() {
         return Err(Error::Asked(
             "--out takes a directory here; make a GGUF of it with `planish export MODEL --adapter DIR --to gguf`"
                 .into(),
@@ -210,7 +212,7 @@ fn refuse(gpt: &Gpt, teacher: Option<&Gpt>, lesson: &Lesson, place: &Place) -> R
 }
 
 /// The hash of everything that decides the result's bytes.
-fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, parts: [&[Document]; 2]) -> Result<String> {
+fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, begun: Option<&Adapters>, parts: [&[Document]; 2]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let mut put = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());
@@ -223,6 +225,11 @@ fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, parts: [&[Document]; 2]) -> Re
     let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
     put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);
     parts.into_iter().for_each(|part| course::put_documents(&mut hasher, part));
+    for (site, adapter) in begun.into_iter().flatten() {
+        hasher.update(site.to_string().as_bytes()).update(&adapter.scale.to_le_bytes());
+        let values = [adapter.down.as_slice(), adapter.up.as_slice(), adapter.magnitude.as_deref().unwrap_or_default()];
+        values.into_iter().flatten().for_each(|v| _ = hasher.update(&v.to_le_bytes()));
+    }
     Ok(hasher.finalize().to_hex().to_string())
 }
 

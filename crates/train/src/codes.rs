@@ -1,12 +1,13 @@
 //! Matrices that learn to be codes (quantization-aware training): the model runs on what their codes stand for, gradients
-//! pass the rounding straight through (arXiv 1308.3432), and the scales of the codes learn as well (arXiv 1902.08153).
+//! pass the rounding straight through (arXiv 1308.3432), and the scales of the codes learn as well (arXiv 1902.08153), and where
+//! the levels are a palette of the matrix's own, these too (Deep Compression, arXiv 1510.00149).
 
 use crate::Result;
 use model::{Error, Model, Parameters, Site};
 use std::collections::BTreeMap;
 use tensor::{
     Linear, Tensor,
-    grid::{Grid, Scales},
+    grid::{Grid, Scales, Table},
 };
 
 /// The matrices of a model that are to be codes.
@@ -30,6 +31,26 @@ struct Coded {
 }
 
 impl Coded {
+    /// The grid with the levels that were learned.
+    fn grid(&self, values: &Parameters, site: Site) -> Grid {
+        let (Grid::Levels { table: Table::Own(palette), group }, Some(moves)) = (self.grid, values.moves.get(&site))
+        else {
+            return self.grid;
+        };
+        let distance = distance(palette.levels());
+        let mut levels: Vec<i8> = palette
+            .levels()
+            .iter()
+            .zip(moves)
+            .map(|(l, m)| (f32::from(*l) + m * distance).round().clamp(-127.0, 127.0) as i8)
+            .collect();
+        for i in 1..levels.len() {
+            levels[i] = levels[i].max(levels[i - 1]);
+        }
+        // Levels that all became one are no palette.
+        Table::palette(&levels).map_or(self.grid, |table| Grid::Levels { table, group })
+    }
+
     fn now(&self, values: &Parameters, site: Site, now: &mut Scales) {
         now.clone_from(&self.before);
         let learned = (values.factors.get(&site), values.drifts.get(&site));
@@ -41,6 +62,12 @@ impl Coded {
             now.offset.iter_mut().zip(drifts).zip(units).for_each(|((o, d), unit)| *o += d * unit);
         }
     }
+}
+
+/// The mean distance between neighbouring levels.
+fn distance(levels: &[i8]) -> f32 {
+    let ends = [levels.first(), levels.last()].map(|end| f32::from(end.copied().unwrap_or(0)));
+    (ends[1] - ends[0]) / (levels.len().max(2) - 1) as f32
 }
 
 impl Codes {
@@ -62,18 +89,21 @@ impl Codes {
             if grid.has_offsets() {
                 values.drifts.insert(*site, vec![0.0; before.offset.len()]);
             }
+            if let Grid::Levels { table: Table::Own(palette), .. } = grid {
+                values.moves.insert(*site, vec![0.0; palette.levels().len()]);
+            }
             all.of.insert(*site, Coded { grid: *grid, before });
         }
         Ok(all)
     }
 
     /// What the codes of a matrix stand for; `None` where it stays as it is.
-    pub fn levels(&mut self, values: &Parameters, site: Site) -> Option<&Tensor> {
+    pub fn levels(&mut self, values: &Parameters, site: Site) -> Option<&mut Tensor> {
         let (coded, matrix) = (self.of.get(&site)?, values.matrices.get(&site)?);
         coded.now(values, site, &mut self.now);
         self.levels.reset(matrix.rows(), matrix.cols());
-        coded.grid.levels(matrix, &self.now, &mut self.levels);
-        Some(&self.levels)
+        coded.grid(values, site).levels(matrix, &self.now, &mut self.levels);
+        Some(&mut self.levels)
     }
 
     /// From the gradients of what the codes stand for those of the matrices, in their place, and of their scales.
@@ -84,7 +114,15 @@ impl Codes {
             };
             coded.now(values, *site, &mut self.now);
             self.gradient.clone_from(&self.now);
-            coded.grid.levels_gradient(matrix, &self.now, dy, &mut self.gradient);
+            let grid = coded.grid(values, *site);
+            if let (Some(moves), Grid::Levels { table: Table::Own(palette), .. }) =
+                (gradient.moves.get_mut(site), coded.grid)
+            {
+                let distance = distance(palette.levels());
+                let own = grid.table_gradient(matrix, &self.now, dy);
+                moves.iter_mut().zip(own).for_each(|(m, g)| *m = g * distance);
+            }
+            grid.levels_gradient(matrix, &self.now, dy, &mut self.gradient);
             let units = &coded.before.scale;
             if let Some(factors) = gradient.factors.get_mut(site) {
                 let own = self.gradient.scale.iter().zip(units);
@@ -106,7 +144,7 @@ impl Codes {
         for (site, coded) in &self.of {
             let Some(matrix) = values.matrices.get(site) else { continue };
             coded.now(values, *site, &mut now);
-            let weight = coded.grid.encode_levels(matrix, &now);
+            let weight = coded.grid(values, *site).encode_levels(matrix, &now);
             let weight = weight.map_err(|e| Error::Site { site: *site, reason: e.to_string() })?;
             let bias = values.biases.get(site).cloned();
             model.linears.insert(*site, Linear::with_bias(weight, bias));

@@ -4,7 +4,7 @@ use crate::Result;
 use model::{Error, Model, Parameters, Site};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use tensor::{Bytes, Pattern, Sparse, Storage, Weight};
+use tensor::{Bytes, Pattern, Sparse, Storage, Tensor, Weight};
 
 /// Which values of each such matrix there are.
 #[derive(Clone, Debug, Default)]
@@ -29,15 +29,22 @@ impl Holes {
         Holes(model.linears.iter().filter_map(|(site, l)| Some((*site, mask(&l.weight)?))).collect())
     }
 
-    /// Empties the holes of values that learned.
+    /// Empties the holes of values that learned, or of their gradients.
     pub fn keep(&self, values: &mut Parameters) {
-        for (site, mask) in &self.0 {
-            let Some(matrix) = values.matrices.get_mut(site) else { continue };
-            let cols = matrix.cols().max(1);
-            matrix.as_mut_slice().par_chunks_mut(cols).zip(&mask.there).for_each(|(row, there)| {
-                row.iter_mut().zip(there).filter(|(_, there)| !**there).for_each(|(value, _)| *value = 0.0);
-            });
+        for site in self.0.keys() {
+            if let Some(matrix) = values.matrices.get_mut(site) {
+                self.empty(*site, matrix);
+            }
         }
+    }
+
+    /// Empties those of one matrix.
+    pub fn empty(&self, site: Site, matrix: &mut Tensor) {
+        let Some(mask) = self.0.get(&site) else { return };
+        let cols = matrix.cols().max(1);
+        matrix.as_mut_slice().par_chunks_mut(cols).zip(&mask.there).for_each(|(row, there)| {
+            row.iter_mut().zip(there).filter(|(_, there)| !**there).for_each(|(value, _)| *value = 0.0);
+        });
     }
 
     /// Takes what is not there out of matrices that became codes, as far as such codes can have holes.

@@ -210,7 +210,14 @@ impl Learner {
     fn refresh(&mut self) -> Result<()> {
         self.holes.keep(&mut self.values);
         for (site, values) in &self.values.matrices {
-            let values = self.codes.levels(&self.values, *site).unwrap_or(values);
+            let values = match self.codes.levels(&self.values, *site) {
+                Some(levels) => {
+                    // Not every table of levels has a zero.
+                    self.holes.empty(*site, levels);
+                    levels
+                }
+                None => values,
+            };
             self.back.refresh(&mut self.working, *site, values)?;
         }
         for (site, scale) in &self.scales {
@@ -343,6 +350,7 @@ impl Learner {
         if self.ranks.size() > 1 {
             sums::spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
         }
+        self.holes.keep(&mut gradient);
         self.codes.gradients(&self.values, &mut gradient);
         let norm = norm(&gradient) / self.scaling.scale;
         let stepped = Stepped { loss: loss / count.max(1) as f64, norm, skipped: false };

@@ -8,10 +8,6 @@ use std::path::PathBuf;
 pub struct Finetune {
     #[command(flatten)]
     pub model: Model,
-    /// Teach adapters of the model, which stays as it is and may be quantized: rank=16, and if wanted alpha=32 (default:
-    /// twice the rank), sites=q+v (default: all linear maps of the blocks), dora, rslora
-    #[arg(long, value_name = "WORDS")]
-    pub lora: Option<String>,
     #[command(flatten)]
     pub lesson: Lesson,
     #[command(flatten)]
@@ -83,6 +79,13 @@ pub struct Lesson {
     /// What separates documents in the texts
     #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
     pub separator: String,
+    /// Teach adapters of the model, which stays as it is and may be quantized: rank=16, and if wanted alpha=32 (default:
+    /// twice the rank), sites=q+v (default: all linear maps of the blocks), dora, rslora
+    #[arg(long, value_name = "WORDS")]
+    pub lora: Option<String>,
+    /// Go on teaching an adapter that there is: a PEFT directory or a GGUF file
+    #[arg(long, value_name = "PATH", conflicts_with = "lora")]
+    pub adapter: Option<PathBuf>,
     /// Steps of the optimizer
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub steps: u64,

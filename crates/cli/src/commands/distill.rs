@@ -5,7 +5,7 @@ use crate::{
     args::{Common, Distill},
     show::Bar,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use model::{Channels, Gpt};
 use optimize::teach;
 use train::distil::{Divergence, Guidance};
@@ -35,6 +35,12 @@ pub fn run(args: &Distill, common: &Common) -> Result<u8> {
         student.model = student.model.of_channels(&Channels::largest(&student.model, widths.parse()?)?)?;
     }
     let mut lesson = lesson(&args.lesson, student.model.spec.context, common.seed)?;
+    if lesson.teaches_adapters() && args.student.is_none() {
+        bail!(
+            "--lora and --adapter teach adapters of a model that stays as it is; give it as STUDENT, in place of \
+             --student-layers and --student-widths"
+        );
+    }
     lesson.guidance = Some(guidance);
     lesson.teacher_cache = args.teacher_cache.clone();
     let place = args.place.place();

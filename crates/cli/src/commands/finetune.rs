@@ -17,8 +17,7 @@ use train::{Curve, OptimizerKind, Precision, course::Record};
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
     let gpt = open(&args.model)?;
-    let mut lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
-    lesson.lora = args.lora.as_deref().map(str::parse).transpose()?;
+    let lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
     let place = args.place.place();
     let bar = Bar::new();
     let taught = teach::run(&gpt, None, &lesson, &place, &bar)?;
@@ -37,6 +36,8 @@ pub(super) fn lesson(args: &LessonArgs, longest: usize, seed: u64) -> Result<Les
         let storage = args.quantize.clone().context("--override takes --quantize NAME beside it")?;
         lesson.codes = Some(Codes { storage, sites });
     }
+    lesson.lora = args.lora.as_deref().map(str::parse).transpose()?;
+    lesson.adapter = args.adapter.clone();
     Ok(lesson)
 }
 

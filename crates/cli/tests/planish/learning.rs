@@ -165,6 +165,14 @@ fn adapters_are_learned_over_codes_used_merged_and_exported() {
             assert!(json(&words)["largest_logit_difference"].as_f64().unwrap() < 1e-4);
             assert!(against(base, &["--adapter", &file], &merged)["kl_mean"].as_f64().unwrap() < 1e-3);
         }
+        // It goes on learning where it was, and the same text tells it less.
+        let on = path(&dir, "on");
+        let words = [&lesson(base, &text, &on)[..], &["--adapter", &out, "--overwrite"]].concat();
+        let at = words.iter().position(|w| *w == "--lr").unwrap();
+        let more = json(&[&words[..at], &words[at + 2..]].concat());
+        let [begun, ended] = ["validation_loss_before", "validation_loss"].map(|k| more[k].as_f64().unwrap());
+        assert!((begun / number("validation_loss") - 1.0).abs() < 0.02, "{lora}: {more} after {done}");
+        assert!(ended < begun, "{lora}: {more}");
         // Twice the same is twice the change.
         assert_ne!(against(base, &["--adapter", &out, "--adapter", &out], base), taught);
         fails(&["evaluate", &out, "--data", &text], 2, "--adapter");
@@ -182,6 +190,37 @@ fn adapters_are_learned_over_codes_used_merged_and_exported() {
     wrong("rank=4,sites=q+lm_head", "\"lm_head\"");
     wrong("rank=4,sites=99.q", "\"99.q\"");
     wrong("rank=4000", "rank=4000");
+}
+
+#[test]
+fn adapters_of_a_rounded_student_learn_from_the_original() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    let rounded = path(&dir, "rounded");
+    json(&["quantize", &folder, "--method", "rtn", "--storage", "int2g32", "--calibrate", "self", "--out", &rounded]);
+    let out = path(&dir, "adapter");
+    let words = |more: &[&str]| {
+        let all = lesson(&rounded, &text, &out);
+        let at = all.iter().position(|w| *w == "--lr").unwrap();
+        let teacher = ["distill", &rounded, "--teacher", &folder, "--share", "1"];
+        [&teacher[..], &all[2..at], &all[at + 2..], &["--lr", "3e-3"], more]
+            .concat()
+            .iter()
+            .map(|w| w.to_string())
+            .collect::<Vec<_>>()
+    };
+    let run = |more: &[&str]| json(&words(more).iter().map(String::as_str).collect::<Vec<_>>());
+    run(&["--lora", "rank=8", "--hidden", "0.1"]);
+    let apart = |words: &[&str]| {
+        let all = [&["evaluate", &rounded, "--data", &text, "--against", &folder, "--documents", "20"], words].concat();
+        json(&all)["against"]["kl_mean"].as_f64().unwrap()
+    };
+    let (before, after) = (apart(&[]), apart(&["--adapter", &out]));
+    println!("KL from the original: {before} rounded, {after} with adapters");
+    assert!(after < 0.5 * before, "{before} {after}");
+    let from_blocks =
+        ["distill", "--teacher", &folder, "--student-layers", "0,1", "--data", &text, "--lora", "rank=8", "--out", "x"];
+    fails(&from_blocks, 2, "STUDENT");
 }
 
 #[test]

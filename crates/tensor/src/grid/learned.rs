@@ -219,6 +219,35 @@ impl Grid {
         });
     }
 
+    /// The gradient of each level of a table from that of [`Grid::levels`]: rows are summed one after the other.
+    ///
+    /// # Panics
+    /// As [`Grid::levels`].
+    pub fn table_gradient<'a>(self, values: impl Into<Moved<'a>>, scales: &Scales, dy: &Tensor) -> Vec<f32> {
+        let values = values.into();
+        let cols = values.x.cols();
+        self.check(values.x, scales);
+        let (sub_len, count) =
+            (self.sub_len_in(cols), Block::empty(self).table.map_or(0, |table| table.levels().len()));
+        let of_row = |r: usize| {
+            let (row, dy, mut sums) = (self.row(values, scales, r), dy.row(r), vec![0f32; count]);
+            self.each_block(&row, |from, block| {
+                let to = cols.min(from + self.block_len_in(cols));
+                let x: Vec<f32> = (0..to - from).map(|i| row.at(from, i, &block)).collect();
+                let mut codes = vec![0; x.len()];
+                block.round_all(&x, None, &mut codes);
+                for (i, (code, dy)) in codes.iter().zip(&dy[from..to]).enumerate() {
+                    sums[usize::from(*code)] += dy * block.scale[i / sub_len];
+                }
+            });
+            sums
+        };
+        let rows: Vec<Vec<f32>> = (0..values.x.rows()).into_par_iter().map(of_row).collect();
+        let mut sums = vec![0f32; count];
+        rows.iter().for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, own)| *sum += own));
+        sums
+    }
+
     /// The matrix that [`Grid::levels`] makes, as codes.
     ///
     /// # Errors
@@ -474,6 +503,29 @@ mod tests {
             let moved = low.as_slice().iter().zip(high.as_slice()).filter(|(low, high)| low < high).count();
             assert!(moved * 2 > x.as_slice().len(), "{}: {moved} of {}", grid.name(), x.as_slice().len());
         }
+    }
+
+    #[test]
+    fn gradients_of_levels_are_slopes() {
+        let palette = |third: i8| {
+            let table = Table::palette(&[-127, -40, third, 90]).unwrap();
+            Grid::Levels { table, group: 32 }
+        };
+        let grid = palette(10);
+        // Values that lie on levels keep their codes when a level moves a little.
+        let x = matrix(grid);
+        let scales = grid.fit_scales(&x);
+        let mut on = x.clone();
+        grid.levels(&x, &scales, &mut on);
+        let weights = Tensor::from_vec(x.rows(), x.cols(), noise(x.as_slice().len(), 5));
+        let got = grid.table_gradient(&on, &scales, &weights)[2];
+        let sum = |third: i8| -> f32 {
+            let mut levels = on.clone();
+            palette(third).levels(&on, &scales, &mut levels);
+            levels.as_slice().iter().zip(weights.as_slice()).map(|(y, w)| y * w).sum()
+        };
+        let want = (sum(12) - sum(8)) / 4.0;
+        assert!((got - want).abs() < 1e-3 * want.abs(), "{got} {want}");
     }
 
     #[test]

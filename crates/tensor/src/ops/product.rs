@@ -409,9 +409,13 @@ impl<const N: usize> Cut<N> {
 
     /// Runs `task(job, first panel, panels)` until every panel of every job is done once.
     fn each(&self, task: &(dyn Fn(usize, usize, usize) + Sync)) {
-        let tasks = self.workers * ROUNDS.len();
-        let run = |i: usize| self.share(i, task);
-        if self.small || self.workers == 1 { (0..tasks).for_each(run) } else { threads::each(tasks, &run) }
+        if self.small || self.workers == 1 {
+            for (job, j) in self.jobs.iter().enumerate() {
+                (0..j.panels).step_by(j.group).for_each(|first| task(job, first, j.group.min(j.panels - first)));
+            }
+            return;
+        }
+        threads::each(self.workers * ROUNDS.len(), &|i| self.share(i, task));
     }
 
     /// Task `i`: a run of bytes over all jobs.
