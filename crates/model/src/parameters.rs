@@ -124,18 +124,21 @@ impl Parameters {
         }
     }
 
-    /// All tables and all vectors, in the order of their words.
-    fn maps(&self) -> ([&BTreeMap<Site, Tensor>; 4], [&BTreeMap<Site, Vec<f32>>; 7]) {
-        let Parameters { matrices, downs, ups, projections, biases, scales, shifts, .. } = self;
-        let Parameters { magnitudes, factors, drifts, moves, .. } = self;
-        ([matrices, downs, ups, projections], [biases, scales, shifts, magnitudes, factors, drifts, moves])
+    /// All tables, in the order of their words.
+    fn all_tables(&self) -> [&BTreeMap<Site, Tensor>; 4] {
+        [&self.matrices, &self.downs, &self.ups, &self.projections]
+    }
+
+    /// All vectors, in the order of their words.
+    fn all_vectors(&self) -> [&BTreeMap<Site, Vec<f32>>; 7] {
+        let Parameters { biases, scales, shifts, magnitudes, factors, drifts, moves, .. } = self;
+        [biases, scales, shifts, magnitudes, factors, drifts, moves]
     }
 
     /// All numbers, parameter by parameter in a fixed order: [`Parameters::tables`] first.
     pub fn slices(&self) -> impl Iterator<Item = &[f32]> {
-        let (tables, vectors) = self.maps();
-        let vectors = vectors.into_iter().flat_map(BTreeMap::values).map(Vec::as_slice);
-        tables.into_iter().flat_map(BTreeMap::values).map(Tensor::as_slice).chain(vectors)
+        let vectors = self.all_vectors().into_iter().flat_map(BTreeMap::values).map(Vec::as_slice);
+        self.all_tables().into_iter().flat_map(BTreeMap::values).map(Tensor::as_slice).chain(vectors)
     }
 
     /// The same to be written.
@@ -161,9 +164,9 @@ impl Parameters {
 
     /// Which parameter each slice is, in the same order: its site, and a word: `weight`, `lora_a`, `bias` ...
     pub fn names(&self) -> impl Iterator<Item = (Site, &'static str)> {
-        let (tables, vectors) = self.maps();
-        let tables = tables.into_iter().zip(TABLES).flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
-        let vectors = vectors.into_iter().zip(VECTORS);
+        let tables = self.all_tables().into_iter().zip(TABLES);
+        let tables = tables.flat_map(|(all, name)| all.keys().map(move |site| (*site, name)));
+        let vectors = self.all_vectors().into_iter().zip(VECTORS);
         tables.chain(vectors.flat_map(|(all, name)| all.keys().map(move |site| (*site, name))))
     }
 
