@@ -104,7 +104,8 @@ impl Bytes {
         }
     }
 
-    /// Says that a range is not read again soon: the memory of a mapped file's pages is given back.
+    /// Says that a range is not read again soon: the memory of a mapped file's pages is given back, and of those around it,
+    /// which come back when they are read.
     pub fn release(&self, range: Range<usize>) {
         // A fault maps up to a large folio of the page cache: what lies beside the range came with it, and nobody else would let it go.
         const AROUND: usize = 2 << 20;

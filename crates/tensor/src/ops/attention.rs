@@ -262,7 +262,7 @@ impl Block<'_> {
 const NARROW: usize = 1 << 10;
 
 /// Runs a tile panel by panel: keys and values come from memory in one run, which prefetchers follow at twice the
-/// speed of several panels side by side.
+/// speed of several panels side by side. Narrow ones, which no prefetcher has to find, run side by side.
 ///
 /// # Safety
 /// As of [`crate::kernels::Kernels::tile`].

@@ -228,7 +228,7 @@ impl Form {
         }
     }
 
-    /// Bytes of the codes of a chunk; of floats nothing, which have no chunks.
+    /// Bytes of the codes of a chunk; 0 of floats, which have no chunks or chunks that differ in length.
     pub fn chunk_body(self) -> usize {
         match self {
             Form::F32 | Form::Half | Form::F16 | Form::Bf16 | Form::Sparse(..) => 0,
