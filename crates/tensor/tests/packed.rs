@@ -87,20 +87,23 @@ fn pack(k: &Kernels, w: &Weight) -> Vec<u8> {
     out
 }
 
-/// The product of all rows of `x` with packed panels, whose holes are filled for many tokens.
+/// Tokens for which every table opens panels, unless it never does.
+const OPENED: usize = 65;
+
+/// The product of all rows of `x` with packed panels, opened for many tokens.
 fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor {
     let held = Form::of(w.storage());
-    let (mut form, mut filled) = (held, Vec::new());
-    if x.rows() >= 16 && held.pattern().is_some() {
-        form = held.filled();
+    let (mut form, mut opened) = (held, Vec::new());
+    if k.codes.opens(held, x.rows()) {
+        form = held.opened();
         let [from, to] = [held, form].map(|form| form.panel_bytes(w.cols()));
-        filled = vec![0u8; w.rows().div_ceil(LANES) * to];
-        for (panel, out) in panels.chunks_exact(from).zip(filled.chunks_exact_mut(to)) {
+        opened = vec![0u8; w.rows().div_ceil(LANES) * to];
+        for (panel, out) in panels.chunks_exact(from).zip(opened.chunks_exact_mut(to)) {
             // SAFETY: a panel, and room for one.
-            unsafe { (k.codes.fill)(held, w.cols(), panel.as_ptr(), out.as_mut_ptr()) }
+            unsafe { (k.codes.open)(held, w.cols(), panel.as_ptr(), out.as_mut_ptr()) }
         }
     }
-    let panels = if filled.is_empty() { panels } else { &filled };
+    let panels = if opened.is_empty() { panels } else { &opened };
     let mut inputs = Inputs::default();
     inputs.pack(x, InputKind::of(form, k), k);
     let mut y = Tensor::zeros(x.rows(), w.rows());
@@ -169,7 +172,12 @@ fn check(k: &'static Kernels, w: &Weight, x: &Tensor, what: &str) {
     let widened = is_widened(w.storage());
     // Below the normal ones they are a sixteen-millionth apart.
     let (bound, step) = if widened { (5e-4, 6e-8) } else { (3e-6, 0.0) };
+    let bits = |t: usize| y.row(t).iter().map(|v| v.to_bits());
     for t in 0..x.rows() {
+        if t > 0 && x.row(t) == x.row(t - 1) {
+            assert!(bits(t).eq(bits(t - 1)), "{} {} {what}: token {t} is not its twin", k.isa, w.storage());
+            continue;
+        }
         let x = rounded(form, x.row(t));
         for o in 0..w.rows() {
             let terms = || x.iter().zip(dense.row(o)).map(|(a, b)| f64::from(*a) * f64::from(*b));
@@ -266,8 +274,16 @@ fn adversarial_blocks_and_inputs_do_no_harm() {
                 let mut x = noise(2 * cols, i as u64);
                 (x[0], x[65], x[130]) = (1e30, 1e-30, f32::MIN_POSITIVE / 4.0);
                 x[192..256].fill(0.0);
-                let x = Tensor::from_vec(2, cols, x);
-                kernels::available().for_each(|k| check(k, &w, &x, "adversarial"));
+                let few = Tensor::from_vec(2, cols, x.clone());
+                // So many tokens that panels are opened, all of the largest inputs that there are.
+                x.resize(OPENED * cols, -1.0);
+                let many = Tensor::from_vec(OPENED, cols, x);
+                for k in kernels::available() {
+                    check(k, &w, &few, "adversarial");
+                    if i == fill as usize % scales.len() {
+                        check(k, &w, &many, "adversarial, opened");
+                    }
+                }
             }
         }
     }

@@ -20,7 +20,6 @@ static KERNELS: Kernels = Kernels {
     isa: "avx2",
     floats: FLOATS,
     codes: CODES,
-    pack_inputs,
     decode_row,
     fit,
     rms_norm,
@@ -44,4 +43,4 @@ static KERNELS: Kernels = Kernels {
 
 instantiate!("avx2,bmi2,popcnt,fma,f16c");
 float_tiles!(Avx2, "avx2,bmi2,popcnt,fma,f16c", [1 x 2 2 x 2 6 x 1]);
-code_tiles!(Avx2, "avx2,bmi2,popcnt,fma,f16c", [1 x 1 2 x 1]);
+code_tiles!(Avx2, "avx2,bmi2,popcnt,fma,f16c", [1 x 1 2 x 1 4 x 1]);

@@ -87,6 +87,7 @@ unsafe impl Lanes for Avx2 {
     type Floats = [__m256; 2];
     // Sums of two products of bytes are kept in 16 bits, which unsigned bytes beyond 127 would overflow.
     const SIGNED: bool = true;
+    const GATHERS: bool = true;
 
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> [__m256i; 2] {
@@ -172,6 +173,25 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn gather(sums: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            [
+                _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(w[0], x[0])),
+                _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(w[1], x[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn settle(acc: [__m256i; 2], sums: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(sums[0], ones)),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(sums[1], ones)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_wide(acc: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
             let sum = |w, x| {
@@ -193,6 +213,10 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> [__m256i; 2] {
         unsafe { [_mm256_set1_epi32(p.cast::<i32>().read_unaligned()); 2] }
+    }
+    #[inline(always)]
+    unsafe fn ints(p: *const i32) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())] }
     }
     #[inline(always)]
     unsafe fn ints_up<const N: u32>(a: [__m256i; 2]) -> [__m256i; 2] {

@@ -43,6 +43,7 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     type Floats = __m512;
     const SIGNED: bool = false;
     const BRAIN: bool = BF16;
+    const FUSED: bool = true;
 
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> __m512i {
@@ -155,6 +156,10 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> __m512i {
         unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn ints(p: *const i32) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
     unsafe fn ints_up<const N: u32>(a: __m512i) -> __m512i {

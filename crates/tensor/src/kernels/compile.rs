@@ -100,8 +100,33 @@ macro_rules! code_tiles {
                 // SAFETY: the caller's.
                 unsafe { crate::kernels::holes::codes::<$lanes, T, BITS, TABLE, PAIRED>(tile) }
             }
+            /// # Safety
+            /// As of the kernels' `run`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn opened<const T: usize, const SUB: usize, const MIN: bool, const WIDE: bool>(
+                tile: &crate::kernels::Tile,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { crate::kernels::opened::codes::<$lanes, T, SUB, MIN, WIDE>(tile) }
+            }
             unsafe fn of_form<const T: usize, const R: usize>(tile: &crate::kernels::Tile) {
                 let crate::packed::Form::Codes(form) = tile.form else { return };
+                if form.is_opened() {
+                    // Where codes are unsigned anyway, both products are one.
+                    let wide = form.is_wide() && <$lanes as crate::kernels::lanes::Lanes>::SIGNED;
+                    // SAFETY: as below.
+                    return unsafe {
+                        match (form.sub, form.minimum, wide) {
+                            (16, false, false) => opened::<T, 16, false, false>(tile),
+                            (16, false, true) => opened::<T, 16, false, true>(tile),
+                            (16, true, _) => opened::<T, 16, true, false>(tile),
+                            (_, false, false) => opened::<T, 32, false, false>(tile),
+                            (_, false, true) => opened::<T, 32, false, true>(tile),
+                            (_, true, false) => opened::<T, 32, true, false>(tile),
+                            (_, true, true) => opened::<T, 32, true, true>(tile),
+                        }
+                    };
+                }
                 if form.is_paired() {
                     // SAFETY: as below.
                     return unsafe {
@@ -175,17 +200,44 @@ macro_rules! code_tiles {
             unsafe { inner(storage, cols, rows, out) }
         }
         /// # Safety
-        /// As of the kernels' `fill`.
-        unsafe fn fill(form: crate::packed::Form, cols: usize, panel: *const u8, out: *mut u8) {
+        /// As of the kernels' `open`.
+        unsafe fn open(form: crate::packed::Form, cols: usize, panel: *const u8, out: *mut u8) {
             /// # Safety
-            /// As of the kernels' `fill`.
+            /// As of the kernels' `open`.
             $(#[target_feature(enable = $features)])?
             unsafe fn inner(form: crate::packed::Form, cols: usize, panel: *const u8, out: *mut u8) {
+                use crate::packed::Form;
                 // SAFETY: the caller's.
-                unsafe { crate::kernels::holes::fill::<$lanes>(form, cols, panel, out) }
+                unsafe {
+                    match form {
+                        Form::Sparse(floats, _) => crate::kernels::holes::open::<$lanes>(floats, cols, panel, out),
+                        _ => crate::kernels::opened::open::<$lanes>(form, form.length(cols), panel, out),
+                    }
+                }
             }
             // SAFETY: the table exists only where the instructions do, and the pointers are the caller's.
             unsafe { inner(form, cols, panel, out) }
+        }
+        fn pack_codes(
+            x: &crate::Tensor,
+            span: crate::packed::Span,
+            kind: crate::packed::InputKind,
+            out: &mut [u32],
+        ) {
+            /// # Safety
+            /// As of the kernels' `run`.
+            $(#[target_feature(enable = $features)])?
+            unsafe fn inner(
+                x: &crate::Tensor,
+                span: crate::packed::Span,
+                kind: crate::packed::InputKind,
+                out: &mut [u32],
+            ) {
+                // SAFETY: the table exists only where the instructions do.
+                unsafe { crate::packed::pack_codes::<$lanes>(x, span, kind, out) }
+            }
+            // SAFETY: as above.
+            unsafe { inner(x, span, kind, out) }
         }
         fn pack_words(rows: &[u32], cols: usize, width: usize, out: &mut [u32]) {
             /// # Safety
@@ -213,7 +265,9 @@ macro_rules! code_tiles {
             busy: crate::kernels::tile::BUSY,
             signed: <$lanes as crate::kernels::lanes::Lanes>::SIGNED,
             pack_panel,
-            fill,
+            opens_from: 16,
+            open,
+            pack_codes,
             pack_words,
             read,
         };

@@ -6,14 +6,12 @@ use super::{
     generic_lanes::Generic,
     once,
 };
-use crate::packed;
 
 /// The table that every machine runs.
 pub static KERNELS: Kernels = Kernels {
     isa: "generic",
     floats: FLOATS,
     codes: CODES,
-    pack_inputs: packed::pack_inputs,
     decode_row: once::decode_row,
     fit: once::fit,
     rms_norm: once::rms_norm,

@@ -66,6 +66,10 @@ unsafe impl Lanes for Generic {
         [unsafe { p.cast::<i32>().read_unaligned() }; 16]
     }
     #[inline(always)]
+    unsafe fn ints(p: *const i32) -> [i32; 16] {
+        unsafe { p.cast::<[i32; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
     unsafe fn ints_up<const N: u32>(a: [i32; 16]) -> [i32; 16] {
         a.map(|v| v << N)
     }

@@ -7,30 +7,26 @@ use super::{
 };
 use crate::packed::form::{CHUNK, Codes, Floats, Form, LANES, MASKS};
 
-/// Fills the holes of a panel (see [`super::CodeTiles::fill`]), so that many tokens share the work.
+/// Opens a panel of floats with holes (see [`super::CodeTiles::open`]).
 ///
 /// # Safety
-/// The processor has the instructions, and the pointers hold a panel of `cols` columns and room for the filled one.
+/// The processor has the instructions, and the pointers hold a panel of `cols` columns and room for the opened one.
 #[inline(always)]
-pub(crate) unsafe fn fill<V: Lanes>(form: Form, cols: usize, panel: *const u8, out: *mut u8) {
+pub(crate) unsafe fn open<V: Lanes>(floats: Floats, cols: usize, panel: *const u8, out: *mut u8) {
     // SAFETY: the caller's.
     unsafe {
-        match form {
-            Form::Sparse(Floats::F32, _) => fill_floats::<V, 4, false>(cols, panel, out),
-            Form::Sparse(Floats::F16, _) => fill_floats::<V, 2, false>(cols, panel, out),
-            Form::Sparse(Floats::Bf16, _) => fill_floats::<V, 2, true>(cols, panel, out),
-            Form::Codes(codes) if codes.pattern.is_some() => {
-                fill_codes::<V>(form, codes, cols.div_ceil(CHUNK), panel, out)
-            }
-            _ => {}
+        match floats {
+            Floats::F32 => open_floats::<V, 4, false>(cols, panel, out),
+            Floats::F16 => open_floats::<V, 2, false>(cols, panel, out),
+            Floats::Bf16 => open_floats::<V, 2, true>(cols, panel, out),
         }
     }
 }
 
 /// # Safety
-/// As of [`fill`].
+/// As of [`open`].
 #[inline(always)]
-unsafe fn fill_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(cols: usize, panel: *const u8, out: *mut u8) {
+unsafe fn open_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(cols: usize, panel: *const u8, out: *mut u8) {
     // SAFETY: the caller's.
     unsafe {
         let (mut at, mut out) = (panel, out.cast::<f32>());
@@ -48,86 +44,6 @@ unsafe fn fill_floats<V: Lanes, const BYTES: usize, const BRAIN: bool>(cols: usi
             }
             at = values;
         }
-    }
-}
-
-/// # Safety
-/// As of [`fill`].
-#[inline(always)]
-unsafe fn fill_codes<V: Lanes>(form: Form, codes: Codes, length: usize, panel: *const u8, out: *mut u8) {
-    let (span, span_header, header) = (form.span(), form.span_header(), form.chunk_header());
-    let (mut at, mut out) = (panel, out);
-    for chunk in 0..length {
-        let scales = header + if chunk % span == 0 { span_header } else { 0 };
-        // SAFETY: the caller's; scales lie before their codes in both forms.
-        unsafe {
-            at.copy_to_nonoverlapping(out, scales);
-            (at, out) = (at.add(scales), out.add(scales));
-            if codes.is_paired() {
-                let levels = codes.levels();
-                match (codes.bits, codes.table) {
-                    (2, Some(_)) => unpair::<V, 2, true>(at, levels, codes.zero, out),
-                    (3, Some(_)) => unpair::<V, 3, true>(at, levels, codes.zero, out),
-                    (_, Some(_)) => unpair::<V, 4, true>(at, levels, codes.zero, out),
-                    (2, _) => unpair::<V, 2, false>(at, levels, codes.zero, out),
-                    (3, _) => unpair::<V, 3, false>(at, levels, codes.zero, out),
-                    (4, _) => unpair::<V, 4, false>(at, levels, codes.zero, out),
-                    (5, _) => unpair::<V, 5, false>(at, levels, codes.zero, out),
-                    (6, _) => unpair::<V, 6, false>(at, levels, codes.zero, out),
-                    _ => unpair::<V, 8, false>(at, levels, codes.zero, out),
-                }
-                at = at.add(form.chunk_body());
-            } else {
-                let mut values = at.add(MASKS);
-                for step in 0..CHUNK / 4 {
-                    let (four, bytes) = match codes.bits {
-                        4 => masked_step::<V, 4>(at, step, values, codes.zero),
-                        _ => masked_step::<V, 8>(at, step, values, codes.zero),
-                    };
-                    out.add(4 * LANES * step).cast::<V::Bytes>().write_unaligned(four);
-                    values = values.add(bytes);
-                }
-                at = values;
-            }
-            out = out.add(CHUNK * LANES);
-        }
-    }
-}
-
-/// Puts the codes of a chunk in pairs where they belong, and `zero` elsewhere.
-///
-/// # Safety
-/// As of [`fill`]; the places are those of a chunk.
-#[inline(always)]
-unsafe fn unpair<V: Lanes, const BITS: usize, const TABLE: bool>(
-    places: *const u8,
-    levels: &[u8; 16],
-    zero: u8,
-    out: *mut u8,
-) {
-    let zeros = u32::from_le_bytes([zero; 4]);
-    // SAFETY: the caller's places and planes, and sixteen steps of 64 bytes.
-    unsafe {
-        macro_rules! steps {
-            ($($step:literal)*) => {$(
-                let codes = step_codes::<V, BITS, TABLE, $step>(places.add(MASKS), levels);
-                let from = two::<V, $step, 0>(places);
-                let [mut code, mut place] = [[0u32; LANES]; 2];
-                (&raw mut code).cast::<V::Bytes>().write_unaligned(codes);
-                (&raw mut place).cast::<V::Bytes>().write_unaligned(from);
-                let mut fours = [[0u32; LANES]; 2];
-                for (half, four) in fours.iter_mut().enumerate() {
-                    for lane in 0..LANES {
-                        let (code, place) = (code[lane] >> (16 * half), place[lane] >> (16 * half));
-                        let (first, second) = (8 * (place & 3), 8 * (place >> 8 & 3));
-                        let rest = zeros & !(255 << first | 255 << second);
-                        four[lane] = rest | (code & 255) << first | (code >> 8 & 255) << second;
-                    }
-                }
-                out.add(2 * $step * 4 * LANES).cast::<[[u32; LANES]; 2]>().write_unaligned(fours);
-            )*};
-        }
-        steps!(0 1 2 3 4 5 6 7);
     }
 }
 
@@ -348,7 +264,7 @@ unsafe fn masked_chunk<V: Lanes, const T: usize, const BITS: usize>(
 /// # Safety
 /// The processor has the instructions, and the pointers hold what [`Tile`] says.
 #[inline(always)]
-unsafe fn masked_step<V: Lanes, const BITS: usize>(
+pub(super) unsafe fn masked_step<V: Lanes, const BITS: usize>(
     masks: *const u8,
     step: usize,
     values: *const u8,

@@ -19,6 +19,10 @@ pub(crate) unsafe trait Lanes {
     const SIGNED: bool;
     /// Is [`Lanes::bf16_dot`] an instruction? Elsewhere kernels widen inputs once for many products.
     const BRAIN: bool = false;
+    /// Is [`Lanes::dot`] one instruction, of which nothing can be made ahead?
+    const FUSED: bool = false;
+    /// Are several products with [`Lanes::gather`] and one [`Lanes::settle`] faster than as many with [`Lanes::dot`]?
+    const GATHERS: bool = false;
 
     /// Reads 64 bytes.
     unsafe fn bytes(p: *const u8) -> Self::Bytes;
@@ -110,12 +114,26 @@ pub(crate) unsafe trait Lanes {
     unsafe fn lookup(table: &[u8; 16], b: Self::Bytes) -> Self::Bytes;
     /// Adds to each lane the product of its four unsigned bytes of at most 127 with the four signed bytes of `x`.
     unsafe fn dot(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
+    /// [`Lanes::dot`] into sums that only [`Lanes::settle`] reads, of zeros or of at most [`gathered`] products before.
+    #[inline(always)]
+    unsafe fn gather(sums: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints {
+        // SAFETY: the caller's.
+        unsafe { Self::dot(sums, w, x) }
+    }
+    /// Adds what was gathered.
+    #[inline(always)]
+    unsafe fn settle(acc: Self::Ints, sums: Self::Ints) -> Self::Ints {
+        // SAFETY: sums of products of bytes are whole as floats.
+        unsafe { Self::to_ints(Self::add(Self::to_floats(acc), Self::to_floats(sums))) }
+    }
     /// The same for bytes up to 255, or for those bytes less 128 where [`Lanes::SIGNED`].
     unsafe fn dot_wide(acc: Self::Ints, w: Self::Bytes, x: Self::Ints) -> Self::Ints;
     /// Of each byte of `from` (0 to 7) the byte of that number: 0 to 3 are at `first`, 4 to 7 at `second`.
     unsafe fn select(first: *const u8, second: *const u8, from: Self::Bytes) -> Self::Ints;
     /// The four-byte number at `p` in every lane.
     unsafe fn splat_int(p: *const u8) -> Self::Ints;
+    /// Reads sixteen whole numbers.
+    unsafe fn ints(p: *const i32) -> Self::Ints;
     /// Moves every number up by `N` bits.
     unsafe fn ints_up<const N: u32>(a: Self::Ints) -> Self::Ints;
     /// To floats.
@@ -178,4 +196,9 @@ pub(super) unsafe fn dot_of_pair<V: Lanes + ?Sized>(acc: V::Floats, w: V::Bytes,
         let sum = V::fma(second, V::splat((&raw const high).cast()), acc);
         V::fma(first, V::splat((&raw const low).cast()), sum)
     }
+}
+
+/// Products of codes of so many bits with signed bytes whose sums in pairs fit 16 bits.
+pub(super) const fn gathered(bits: u8) -> usize {
+    i16::MAX as usize / (2 * 127 * ((1 << bits) - 1))
 }

@@ -27,6 +27,7 @@ mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_lanes;
 mod once;
+mod opened;
 mod peak;
 mod soften;
 mod tile;
@@ -106,15 +107,32 @@ pub struct CodeTiles {
     pub signed: bool,
     /// Packs the stored rows of a panel: storage, columns, rows one after the other, panel.
     pub pack_panel: fn(Storage, usize, &[u8], &mut [u8]),
-    /// Fills the holes of a panel of a form and so many columns: it then lies as [`Form::filled`] says, and gives the same sums.
+    /// Tokens from which on a panel without holes is opened before they pass over it.
+    pub opens_from: usize,
+    /// Opens a panel of a form and so many columns: it then lies as [`Form::opened`] says, and gives the same sums.
     ///
     /// # Safety
-    /// The first pointer holds such a panel, the second room for the filled one.
-    pub fill: unsafe fn(Form, usize, *const u8, *mut u8),
+    /// The first pointer holds such a panel, the second room for the opened one.
+    pub open: unsafe fn(Form, usize, *const u8, *mut u8),
+    /// Rounds and packs the inputs of a tile of codes.
+    pub pack_codes: fn(&Tensor, Span, InputKind, &mut [u32]),
     /// Turns rows of words into the tokens of a tile: rows, columns, tokens, `[columns][tokens]`.
     pub pack_words: fn(&[u32], usize, usize, &mut [u32]),
     /// Reads bytes.
     pub read: fn(&[u8]) -> f32,
+}
+
+impl CodeTiles {
+    /// Are panels of a form opened before so many tokens pass over them?
+    pub fn opens(&self, form: Form, tokens: usize) -> bool {
+        /// Filling holes costs about what a tile of tokens does.
+        const HOLES: usize = 16;
+        match form {
+            _ if form.pattern().is_some() => tokens >= HOLES,
+            Form::Codes(_) => tokens >= self.opens_from,
+            _ => false,
+        }
+    }
 }
 
 /// The kernels of one instruction set.
@@ -125,8 +143,6 @@ pub struct Kernels {
     pub floats: FloatTiles,
     /// Products of packed codes.
     pub codes: CodeTiles,
-    /// Rounds and packs the inputs of a tile of codes.
-    pub pack_inputs: fn(&Tensor, Span, InputKind, &mut [u8]),
     /// Decodes a row of a grid.
     pub decode_row: fn(Grid, &[u8], &mut [f32]),
     /// Fits the scales of a block of a grid.

@@ -19,7 +19,6 @@ const TABLE: Kernels = Kernels {
     isa: "neon",
     floats: FLOATS,
     codes: CODES,
-    pack_inputs,
     decode_row,
     fit,
     rms_norm,

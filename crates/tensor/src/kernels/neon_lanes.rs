@@ -161,6 +161,7 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
     type Floats = [float32x4_t; 4];
     // Both ways to multiply bytes take signed ones.
     const SIGNED: bool = true;
+    const FUSED: bool = DOT;
 
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> [uint8x16_t; 4] {
@@ -235,6 +236,10 @@ unsafe impl<const DOT: bool> Lanes for Neon<DOT> {
     #[inline(always)]
     unsafe fn splat_int(p: *const u8) -> [int32x4_t; 4] {
         unsafe { [vdupq_n_s32(p.cast::<i32>().read_unaligned()); 4] }
+    }
+    #[inline(always)]
+    unsafe fn ints(p: *const i32) -> [int32x4_t; 4] {
+        unsafe { four!(i => vld1q_s32(p.add(4 * i))) }
     }
     #[inline(always)]
     unsafe fn ints_up<const N: u32>(a: [int32x4_t; 4]) -> [int32x4_t; 4] {

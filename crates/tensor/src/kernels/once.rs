@@ -155,8 +155,6 @@ pub fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     fold(sum)
 }
 
-pub(crate) use crate::packed::pack_inputs;
-
 #[inline(always)]
 pub fn decode_row(grid: Grid, bytes: &[u8], out: &mut [f32]) {
     grid.decode_blocks(bytes, out);
@@ -215,7 +213,6 @@ macro_rules! instantiate {
             silu_slope(x: &mut [f32], out: &mut [f32]);
             gelu_tanh_slope(x: &mut [f32], out: &mut [f32]);
             adamw(step: crate::ops::AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]);
-            pack_inputs(x: &crate::Tensor, span: crate::packed::Span, kind: crate::packed::InputKind, out: &mut [u8]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);
             fit(grid: crate::grid::Grid, x: &[f32], w: Option<&[f32]>) -> crate::grid::Block;
         );

@@ -45,6 +45,9 @@ pub(crate) unsafe fn spin<V: Lanes>(what: Arithmetic, turns: usize) -> f32 {
             let mut dots = [V::splat_int(x.as_ptr()); SUMS];
             for _ in 0..turns {
                 for dot in &mut dots {
+                    // What a product is made of must not be made once for all of them.
+                    let again = std::hint::black_box(x.as_ptr());
+                    let pair = if V::FUSED { pair } else { V::splat_int(again) };
                     *dot = V::dot(*dot, w, pair);
                 }
             }

@@ -124,7 +124,7 @@ pub(super) unsafe fn shared_scales<V: Lanes, const MIN: bool>(codes: Codes, span
     // SAFETY: the headers are as long as `Form` says.
     unsafe {
         match codes.scales {
-            Scales::Halves => [V::zero(); 2],
+            Scales::Halves | Scales::Floats => [V::zero(); 2],
             Scales::Group(_) if MIN && codes.point => {
                 let d = V::halves(span);
                 [d, V::negative_mul(d, V::halves(span.add(32)))]
@@ -161,6 +161,14 @@ pub(super) unsafe fn scales<V: Lanes, const SUBS: usize, const MIN: bool>(
                     if MIN {
                         let minimum = V::halves(chunk.add((SUBS + i) * 32));
                         s.minimum[i] = if codes.point { V::negative_mul(s.scale[i], minimum) } else { minimum };
+                    }
+                }
+            }
+            Scales::Floats => {
+                for i in 0..SUBS {
+                    s.scale[i] = V::load(chunk.cast::<f32>().add(i * LANES));
+                    if MIN {
+                        s.minimum[i] = V::load(chunk.cast::<f32>().add((SUBS + i) * LANES));
                     }
                 }
             }

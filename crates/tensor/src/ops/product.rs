@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Linear, LowRank, Rounding, Tensor, Weight,
     kernels::kernels,
-    packed::{Inputs, form::LANES},
+    packed::{Inputs, Span, form::LANES},
     threads::{self, Shared},
 };
 use std::{cell::RefCell, ops::Range};
@@ -208,7 +208,7 @@ fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], bef
             let (rows, row) = (source.rows(), first * LANES);
             // The last panel may have lanes without a row.
             let whole = if row + panels * LANES <= rows { panels } else { panels - 1 };
-            let mut tile = source.tile(first, &s.decode.panels);
+            let mut tile = source.tile(first, &s.decode);
             (tile.steps, tile.add) = ([LANES, rows], before == Before::Keep);
             passes(source.form(), source.length(), whole, spans, &mut |panels, span, steps| {
                 // SAFETY: `out` outlives the section; this task alone writes these rows' outputs of these tokens.
@@ -219,8 +219,7 @@ fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], bef
             for span in spans {
                 let at = row + whole * LANES;
                 if whole < panels {
-                    let decoded = &s.decode.panels[s.decode.panels.len().min(whole * source.panel_bytes() / 4)..];
-                    source.run(inputs, span, first + whole, panels - whole, decoded, &mut s.first);
+                    source.run(inputs, span, first + whole, panels - whole, &s.decode, &mut s.first);
                     for (t, y) in s.first.as_chunks::<LANES>().0.iter().enumerate() {
                         // SAFETY: as above.
                         let out = unsafe { out.slice((span.first + t) * rows + at, rows - at) };
@@ -308,25 +307,36 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
             sources[0].decode(first, panels, decode);
             sources[1].decode(first, panels, decode_second);
             for (span, other) in left.spans().iter().zip(right.spans()) {
-                sources[0].run(left, span, first, panels, &decode.panels, a);
-                sources[1].run(right, other, first, panels, &decode_second.panels, b);
-                for p in 0..panels {
-                    let row = (first + p) * LANES;
-                    let len = LANES.min(rows - row);
-                    for t in 0..span.width {
-                        let g = &mut a[(p * span.width + t) * LANES..][..len];
-                        let u = &mut b[(p * other.width + t) * LANES..][..len];
-                        add_slice(g, gate.bias.as_ref().map(|b| &b[row..row + len]));
-                        add_slice(u, up.bias.as_ref().map(|b| &b[row..row + len]));
-                        activation.apply_slice(g);
-                        // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
-                        let out = unsafe { shared.slice((span.first + t) * rows + row, len) };
-                        out.iter_mut().zip(g.iter().zip(&*u)).for_each(|(o, (g, u))| *o = g * u);
-                    }
+                sources[0].run(left, span, first, panels, decode, a);
+                sources[1].run(right, other, first, panels, decode_second, b);
+                for (sums, bias) in [(&mut *a, &gate.bias), (&mut *b, &up.bias)] {
+                    let Some(bias) = bias else { continue };
+                    each_sum(first..first + panels, rows, span, |_, row, at| {
+                        add_slice(&mut sums[at.clone()], Some(&bias[row..row + at.len()]));
+                    });
                 }
+                activation.apply_slice(a);
+                each_sum(first..first + panels, rows, span, |token, row, at| {
+                    // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
+                    let out = unsafe { shared.slice(token * rows + row, at.len()) };
+                    out.iter_mut().zip(a[at.clone()].iter().zip(&b[at])).for_each(|(o, (g, u))| *o = g * u);
+                });
             }
         });
     });
+}
+
+/// Runs `run(token, first row, place)` for the sums of a tile of panels, which lie as [`Source::run`] leaves them: a panel has
+/// [`LANES`] rows, or what is left of them.
+fn each_sum(panels: Range<usize>, rows: usize, span: &Span, mut run: impl FnMut(usize, usize, Range<usize>)) {
+    let mut at = 0;
+    for panel in panels {
+        let row = panel * LANES;
+        for token in span.first..span.first + span.width {
+            run(token, row, at..at + LANES.min(rows - row));
+            at += LANES;
+        }
+    }
 }
 
 fn add_slice(x: &mut [f32], bias: Option<&[f32]>) {

@@ -1,4 +1,4 @@
-//! The rows of a weight as the panels that kernels read: as they are packed, decoded, or with their holes filled.
+//! The rows of a weight as the panels that kernels read: as they are packed, opened, or decoded.
 
 use crate::{
     Rounding, Weight,
@@ -17,12 +17,9 @@ pub(super) struct Wanted {
 pub(super) struct Source<'a> {
     rows: Rows<'a>,
     rounding: Option<Rounding>,
-    /// Are holes filled before tokens pass over a panel?
-    filled: bool,
+    /// Are panels opened before tokens pass over them?
+    opened: bool,
 }
-
-/// Tokens from which on holes are filled first, which costs about what a tile of tokens does.
-const FILLED: usize = 16;
 
 /// How they lie.
 enum Rows<'a> {
@@ -37,15 +34,16 @@ impl<'a> Source<'a> {
                 let form = packed.form();
                 // Kernels of codes round inputs themselves, and more finely.
                 let rounding = rounding.filter(|_| !matches!(form, Form::Codes(_)));
-                Source { rows: Rows::Packed(packed), rounding, filled: tokens >= FILLED && form.pattern().is_some() }
+                let opened = kernels().codes.opens(form, tokens);
+                Source { rows: Rows::Packed(packed), rounding, opened }
             }
-            other => Source { rows: Rows::Stored(other), rounding, filled: false },
+            other => Source { rows: Rows::Stored(other), rounding, opened: false },
         }
     }
 
     pub fn form(&self) -> Form {
         match &self.rows {
-            Rows::Packed(p) if self.filled => p.form().filled(),
+            Rows::Packed(p) if self.opened => p.form().opened(),
             Rows::Packed(p) => p.form(),
             Rows::Stored(_) => Form::F32,
         }
@@ -64,47 +62,42 @@ impl<'a> Source<'a> {
 
     pub fn panel_bytes(&self) -> usize {
         match &self.rows {
-            Rows::Packed(p) if self.filled => self.form().panel_bytes(p.cols()),
+            Rows::Packed(p) if self.opened => self.form().panel_bytes(p.cols()),
             Rows::Packed(p) => p.panel_bytes(),
             Rows::Stored(w) => 4 * LANES * w.cols(),
         }
     }
 
-    /// Decodes the panels of a weight that is not packed, and fills the holes of one that is.
+    /// Decodes the panels of a weight that is not packed, and opens those of one that is where that pays.
     pub fn decode(&self, first: usize, panels: usize, scratch: &mut Decode) {
-        let w = match &self.rows {
-            Rows::Packed(p) if self.filled => {
-                let bytes = self.panel_bytes();
-                scratch.panels.resize(panels * bytes / 4, 0.0);
-                for (i, out) in scratch.panels.chunks_exact_mut(bytes / 4).enumerate() {
-                    // SAFETY: the weight has this panel, and a filled one takes so many bytes.
-                    unsafe {
-                        (kernels().codes.fill)(p.form(), p.cols(), p.panel(first + i), out.as_mut_ptr().cast());
-                    }
+        let bytes = self.panel_bytes();
+        match &self.rows {
+            Rows::Packed(p) if self.opened => {
+                for (i, out) in scratch.room(first, panels * bytes).chunks_exact_mut(bytes).enumerate() {
+                    // SAFETY: the weight has this panel, and an opened one takes so many bytes.
+                    unsafe { (kernels().codes.open)(p.form(), p.cols(), p.panel(first + i), out.as_mut_ptr()) }
                 }
-                return;
             }
-            Rows::Packed(_) => return,
-            Rows::Stored(w) => w,
-        };
-        let cols = w.cols();
-        scratch.rows.resize(LANES * cols, 0.0);
-        scratch.panels.resize(panels * LANES * cols, 0.0);
-        for p in 0..panels {
-            let row = (first + p) * LANES;
-            let rows = LANES.min(w.rows() - row);
-            for r in 0..rows {
-                w.decode_row(row + r, &mut scratch.rows[r * cols..(r + 1) * cols]);
+            Rows::Packed(_) => {}
+            Rows::Stored(w) => {
+                let cols = w.cols();
+                let mut rows = std::mem::take(&mut scratch.rows);
+                rows.resize(LANES * cols, 0.0);
+                for (i, out) in scratch.room(first, panels * bytes).chunks_exact_mut(bytes.max(1)).enumerate() {
+                    let row = (first + i) * LANES;
+                    let held = LANES.min(w.rows() - row);
+                    (0..held).for_each(|r| w.decode_row(row + r, &mut rows[r * cols..(r + 1) * cols]));
+                    let rows = bytemuck::cast_slice(&rows[..held * cols]);
+                    (kernels().codes.pack_panel)(crate::Storage::F32, cols, rows, out);
+                }
+                scratch.rows = rows;
             }
-            let panel = &mut scratch.panels[p * LANES * cols..(p + 1) * LANES * cols];
-            let rows = bytemuck::cast_slice(&scratch.rows[..rows * cols]);
-            (kernels().codes.pack_panel)(crate::Storage::F32, cols, rows, bytemuck::cast_slice_mut(panel));
         }
     }
 
     /// Do kernels read the weight itself?
     pub fn is_read_in_place(&self) -> bool {
-        matches!(&self.rows, Rows::Packed(_)) && !self.filled
+        matches!(&self.rows, Rows::Packed(_)) && !self.opened
     }
 
     pub fn is_packed_floats(&self) -> bool {
@@ -119,17 +112,17 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// A tile of the panels from `first` on, as yet without inputs; `decoded` are those that had to be.
-    pub fn tile(&self, first: usize, decoded: &[f32]) -> Tile {
+    /// A tile of the panels from `first` on, as yet without inputs; `decoded` holds those that had to be.
+    pub fn tile(&self, first: usize, decoded: &Decode) -> Tile {
         let weights = match &self.rows {
-            Rows::Packed(p) if !self.filled => p.panel(first),
-            _ => decoded.as_ptr().cast(),
+            Rows::Packed(p) if !self.opened => p.panel(first),
+            _ => decoded.panels.as_ptr().cast::<u8>().wrapping_add((first - decoded.first) * self.panel_bytes()),
         };
         Tile::new(self.form(), weights, self.panel_bytes(), self.length())
     }
 
     /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out` `[panels][width][LANES]`.
-    pub fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &[f32], out: &mut Vec<f32>) {
+    pub fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &Decode, out: &mut Vec<f32>) {
         out.resize(panels * span.width * LANES, 0.0);
         let mut tile = self.tile(first, decoded);
         tile.steps = Tile::block(span.width);
@@ -139,9 +132,30 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What panels are decoded in.
+/// What panels are decoded, or opened, in.
 #[derive(Default)]
 pub(super) struct Decode {
     rows: Vec<f32>,
-    pub panels: Vec<f32>,
+    /// The first of them.
+    first: usize,
+    panels: Vec<Line>,
 }
+
+impl Decode {
+    /// Room for so many bytes of panels from `first` on.
+    fn room(&mut self, first: usize, bytes: usize) -> &mut [u8] {
+        self.first = first;
+        self.panels.resize(bytes.div_ceil(size_of::<Line>()), Line([0.0; LANES]));
+        &mut bytemuck::cast_slice_mut(&mut self.panels)[..bytes]
+    }
+}
+
+/// A line of the caches, which the sixteen lanes of a step should not cross.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+// SAFETY: floats without a gap, as long as the line is.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}

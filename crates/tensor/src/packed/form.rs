@@ -102,6 +102,8 @@ pub enum Scales {
     Sixes,
     /// As `Steps` with a minimum; unsigned 4-bit steps in the low half of a byte and the minimum's in the high half.
     Pairs,
+    /// One 32-bit float per sub-block; then the minima: those of opened panels, whose codes are whole bytes that were looked up.
+    Floats,
 }
 
 /// See [`Form::chunk_places`].
@@ -162,12 +164,11 @@ impl Form {
         matches!(self, Form::F16 | Form::Sparse(Floats::F16, _))
     }
 
-    /// How the same values lie where holes are filled; nothing else where there are none.
-    pub fn filled(self) -> Form {
+    /// How the same values lie where many tokens pass over them: codes as whole bytes, looked up already, beside scales as floats;
+    /// without holes.
+    pub fn opened(self) -> Form {
         match self {
-            Form::Codes(codes) if codes.pattern.is_some() => {
-                Form::Codes(Codes { bits: 8, pattern: None, table: None, ..codes })
-            }
+            Form::Codes(codes) => Form::Codes(Codes { pattern: None, scales: Scales::Floats, ..codes }),
             Form::Sparse(..) => Form::F32,
             other => other,
         }
@@ -224,6 +225,7 @@ impl Form {
             Scales::Halves => 2 * LANES * subs * (1 + usize::from(c.minimum)),
             Scales::Group(_) => 0,
             Scales::Sixes => 4 * LANES,
+            Scales::Floats => 4 * LANES * subs * (1 + usize::from(c.minimum)),
             Scales::Steps | Scales::Pairs => LANES * subs,
         }
     }
@@ -233,7 +235,7 @@ impl Form {
         match self {
             Form::F32 | Form::Half | Form::F16 | Form::Bf16 | Form::Sparse(..) => 0,
             Form::Codes(c) if c.is_paired() => MASKS + LANES * CHUNK / 2 * usize::from(c.bits) / 8,
-            Form::Codes(c) => LANES * CHUNK * usize::from(c.bits) / 8,
+            Form::Codes(c) => LANES * CHUNK * usize::from(c.plane_bits()) / 8,
         }
     }
 
@@ -291,6 +293,24 @@ impl Codes {
     #[inline(always)]
     pub(crate) fn is_paired(self) -> bool {
         self.pattern == Some(PAIRS)
+    }
+
+    /// Are panels opened?
+    #[inline(always)]
+    pub(crate) fn is_opened(self) -> bool {
+        self.scales == Scales::Floats
+    }
+
+    /// Do codes, or what is looked up for them, take all eight bits?
+    #[inline(always)]
+    pub(crate) fn is_wide(self) -> bool {
+        self.bits == 8 || self.table.is_some()
+    }
+
+    /// Bits that a code takes where it lies.
+    #[inline(always)]
+    pub(crate) fn plane_bits(self) -> u8 {
+        if self.is_opened() { 8 } else { self.bits }
     }
 
     /// The levels of the table plus 128; of no use where there is none.

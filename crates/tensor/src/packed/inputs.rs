@@ -3,10 +3,11 @@
 use super::{
     floats::pack_columns,
     form::{CHUNK, Codes, Form, LANES},
+    repack::pack_words,
 };
 use crate::{
     Tensor,
-    kernels::{Kernels, input_chunk},
+    kernels::{Kernels, Lanes, input_chunk},
     threads::{self, Shared},
 };
 use half::{bf16, f16};
@@ -40,9 +41,10 @@ impl InputKind {
             Form::Half => InputKind::Half,
             Form::Bf16 => InputKind::Bf16,
             Form::Codes(Codes { sub, minimum: true, .. }) => InputKind::Bytes { sub: sub.into(), start: None },
-            Form::Codes(Codes { sub, bits, table, zero, .. }) => {
-                let signed = kernels.codes.signed && (bits == 8 || table.is_some());
-                InputKind::Bytes { sub: sub.into(), start: Some(if signed { 128 } else { 0 } - i32::from(zero)) }
+            Form::Codes(codes) => {
+                let signed = kernels.codes.signed && codes.is_wide();
+                let start = if signed { 128 } else { 0 } - i32::from(codes.zero);
+                InputKind::Bytes { sub: codes.sub.into(), start: Some(start) }
             }
         }
     }
@@ -122,7 +124,7 @@ impl Inputs {
             // SAFETY: spans lie one after the other inside `data`; this task alone writes this one.
             let out = unsafe { shared.slice(span.at, kind.tile_words(span.width, x.cols(), kernels)) };
             match kind {
-                InputKind::Bytes { .. } => (kernels.pack_inputs)(x, span, kind, bytemuck::cast_slice_mut(out)),
+                InputKind::Bytes { .. } => (kernels.codes.pack_codes)(x, span, kind, out),
                 _ => pack_floats(x, span, kind, kernels, out),
             }
         });
@@ -288,39 +290,50 @@ thread_local! {
 }
 
 /// Rounds and packs the tokens of one tile of codes: see [`crate::kernels::Tile`] for the layout.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
-pub(crate) fn pack_inputs(x: &Tensor, span: Span, kind: InputKind, out: &mut [u8]) {
+pub(crate) unsafe fn pack_codes<V: Lanes>(x: &Tensor, span: Span, kind: InputKind, out: &mut [u32]) {
     let InputKind::Bytes { sub, start } = kind else { return };
-    let width = span.width;
-    for t in 0..width {
-        let row = x.row(span.first + t);
-        let size = input_chunk(width, sub);
-        for (row, out) in row.chunks(CHUNK).zip(out.chunks_exact_mut(size)) {
-            let mut values = [0f32; CHUNK];
-            values[..row.len()].copy_from_slice(row);
-            let (codes, factor) = round(&values);
-            if width < LANES {
-                for (step, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                    out[(step * width + t) * 4..][..4].copy_from_slice(bytemuck::bytes_of(four));
+    let (width, subs) = (span.width, CHUNK / sub);
+    let ones = [1u8; 4 * LANES];
+    let mut lines = [[0u32; LANES]; LANES];
+    for (chunk, out) in out.chunks_exact_mut(input_chunk(width, sub) / 4).enumerate() {
+        let (codes, rest) = out.split_at_mut(LANES * width);
+        for t in 0..width {
+            let row = &x.row(span.first + t)[chunk * CHUNK..];
+            let (line, factor) = match row.first_chunk() {
+                // SAFETY: the caller's.
+                Some(values) => unsafe { round::<V>(values) },
+                None => {
+                    let mut values = [0f32; CHUNK];
+                    values[..row.len()].copy_from_slice(row);
+                    // SAFETY: as above.
+                    unsafe { round::<V>(&values) }
                 }
-            } else {
-                out[t * CHUNK..][..CHUNK].copy_from_slice(bytemuck::bytes_of(&codes));
+            };
+            *if width < LANES { &mut lines[t] } else { &mut codes.as_chunks_mut().0[t] } = line;
+            // Sums of four columns each, then of sixteen.
+            let (mut fours, mut sums) = ([0f32; LANES], [0f32; CHUNK / 16]);
+            // SAFETY: arrays of sixteen lanes.
+            unsafe {
+                let none = V::to_ints(V::zero());
+                let dots = V::dot(none, V::bytes(ones.as_ptr()), V::ints(line.as_ptr().cast()));
+                V::store(fours.as_mut_ptr(), V::to_floats(dots));
             }
-            let out = &mut out[CHUNK * width..];
-            let subs = CHUNK / sub;
-            let mut sums = [0i32; CHUNK / 16];
-            for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<16>().0) {
-                *sum = codes.iter().map(|c| i32::from(*c)).sum();
+            for i in 0..sums.len() {
+                sums[i] = fours[4 * i] + fours[4 * i + 1] + (fours[4 * i + 2] + fours[4 * i + 3]);
             }
             for i in 0..subs {
-                let sum: i32 = sums[i * sub / 16..(i + 1) * sub / 16].iter().sum();
-                let offset = match start {
-                    Some(times) => (times * sum).to_le_bytes(),
-                    None => (sum as f32).to_le_bytes(),
-                };
-                out[(i * width + t) * 4..][..4].copy_from_slice(&offset);
+                let sum = if sub == 16 { sums[i] } else { sums[2 * i] + sums[2 * i + 1] };
+                rest[i * width + t] = start.map_or(sum.to_bits(), |times| (times * sum as i32).cast_unsigned());
             }
-            out[(subs * width + t) * 4..][..4].copy_from_slice(&factor.to_le_bytes());
+            rest[subs * width + t] = factor.to_bits();
+        }
+        if width < LANES {
+            // SAFETY: the caller's.
+            unsafe { pack_words::<V>(lines.as_flattened(), LANES, width, codes) }
         }
     }
 }
@@ -340,21 +353,27 @@ pub(crate) fn brain(v: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Rounds a chunk to signed bytes of one scale; where a value is not finite the scale is not a number, so that
-/// the product is not one either.
+/// Rounds a chunk to signed bytes of one scale; where a value is not finite the scale is not a number, so that the product is not
+/// one either.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
 #[inline(always)]
-pub(crate) fn round(values: &[f32; CHUNK]) -> ([i8; CHUNK], f32) {
-    let mut most = [0f32; 16];
-    let mut odd = [0f32; 16];
-    for v in values.as_chunks::<16>().0 {
-        for i in 0..16 {
-            let size = v[i].abs();
-            most[i] = if size > most[i] { size } else { most[i] };
-            odd[i] += v[i] * 0.0;
+unsafe fn round<V: Lanes>(values: &[f32; CHUNK]) -> ([u32; LANES], f32) {
+    let mut lanes = [0f32; LANES];
+    let one = 1f32;
+    // SAFETY: sixteen floats at a time.
+    unsafe {
+        let one = V::splat((&raw const one).cast());
+        let (mut most, mut odd) = (V::zero(), V::zero());
+        for v in values.as_chunks::<LANES>().0 {
+            let v = V::load(v.as_ptr());
+            most = V::max(V::max(v, V::negative_mul(v, one)), most);
+            odd = V::fma(v, V::zero(), odd);
         }
+        V::store(lanes.as_mut_ptr(), V::add(most, odd));
     }
-    let most = fold(most, |a, b| if a > b { a } else { b });
-    let odd = fold(odd, |a, b| a + b);
+    let most = largest(&lanes);
     let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
     // A scale below the normal floats has no inverse; such inputs count as zero.
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };
@@ -364,16 +383,18 @@ pub(crate) fn round(values: &[f32; CHUNK]) -> ([i8; CHUNK], f32) {
         const MAGIC: f32 = 12_582_912.0;
         codes[i] = (values[i] * inverse + MAGIC).to_bits() as i8;
     }
-    (codes, most / 127.0 + odd)
+    (bytemuck::cast(codes), most / 127.0)
 }
 
-/// Folds sixteen lanes by halves.
+/// The largest of sixteen sizes, by halves, or one that is not a number: these are ordered as their bits are, which come last.
 #[inline(always)]
-fn fold(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] = f(lanes[i], lanes[i + half]);
-        }
+fn largest(lanes: &[f32; LANES]) -> f32 {
+    let (mut eight, mut four) = ([0; 8], [0; 4]);
+    for i in 0..8 {
+        eight[i] = (lanes[i].to_bits() << 1).max(lanes[i + 8].to_bits() << 1);
     }
-    lanes[0]
+    for i in 0..4 {
+        four[i] = eight[i].max(eight[i + 4]);
+    }
+    f32::from_bits(four[0].max(four[2]).max(four[1].max(four[3])) >> 1)
 }

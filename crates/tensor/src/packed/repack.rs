@@ -341,7 +341,8 @@ fn chunk_scales<const PIECE: usize>(
                 subs.for_each(|s| put(at, out, bytemuck::bytes_of(&p.m[s])));
             }
         }
-        Scales::Group(_) => {}
+        // Panels are opened from packed ones, never from rows.
+        Scales::Group(_) | Scales::Floats => {}
         Scales::Steps => subs.for_each(|s| put(at, out, &p.steps[s])),
         Scales::Sixes => {
             // The four bytes of what a span shares, one to each of its chunks.
@@ -438,9 +439,11 @@ pub(crate) fn unpack_row(form: Form, panel: &[u8], lane: usize, out: &mut [f32])
         let place = Place::of(form, chunk);
         for (k, o) in out.iter_mut().enumerate() {
             let (scale, minimum) = lane_scales(codes, panel, place, k / sub, lane);
-            let planes = &panel[place.codes + k / 32 * 64 * usize::from(codes.bits)..];
-            let code = lane_code(planes, codes.bits, k % 32, lane);
+            let bits = codes.plane_bits();
+            let planes = &panel[place.codes + k / 32 * 64 * usize::from(bits)..];
+            let code = lane_code(planes, bits, k % 32, lane);
             let level = match codes.table {
+                Some(_) if codes.is_opened() => i32::from(code) - 128,
                 Some(_) => i32::from(codes.levels()[usize::from(code & 15)]) - 128,
                 None => i32::from(code) - i32::from(codes.zero),
             };
@@ -457,6 +460,11 @@ fn lane_scales(codes: Codes, panel: &[u8], Place { span, scales, .. }: Place, su
         Scales::Halves => {
             let at = scales + 2 * (sub * LANES + lane);
             (half(at), if min { half(at + 2 * LANES * CHUNK / usize::from(codes.sub)) } else { -0.0 })
+        }
+        Scales::Floats => {
+            let float = |at: usize| f32::from_le_bytes(std::array::from_fn(|i| panel[at + 4 * lane + i]));
+            let at = scales + 4 * LANES * sub;
+            return (float(at), if min { float(at + 4 * LANES * CHUNK / usize::from(codes.sub)) } else { -0.0 });
         }
         Scales::Group(_) => (half(span + 2 * lane), if min { half(span + 2 * (LANES + lane)) } else { -0.0 }),
         Scales::Steps => {

@@ -25,7 +25,7 @@ pub(super) unsafe fn run(tile: &Tile) {
         return unsafe { (avx512::BRAIN_TABLE.codes.run)(tile) };
     }
     let Form::Codes(form) = tile.form else { return };
-    // Products of many tokens fill holes before they come here.
+    // Products of many tokens open panels with holes before they come here.
     debug_assert!(form.pattern.is_none());
     set_up(TOKENS as u8, form.sub);
     let halves = tile.width / TOKENS;
@@ -40,7 +40,7 @@ unsafe fn of_form<const H: usize>(tile: &Tile) {
     for panel in 0..tile.panels {
         // SAFETY: the constants are those of the form.
         unsafe {
-            match (form.bits, form.table, form.sub, form.minimum) {
+            match (form.plane_bits(), form.table.filter(|_| !form.is_opened()), form.sub, form.minimum) {
                 (4, Some(_), 16, _) => code_panel::<H, 4, true, 16, false>(tile, panel),
                 (4, Some(_), ..) => code_panel::<H, 4, true, 32, false>(tile, panel),
                 (3, Some(_), 16, _) => code_panel::<H, 3, true, 16, false>(tile, panel),

@@ -40,7 +40,12 @@ static KERNELS: Kernels = Kernels {
         spin,
         ..avx512::BRAIN_TABLE.floats
     },
-    codes: CodeTiles { run: codes::run, widths: &[1, 2, 4, 8, 12, 16, 32], ..avx512::BRAIN_TABLE.codes },
+    codes: CodeTiles {
+        run: codes::run,
+        widths: &[1, 2, 4, 8, 12, 16, 32],
+        opens_from: usize::MAX,
+        ..avx512::BRAIN_TABLE.codes
+    },
     ..avx512::BRAIN_TABLE
 };
 
