@@ -33,13 +33,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines import CACHE, HERE, PROJECT, EngineError, LlamaCpp, run, table
-from shapes import SHAPES, gguf, model_directory
+from shapes import SHAPES, gguf, model_directory, repeating
 
 ROOT = CACHE.parent
 PROMPT, TOKENS = 512, 64
 LONG_PROMPT, SHORT_PROMPT, TOGETHER = 4096, 64, 8
 LONG = "long and together"
 START = "to first token"
+REPEATED, GUESSED = "text that repeats itself", "text that repeats itself, --lookup"
 TORCH_PACKAGES = ("torch==2.15.0", "transformers==5.24.0")
 
 # What the peers are timed on where planish has this storage; a storage that is not here has bars on
@@ -139,6 +140,7 @@ BARS = (
 LONG_BARS = (
     Bar("tinyllama", "after_long", f"planish q4_k {LONG}", 0.8, what=f"decode after {LONG_PROMPT} tokens over after {SHORT_PROMPT}"),
     Bar("tinyllama", "together", f"planish q4_k {LONG}", 3.0, what=f"decode of {TOGETHER} texts over one"),
+    Bar("tinyllama", "decode", f"planish q4_k {GUESSED}", 1.5, (f"planish q4_k {REPEATED}",)),
 )
 
 
@@ -151,7 +153,8 @@ def arguments():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch", action="store_true", help="time PyTorch too; $PLANISH_TORCH_PYTHON may "
                         "name a Python that has torch and transformers, otherwise one is made")
-    parser.add_argument("--long", action="store_true", help="planish's decode after 4,096 tokens, and of eight texts, too")
+    parser.add_argument("--long", action="store_true", help="planish's decode after 4,096 tokens, of eight texts, and of "
+                        "a text that repeats itself, too")
     parser.add_argument("--planish", type=Path, default=PROJECT / "target" / "release" / "planish")
     parser.add_argument("--work", type=Path, default=ROOT / "speed", help="the models are made and kept here (13 GB)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -187,6 +190,10 @@ def read_start(printed):
     """Nothing but that it wrote its object: the time and the memory are the system's count."""
     json.loads(printed)
     return {}
+
+
+def read_generated(printed):
+    return {"decode": json.loads(printed)["tokens_per_second"]}
 
 
 def read_long(printed):
@@ -234,6 +241,11 @@ class Bench:
             yield Cell("planish", f"{storage} {LONG}", file, [
                 self.planish, "bench", file, "--prefill", SHORT_PROMPT, "--decode", TOKENS, "--context", LONG_PROMPT,
                 "--sequences", TOGETHER, "--threads", self.threads, "--json"], read_long)
+            file = self.file(repeating(), storage)
+            for kind, more in ((REPEATED, ()), (GUESSED, ("--lookup",))):
+                yield Cell("planish", f"{storage} {kind}", file, [
+                    self.planish, "generate", file, "--prompt", "aa", "--tokens", 4 * TOKENS, *more, "--threads", self.threads,
+                    "--json"], read_generated)
 
     def planish_cell(self, shape, storage):
         """One run after one that warms up: the rounds are the repetitions. llama-bench generates without a prompt, so
@@ -369,13 +381,20 @@ def counterpart(cell, cells):
 
 
 def show(name, cells):
-    show_speeds(name, {key: cell for key, cell in cells.items() if cell.read is not read_start})
-    starts = [cell for cell in cells.values() if cell.read is read_start]
+    apart = (read_start, read_generated)
+    show_speeds(name, {key: cell for key, cell in cells.items() if cell.read not in apart})
+    starts, generated = ([cell for cell in cells.values() if cell.read is read] for read in apart)
     if starts:
         print(f"\n{name}, from the start of the program to the first token")
         table(["program", "file", "MB", "ms: median (range)", "peak RSS MiB"],
               [(cell.program, cell.file.name, f"{cell.file.stat().st_size / 1e6:.0f}",
                 spread([1000 * seconds for seconds in cell.column("seconds")]), mebibytes(cell)) for cell in starts])
+
+
+    if generated:
+        print(f"\n{name}, {4 * TOKENS} tokens of `generate`")
+        table(["program", "format", "tokens/s: median (range)"],
+              [(cell.program, cell.storage, spread(cell.column("decode"))) for cell in generated])
 
 
 def mebibytes(cell):

@@ -92,15 +92,21 @@ pub fn half_power(exponent: u16) -> f32 {
 /// Reads the scales of a block and derives those of its sub-blocks.
 #[inline(always)]
 pub fn header(grid: Grid, bytes: &[u8]) -> Block {
-    let mut b = scales(grid, bytes);
+    let mut b = Block::empty(grid);
+    read_scales(grid, bytes, &mut b);
     b.derive(grid);
     b
 }
 
-/// Reads the scales of a block as they are stored.
+/// A block of this grid to read scales into.
 #[inline(always)]
-pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
-    let mut b = Block::empty(grid);
+pub fn no_scales(grid: Grid) -> Block {
+    Block::empty(grid)
+}
+
+/// Reads the scales of a block as they are stored, over those of another block of the grid.
+#[inline(always)]
+pub fn read_scales(grid: Grid, bytes: &[u8], b: &mut Block) {
     match grid {
         Grid::Int { .. } | Grid::Levels { .. } => {
             let after = if grid.is_by_row() {
@@ -130,7 +136,7 @@ pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
         Grid::Tq1 => b.d = u16_at(bytes, 52),
         Grid::Tq2 => b.d = u16_at(bytes, 64),
         Grid::Iq1S | Grid::Iq1M | Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
-            spans::steps(grid, bytes, &mut b);
+            spans::steps(grid, bytes, b);
         }
         Grid::Q4_1 | Grid::Q5_1 => (b.d, b.m) = (u16_at(bytes, 0), u16_at(bytes, 2)),
         Grid::Q2K => {
@@ -166,7 +172,6 @@ pub fn scales(grid: Grid, bytes: &[u8]) -> Block {
             }
         }
     }
-    b
 }
 
 /// Reads the codes of a block.
@@ -255,9 +260,8 @@ pub fn decode_plain(grid: Grid, bytes: &[u8], out: &mut [f32]) {
         let d = widen(u16_at(bytes, 0));
         match grid {
             Grid::Q8_0 => {
-                for i in 0..32 {
-                    out[i] = d * f32::from(bytes[2 + i] as i8);
-                }
+                let codes = &bytes[2..].as_chunks::<32>().0[0];
+                out.iter_mut().zip(codes).for_each(|(o, code)| *o = d * f32::from(*code as i8));
             }
             Grid::Q4_0 => halves(&bytes[2..], out, |c, _| d * (i32::from(c) - 8) as f32),
             Grid::Q4_1 => {
@@ -291,6 +295,7 @@ fn fifth(high: u32, i: usize) -> u8 {
 /// Low nibbles are values 0 to 15, high ones 16 to 31.
 #[inline(always)]
 fn halves(bytes: &[u8], out: &mut [f32; 32], value: impl Fn(u8, usize) -> f32) {
+    let bytes = &bytes.as_chunks::<16>().0[0];
     for i in 0..16 {
         out[i] = value(bytes[i] & 15, i);
         out[16 + i] = value(bytes[i] >> 4, 16 + i);

@@ -20,9 +20,8 @@ fn odd(stored: u16) -> i8 {
 /// Reads the scales of a type with a codebook.
 #[inline(always)]
 pub fn steps(grid: Grid, bytes: &[u8], b: &mut Block) {
-    if grid != Grid::Iq1M {
-        b.d = u16_at(bytes, 0);
-    }
+    // That of IQ1_M lies in parts beside the steps.
+    b.d = if grid == Grid::Iq1M { 0 } else { u16_at(bytes, 0) };
     match grid {
         Grid::Iq1S => {
             for s in 0..8 {

@@ -3,7 +3,10 @@
 //! Queries of the heads that share keys run side by side in one tile. Chunks are counted from the start of the
 //! text, so a query's sums depend on its position alone.
 
-use super::memory::{CHUNK, Memory};
+use super::{
+    memory::{CHUNK, Memory, Widened},
+    passes::MANY,
+};
 use crate::{
     Tensor,
     kernels::{Softening, Tile, kernels},
@@ -107,7 +110,7 @@ struct Scratch {
     mixed: Vec<f32>,
     softmax: Vec<Softening>,
     highest: Vec<f32>,
-    widened: Vec<u8>,
+    widened: Widened,
 }
 
 thread_local! {
@@ -207,7 +210,7 @@ impl Block<'_> {
             add: false,
         };
         // SAFETY: a chunk of keys holds so many panels, and the queries and scores are of this width.
-        unsafe { in_line(tile) }
+        unsafe { run_tile(tile, self.rows >= MANY) }
         self.soften(s, chunk, width);
         let tile = Tile {
             weights: values.as_ptr(),
@@ -220,7 +223,7 @@ impl Block<'_> {
             ..tile
         };
         // SAFETY: a chunk of values holds so many panels, and the probabilities and mixtures are of this width.
-        unsafe { in_line(tile) }
+        unsafe { run_tile(tile, self.rows >= MANY) }
         s.widened = widened;
     }
 
@@ -262,12 +265,13 @@ impl Block<'_> {
 const NARROW: usize = 1 << 10;
 
 /// Runs a tile panel by panel: keys and values come from memory in one run, which prefetchers follow at twice the
-/// speed of several panels side by side. Narrow ones, which no prefetcher has to find, run side by side.
+/// speed of several panels side by side. Narrow ones, which no prefetcher has to find, and those that many queries have brought
+/// into the caches run side by side.
 ///
 /// # Safety
 /// As of [`crate::kernels::Kernels::tile`].
-unsafe fn in_line(tile: Tile) {
-    if tile.panel_bytes <= NARROW {
+unsafe fn run_tile(tile: Tile, many: bool) {
+    if many || tile.panel_bytes <= NARROW {
         // SAFETY: the caller's.
         return unsafe { kernels().tile(&tile) };
     }

@@ -9,7 +9,8 @@
 use crate::{
     Tensor,
     bytes::Region,
-    grid::widen,
+    grid::{Grid, widen},
+    kernels::kernels,
     packed::{Form, brain, form::LANES},
     threads::{self, Shared},
 };
@@ -264,25 +265,68 @@ impl Memory {
         &self.data[(head * self.room + chunk) * self.block_bytes()..][..self.block_bytes()]
     }
 
-    /// The panels of one head in one chunk: keys, then values. `scratch` holds them where they must be widened.
-    pub(super) fn chunk<'a>(&'a self, chunk: usize, head: usize, scratch: &'a mut Vec<u8>) -> (&'a [u8], &'a [u8]) {
+    /// The panels of one head in one chunk: keys, then values. `room` holds them where they must be widened.
+    pub(super) fn chunk<'a>(&'a self, chunk: usize, head: usize, room: &'a mut Widened) -> (&'a [u8], &'a [u8]) {
         let data = self.block(chunk, head);
         let panels = self.panels();
-        if matches!(self.format, KeyValue::F32 | KeyValue::Bf16) {
-            return data.split_at(panels.keys());
+        let grid = match self.format {
+            KeyValue::F32 | KeyValue::Bf16 => return data.split_at(panels.keys()),
+            KeyValue::Int8 => Grid::Q8_0,
+            KeyValue::Int4 => Grid::Q4_1,
+        };
+        let (hd, rows) = (self.head_dim, CHUNK.min(self.len - chunk * CHUNK));
+        let (keys, values) = data.split_at(data.len() / 2);
+        room.panels.resize(panels.bytes() / 4, 0);
+        let (key_words, value_words) = room.panels.split_at_mut(panels.keys() / 4);
+        if hd.is_multiple_of(GROUP) {
+            decode_chunk(grid, keys, hd, rows, &mut room.rows);
+            let (steps, panel) = (panels.key_steps(), LANES * panels.key_steps());
+            room.words.resize(CHUNK * steps, 0);
+            (kernels().brain_pairs)(&room.rows, &mut room.words);
+            for (words, out) in room.words.chunks_exact(panel).zip(key_words.chunks_exact_mut(panel)) {
+                (kernels().codes.pack_words)(words, steps, LANES, out);
+            }
+            decode_chunk(grid, values, hd, rows, &mut room.rows);
+            room.slices.resize(CHUNK * hd, 0.0);
+            for (slice, out) in room.slices.as_chunks_mut::<{ CHUNK * LANES }>().0.iter_mut().enumerate() {
+                for (out, row) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(room.rows.chunks_exact(hd)) {
+                    out.copy_from_slice(&row[slice * LANES..][..LANES]);
+                }
+            }
+            (kernels().brain_weave)(&room.slices, value_words);
+        } else {
+            room.panels.fill(0);
+            let width = self.format.row_bytes(hd);
+            room.rows.resize(2 * hd, 0.0);
+            let (key, value) = room.rows.split_at_mut(hd);
+            for p in 0..rows {
+                widen_row(self.format, &keys[p * width..(p + 1) * width], key);
+                widen_row(self.format, &values[p * width..(p + 1) * width], value);
+                panels.write(bytemuck::cast_slice_mut(&mut room.panels), p, key, value);
+            }
         }
-        let width = self.format.row_bytes(self.head_dim);
-        scratch.clear();
-        scratch.resize(panels.bytes(), 0);
-        let (mut key, mut value) = ([0f32; 1024], [0f32; 1024]);
-        for p in 0..CHUNK.min(self.len - chunk * CHUNK) {
-            let (key, value) = (&mut key[..self.head_dim], &mut value[..self.head_dim]);
-            widen_row(self.format, &data[p * width..(p + 1) * width], key);
-            widen_row(self.format, &data[(CHUNK + p) * width..(CHUNK + p + 1) * width], value);
-            panels.write(scratch, p, key, value);
-        }
-        scratch.split_at(panels.keys())
+        bytemuck::cast_slice(&room.panels).split_at(panels.keys())
     }
+}
+
+/// Where a chunk of a rounded format is widened, used again from chunk to chunk.
+#[derive(Default)]
+pub(super) struct Widened {
+    /// Keys, then values, as [`Panels`] lays them out.
+    panels: Vec<u32>,
+    /// `[CHUNK][head_dim]`, as floats and as pairs of brain floats.
+    rows: Vec<f32>,
+    words: Vec<u32>,
+    /// `[head_dim / LANES][CHUNK][LANES]`.
+    slices: Vec<f32>,
+}
+
+/// Decodes the first rows of a chunk of whole groups; the others are zeros.
+fn decode_chunk(grid: Grid, bytes: &[u8], head_dim: usize, rows: usize, out: &mut Vec<f32>) {
+    out.resize(CHUNK * head_dim, 0.0);
+    let (held, missing) = out.split_at_mut(rows * head_dim);
+    (kernels().decode_row)(grid, &bytes[..grid.row_bytes(held.len())], held);
+    missing.fill(0.0);
 }
 
 /// Rounds a row to groups: the scale (and the minimum) as 16-bit floats, then the codes.
@@ -307,10 +351,11 @@ fn round_row(format: KeyValue, x: &[f32], out: &mut [u8]) {
             out[at..at + 2].copy_from_slice(&base.to_le_bytes());
             at += 2;
             let code = |v: f32| ((v - base.to_f32()) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
-            for (o, pair) in out[at..].iter_mut().zip(x.chunks(2)) {
-                *o = code(pair[0]) | pair.get(1).map_or(0, |v| code(*v)) << 4;
+            let (low, high) = x.split_at(x.len().div_ceil(2));
+            for (i, (o, v)) in out[at..].iter_mut().zip(low).enumerate() {
+                *o = code(*v) | high.get(i).map_or(0, |v| code(*v)) << 4;
             }
-            at += x.len().div_ceil(2);
+            at += low.len();
         }
     }
 }
@@ -328,10 +373,45 @@ fn widen_row(format: KeyValue, bytes: &[u8], out: &mut [f32]) {
             at += 2 + out.len();
         } else {
             let base = half(at + 2);
+            let half = out.len().div_ceil(2);
             for (i, o) in out.iter_mut().enumerate() {
-                *o = scale * f32::from(bytes[at + 4 + i / 2] >> (4 * (i % 2)) & 15) + base;
+                *o = scale * f32::from(bytes[at + 4 + i % half] >> (4 * (i / half)) & 15) + base;
             }
-            at += 4 + out.len().div_ceil(2);
+            at += 4 + half;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_groups_are_widened_as_row_after_row() {
+        let mut room = Widened::default();
+        for format in [KeyValue::Int8, KeyValue::Int4] {
+            for (hd, len) in [(32, 1), (64, 63), (64, 130), (96, 64)] {
+                let wave = |step: f32| {
+                    let values = (0..len * 2 * hd).map(|i| (i as f32 * step).sin() * (1.0 + i as f32)).collect();
+                    Tensor::from_vec(len, 2 * hd, values)
+                };
+                let mut memory = Memory::new(format, 2, hd);
+                memory.append(&wave(0.37), &wave(0.71), 0, len);
+                for (chunk, head) in (0..len.div_ceil(CHUNK)).flat_map(|chunk| [(chunk, 0), (chunk, 1)]) {
+                    let panels = memory.panels();
+                    let mut want = vec![0u8; panels.bytes()];
+                    let (keys, values) = memory.block(chunk, head).split_at(memory.block_bytes() / 2);
+                    let width = format.row_bytes(hd);
+                    let (mut key, mut value) = (vec![0.0; hd], vec![0.0; hd]);
+                    for p in 0..CHUNK.min(len - chunk * CHUNK) {
+                        widen_row(format, &keys[p * width..], &mut key);
+                        widen_row(format, &values[p * width..], &mut value);
+                        panels.write(&mut want, p, &key, &value);
+                    }
+                    let (keys, values) = memory.chunk(chunk, head, &mut room);
+                    assert!([keys, values].concat() == want, "{format}, {hd} channels, {len} positions, chunk {chunk}");
+                }
+            }
         }
     }
 }

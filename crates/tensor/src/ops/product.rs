@@ -316,10 +316,10 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
                     });
                 }
                 activation.apply_slice(a);
+                a.iter_mut().zip(&*b).for_each(|(a, b)| *a *= b);
                 each_sum(first..first + panels, rows, span, |token, row, at| {
                     // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
-                    let out = unsafe { shared.slice(token * rows + row, at.len()) };
-                    out.iter_mut().zip(a[at.clone()].iter().zip(&b[at])).for_each(|(o, (g, u))| *o = g * u);
+                    unsafe { shared.slice(token * rows + row, at.len()) }.copy_from_slice(&a[at]);
                 });
             }
         });
@@ -329,12 +329,10 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
 /// Runs `run(token, first row, place)` for the sums of a tile of panels, which lie as [`Source::run`] leaves them: a panel has
 /// [`LANES`] rows, or what is left of them.
 fn each_sum(panels: Range<usize>, rows: usize, span: &Span, mut run: impl FnMut(usize, usize, Range<usize>)) {
-    let mut at = 0;
-    for panel in panels {
-        let row = panel * LANES;
-        for token in span.first..span.first + span.width {
-            run(token, row, at..at + LANES.min(rows - row));
-            at += LANES;
+    for t in 0..span.width {
+        for (i, panel) in panels.clone().enumerate() {
+            let (row, at) = (panel * LANES, (i * span.width + t) * LANES);
+            run(span.first + t, row, at..at + LANES.min(rows - row));
         }
     }
 }

@@ -28,6 +28,13 @@ pub(crate) unsafe fn pack_panel<V: Lanes>(storage: Storage, cols: usize, rows: &
             (Storage::Grid(grid), Form::F16) => widened::<V>(grid, cols, rows, width, out),
             (Storage::F16, _) => transpose::<V, 2>(rows, width, out),
             (Storage::F32 | Storage::Bf16, _) => transpose::<V, 4>(rows, width, out),
+            // The loops over the blocks of a grid that is known when they are compiled ask no questions.
+            (Storage::Grid(Grid::Q8_0), Form::Codes(codes)) => {
+                pack_codes::<V, 256>(Grid::Q8_0, codes, cols, rows, width, out)
+            }
+            (Storage::Grid(Grid::Q4K), Form::Codes(codes)) => {
+                pack_codes::<V, 256>(Grid::Q4K, codes, cols, rows, width, out)
+            }
             // Pieces of 256 columns fit into half of the first-level cache: rows are cut into them, blocks put together.
             (Storage::Grid(grid), Form::Codes(codes))
                 if grid.block_len() <= 128 || grid.block_len() <= 256 && grid.block_len() % 64 == 0 =>
@@ -233,6 +240,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
     let piece = if len.is_multiple_of(CHUNK) { len } else { 2 * len };
     let piece = piece * (256 / piece).max(1);
     let sub = usize::from(codes.sub);
+    let (parts, own) = (piece / len, len / sub);
     let stepped = matches!(codes.scales, Scales::Steps | Scales::Sixes | Scales::Pairs);
     let mut p = Piece::<PIECE> {
         codes: [[0; PIECE]; LANES],
@@ -241,13 +249,13 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
         steps: [[0; LANES]; SUBS],
         mins: [[0; LANES]; SUBS],
     };
-    let mut chunk = 0;
-    for from in (0..cols).step_by(piece) {
+    let (mut chunk, mut first) = (0, 0);
+    let mut scales = grid::no_scales(grid);
+    while first * len < cols {
         for (lane, row) in rows.chunks_exact(width).enumerate() {
-            for part in 0..piece / len {
-                let block = from / len + part;
-                let subs = part * len / sub..(part + 1) * len / sub;
-                let Some((header, bytes)) = blocks.get(row, block) else {
+            for part in 0..parts {
+                let subs = part * own..(part + 1) * own;
+                let Some((header, bytes)) = blocks.get(row, first + part) else {
                     // Beyond the last block lies the padding of the last chunk.
                     p.codes[lane][part * len..(part + 1) * len].fill(0);
                     subs.for_each(|s| (p.d[s][lane], p.m[s][lane], p.steps[s][lane], p.mins[s][lane]) = (0, 0, 0, 0));
@@ -262,7 +270,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
                         .for_each(|code| *code = (levels[usize::from(*code)] + 128.0) as u8);
                 }
                 if stepped {
-                    let scales = grid::scales(grid, header);
+                    grid::read_scales(grid, header, &mut scales);
                     for (i, s) in subs.enumerate() {
                         (p.d[s][lane], p.m[s][lane]) = (scales.d, scales.m);
                         (p.steps[s][lane], p.mins[s][lane]) = (scales.steps[i] as u8, scales.mins[i]);
@@ -274,6 +282,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
                 }
             }
         }
+        first += parts;
         for c in 0..(cols.div_ceil(CHUNK) - chunk).min(piece / CHUNK) {
             let subs = c * CHUNK / sub..(c + 1) * CHUNK / sub;
             let place = Place::of(form, chunk);
@@ -285,11 +294,17 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
                 }
             }
             chunk_scales(codes, &p, subs, place, out);
-            let mut steps = [[0u8; 64]; CHUNK / 4];
-            // SAFETY: every lane holds a chunk of codes from this column on.
-            unsafe { V::transpose(p.codes[0][c * CHUNK..].as_ptr(), PIECE, steps.as_mut_ptr().cast()) };
-            let halves = out[place.codes..][..form.chunk_body()].chunks_exact_mut(form.chunk_body() / 2);
-            steps.as_chunks::<8>().0.iter().zip(halves).for_each(|(half, out)| planes(half, codes.bits, out));
+            let (lanes, out) = (p.codes[0][c * CHUNK..].as_ptr(), &mut out[place.codes..][..form.chunk_body()]);
+            if codes.bits == 8 {
+                // SAFETY: every lane holds a chunk of codes from this column on, and whole bytes of them are what is written.
+                unsafe { V::transpose(lanes, PIECE, out.as_mut_ptr()) };
+            } else {
+                let mut steps = [[0u8; 64]; CHUNK / 4];
+                // SAFETY: as above.
+                unsafe { V::transpose(lanes, PIECE, steps.as_mut_ptr().cast()) };
+                let halves = out.chunks_exact_mut(form.chunk_body() / 2);
+                steps.as_chunks::<8>().0.iter().zip(halves).for_each(|(half, out)| planes(half, codes.bits, out));
+            }
             chunk += 1;
         }
     }
