@@ -40,7 +40,7 @@ pub struct Block {
 impl Block {
     /// A block of `grid` whose scales are all zero.
     #[inline(always)]
-    pub(super) fn empty(grid: Grid) -> Block {
+    pub(crate) fn empty(grid: Grid) -> Block {
         let (sub_len, base, highest) = match grid {
             Grid::Int { bits, group, zero } => {
                 let base = if zero == Zero::Middle { -(1 << (bits - 1)) } else { 0 };

@@ -24,7 +24,7 @@ pub use block::Block;
 pub use codebook::{Cost, SPAN};
 pub use learned::{Moved, Scales};
 pub use name::GridError;
-pub(crate) use pack::{half_e4m3, half_power, header, no_scales, pack_bits, read_scales, unpack, unpack_bits, widen};
+pub(crate) use pack::{half_e4m3, half_power, header, pack_bits, read_scales, unpack, unpack_bits, widen};
 pub use palette::{Palette, means};
 pub use table::Table;
 

@@ -98,12 +98,6 @@ pub fn header(grid: Grid, bytes: &[u8]) -> Block {
     b
 }
 
-/// A block of this grid to read scales into.
-#[inline(always)]
-pub fn no_scales(grid: Grid) -> Block {
-    Block::empty(grid)
-}
-
 /// Reads the scales of a block as they are stored, over those of another block of the grid.
 #[inline(always)]
 pub fn read_scales(grid: Grid, bytes: &[u8], b: &mut Block) {

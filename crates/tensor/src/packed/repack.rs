@@ -250,7 +250,7 @@ unsafe fn pack_codes<V: Lanes, const PIECE: usize>(
         mins: [[0; LANES]; SUBS],
     };
     let (mut chunk, mut first) = (0, 0);
-    let mut scales = grid::no_scales(grid);
+    let mut scales = grid::Block::empty(grid);
     while first * len < cols {
         for (lane, row) in rows.chunks_exact(width).enumerate() {
             for part in 0..parts {
