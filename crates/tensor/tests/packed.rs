@@ -117,6 +117,7 @@ fn product(k: &'static Kernels, w: &Weight, panels: &[u8], x: &Tensor) -> Tensor
             panels: count,
             length: form.length(w.cols()),
             inputs: inputs.tile(span),
+            next: inputs.tile(span),
             width: span.width,
             out: out.as_mut_ptr(),
             steps: Tile::block(span.width),

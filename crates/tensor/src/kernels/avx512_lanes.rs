@@ -54,6 +54,10 @@ unsafe impl<const BF16: bool> Lanes for Avx512<BF16> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_later(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn transpose(rows: *const u8, stride: usize, out: *mut u8) {
         unsafe {
             let mut t = [_mm512_setzero_pd(); 16];

@@ -53,11 +53,20 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
                 }
             }
         }
+        if T >= BUSY {
+            // The next tile's sums lie behind these.
+            for r in 0..R {
+                for t in T..2 * T {
+                    V::prefetch(out.wrapping_add(r * panel_step + t * token_step).cast());
+                }
+            }
+        }
         let x = tile.inputs;
         match tile.form {
-            Form::Bf16 if !V::BRAIN => widened::<V, T, R>(tile.length, w, x, &mut acc),
+            Form::Bf16 if !V::BRAIN => widened::<V, T, R>(tile.length, w, [x, tile.next], &mut acc),
             Form::Bf16 => {
                 for k in 0..tile.length {
+                    ahead::<V, T, R>(w, k * 64, tile.next, k);
                     let mut weights = [V::bytes(w[0].add(k * 64)); R];
                     for r in 1..R {
                         weights[r] = V::bytes(w[r].add(k * 64));
@@ -70,26 +79,60 @@ unsafe fn float_panels<V: Lanes, const T: usize, const R: usize>(tile: &Tile, pa
                     }
                 }
             }
-            form => {
-                let half = form == Form::F16;
-                for k in 0..tile.length {
-                    let mut weights = [V::zero(); R];
-                    for r in 0..R {
-                        weights[r] = if half { V::halves(w[r].add(k * 32)) } else { V::load(w[r].add(k * 64).cast()) };
-                    }
-                    for t in 0..T {
-                        let x = V::splat(x.add((k * T + t) * 4));
-                        for r in 0..R {
-                            acc[r][t] = V::fma(x, weights[r], acc[r][t]);
-                        }
-                    }
-                }
-            }
+            Form::F16 => multiply::<V, T, R, true>(tile.length, w, [x, tile.next], &mut acc),
+            _ => multiply::<V, T, R, false>(tile.length, w, [x, tile.next], &mut acc),
         }
         for r in 0..R {
             for t in 0..T {
                 V::store(out.add(r * panel_step + t * token_step), acc[r][t]);
             }
+        }
+    }
+}
+
+/// Adds the products of floats, or of weights of 16-bit floats.
+///
+/// # Safety
+/// As of [`float_panels`], for so many steps.
+#[inline(always)]
+unsafe fn multiply<V: Lanes, const T: usize, const R: usize, const HALF: bool>(
+    length: usize,
+    w: [*const u8; R],
+    [x, next]: [*const u8; 2],
+    acc: &mut [[V::Floats; T]; R],
+) {
+    let step = if HALF { 2 * LANES } else { 4 * LANES };
+    for k in 0..length {
+        // SAFETY: the caller's panels and inputs have so many steps.
+        unsafe {
+            ahead::<V, T, R>(w, k * step, next, k);
+            let mut weights = [V::zero(); R];
+            for r in 0..R {
+                let at = w[r].add(k * step);
+                weights[r] = if HALF { V::halves(at) } else { V::load(at.cast()) };
+            }
+            for t in 0..T {
+                let x = V::splat(x.add((k * T + t) * 4));
+                for r in 0..R {
+                    acc[r][t] = V::fma(x, weights[r], acc[r][t]);
+                }
+            }
+        }
+    }
+}
+
+/// In step `k`, whose weights lie `at` bytes on, announces weights of later steps and the next tile's inputs of this one. Few tokens
+/// leave it to the processor (see [`BUSY`]).
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn ahead<V: Lanes, const T: usize, const R: usize>(w: [*const u8; R], at: usize, next: *const u8, k: usize) {
+    if T >= BUSY {
+        // SAFETY: a line that is only announced may lie anywhere.
+        unsafe {
+            read_ahead::<V, R>(w.map(|w| w.wrapping_add(at)), 1);
+            V::prefetch_later(next.wrapping_add(k * T * 4));
         }
     }
 }
@@ -106,7 +149,7 @@ const WIDENED: usize = 64;
 unsafe fn widened<V: Lanes, const T: usize, const R: usize>(
     length: usize,
     w: [*const u8; R],
-    x: *const u8,
+    [x, next]: [*const u8; 2],
     acc: &mut [[V::Floats; T]; R],
 ) {
     let mut inputs = [[[MaybeUninit::<f32>::uninit(); T]; WIDENED]; 2];
@@ -129,12 +172,9 @@ unsafe fn widened<V: Lanes, const T: usize, const R: usize>(
             }
             for k in 0..steps {
                 let mut weights = [[V::zero(); 2]; R];
+                ahead::<V, T, R>(w, (from + k) * 64, next, from + k);
                 for r in 0..R {
-                    let at = w[r].add((from + k) * 64);
-                    if T >= BUSY {
-                        read_ahead::<V, 1>([at], 64);
-                    }
-                    weights[r] = V::brain_pair(V::bytes(at));
+                    weights[r] = V::brain_pair(V::bytes(w[r].add((from + k) * 64)));
                 }
                 for t in 0..T {
                     let (low, high) = (V::splat(first.add(k * T + t).cast()), V::splat(second.add(k * T + t).cast()));

@@ -29,6 +29,9 @@ pub(crate) unsafe trait Lanes {
     /// Says that a cache line is read soon.
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    /// Says that a cache line is read after some thousand instructions: it need not be in the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_later(_: *const u8) {}
     /// Transposes words of four bytes: reads 64 bytes of each of sixteen rows, `stride` bytes apart, and writes
     /// sixteen times the sixteen words of a column.
     #[inline(always)]

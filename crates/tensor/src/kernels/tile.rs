@@ -28,6 +28,8 @@ pub struct Tile {
     pub length: usize,
     /// The packed inputs of the tile.
     pub inputs: *const u8,
+    /// Floats that are likely to be multiplied after them; the same where nobody knows. They are only announced.
+    pub next: *const u8,
     /// Tokens: one of the widths that the table lists.
     pub width: usize,
     /// Where the sum of the first panel's first lane and the first token goes; those of its other lanes follow.
@@ -42,7 +44,8 @@ impl Tile {
     /// Weights without inputs, from the first panel on; sums are not added to anything.
     pub fn new(form: Form, weights: *const u8, panel_bytes: usize, length: usize) -> Tile {
         let (inputs, out) = (std::ptr::null(), std::ptr::null_mut());
-        Tile { form, weights, panel_bytes, panels: 0, length, inputs, width: 0, out, steps: [0; 2], add: false }
+        let (next, steps) = (inputs, [0; 2]);
+        Tile { form, weights, panel_bytes, panels: 0, length, inputs, next, width: 0, out, steps, add: false }
     }
 
     /// The steps of sums that lie as `[panels][width][LANES]`.
@@ -64,13 +67,16 @@ impl Tile {
         out: *mut f32,
     ) {
         let weights = self.weights.wrapping_add(panels.start * self.panel_bytes + steps.start * self.form.step_bytes());
+        let inputs = inputs.wrapping_add(steps.start * 4 * width);
         let tile = Tile {
             form: self.form,
             weights,
             panel_bytes: self.panel_bytes,
             panels: panels.len(),
             length: steps.len(),
-            inputs: inputs.wrapping_add(steps.start * 4 * width),
+            inputs,
+            // Tiles of inputs lie one after the other.
+            next: inputs.wrapping_add(self.length * 4 * width),
             width,
             out,
             steps: self.steps,

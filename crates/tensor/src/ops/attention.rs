@@ -204,6 +204,7 @@ impl Block<'_> {
             panels: CHUNK / LANES,
             length: panels.key_steps(),
             inputs: s.queries.as_ptr().cast(),
+            next: s.queries.as_ptr().cast(),
             width,
             out: s.scores.as_mut_ptr(),
             steps: Tile::block(width),
@@ -218,6 +219,7 @@ impl Block<'_> {
             panels: panels.slices(),
             length: panels.value_steps(),
             inputs: s.probabilities.as_ptr().cast(),
+            next: s.probabilities.as_ptr().cast(),
             out: s.mixed.as_mut_ptr(),
             add: true,
             ..tile
@@ -249,7 +251,10 @@ impl Block<'_> {
             }
         }
         if self.memory.panels().form == Form::F32 {
-            regroup::<LANES>(bytemuck::cast_slice(&s.scores), width, &mut s.probabilities);
+            for (panel, inputs) in s.probabilities.chunks_exact_mut(LANES * width).enumerate() {
+                let rows = &s.scores[panel * LANES * width..];
+                (kernels().codes.pack_words)(bytemuck::cast_slice(rows), LANES, width, inputs);
+            }
         } else {
             (kernels().brain_pairs)(&s.scores, &mut s.pairs);
             if kernels().floats.together == 1 {

@@ -143,12 +143,19 @@ impl Head<'_> {
             }
         }
         for (out, sums) in [(self.out[1], &s.dk), (self.out[2], &s.dv)] {
-            for t in 0..rows {
-                let at = ((self.first + t) * shape.kv_heads + self.head) * hd;
-                // SAFETY: the gradients outlive the section; this task alone writes this head of this sequence.
-                let out = unsafe { out.slice(at, hd) };
-                let sums = &sums[t / LANES * hd * LANES + t % LANES..];
-                out.iter_mut().zip(sums.iter().step_by(LANES)).for_each(|(o, v)| *o = *v);
+            let mut turned = [0u32; LANES * LANES];
+            for (panel, sums) in sums.chunks_exact(hd * LANES).take(rows.div_ceil(LANES)).enumerate() {
+                let sums: &[u32] = bytemuck::cast_slice(sums);
+                for from in (0..hd).step_by(LANES) {
+                    let width = LANES.min(hd - from);
+                    (kernels().codes.pack_words)(&sums[from * LANES..], LANES, width, &mut turned[..LANES * width]);
+                    let turned = bytemuck::cast_slice(&turned[..]).chunks_exact(width);
+                    for (t, values) in (panel * LANES..rows).zip(turned).take(LANES) {
+                        let at = ((self.first + t) * shape.kv_heads + self.head) * hd + from;
+                        // SAFETY: the gradients outlive the section; this task alone writes this head of this sequence.
+                        unsafe { out.slice(at, width) }.copy_from_slice(values);
+                    }
+                }
             }
         }
     }
@@ -231,13 +238,14 @@ impl Head<'_> {
         let (shape, hd, form) = (self.a.shape, self.a.shape.head_dim, self.form);
         let Span { first, width, .. } = s.queries.spans()[span];
         let at = (first - queries.start) * LANES;
-        let panels = s.changes.chunks_exact(queries.len() * LANES).map(|panel| &panel[at..at + width * LANES]);
         if form == Form::F32 {
             s.inputs.resize(seen.len() * LANES * width, 0);
-            for (panel, inputs) in panels.zip(s.inputs.chunks_exact_mut(LANES * width)) {
-                regroup::<LANES>(bytemuck::cast_slice(panel), width, inputs);
+            for (panel, inputs) in s.inputs.chunks_exact_mut(LANES * width).enumerate() {
+                let rows = &s.changes[panel * queries.len() * LANES + at..];
+                (kernels().codes.pack_words)(bytemuck::cast_slice(rows), LANES, width, inputs);
             }
         } else {
+            let panels = s.changes.chunks_exact(queries.len() * LANES).map(|panel| &panel[at..at + width * LANES]);
             let words = LANES / 2 * width;
             s.pairs.resize(seen.len() * words, 0);
             s.inputs.resize(seen.len() * words, 0);
@@ -309,6 +317,7 @@ fn multiply(
         panels,
         length: steps,
         inputs: inputs.as_ptr().cast(),
+        next: inputs.as_ptr().cast(),
         width,
         out: out[to.at..].as_mut_ptr(),
         steps: to.steps,

@@ -9,8 +9,8 @@ use std::ops::Range;
 const PAIR: usize = 2;
 /// Tokens from which weights are passed over so often that they should stay in the caches.
 pub(super) const MANY: usize = 16;
-/// Bytes of such panels that stay in the first-level cache while tiles pass over them.
-const NEAR: usize = 40 << 10;
+/// Bytes of such panels that stay in the second-level cache while tiles pass over them: kernels ask for them in time.
+const NEAR: usize = 256 << 10;
 /// Bytes of inputs that stay in the second-level cache while panels pass over them.
 const FAR: usize = 384 << 10;
 

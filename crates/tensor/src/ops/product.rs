@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Linear, LowRank, Rounding, Tensor, Weight,
     kernels::kernels,
-    packed::{Inputs, Span, form::LANES},
+    packed::{InputKind, Inputs, Span, form::LANES},
     threads::{self, Shared},
 };
 use std::{cell::RefCell, ops::Range};
@@ -195,14 +195,11 @@ fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], bef
         if before == Before::Forget {
             product.out.reset(tokens, source.rows());
         }
-        x.prepare(source.wanted());
         (source, product.bias, Shared::new(product.out.as_mut_slice()))
     });
-    let x = &*x;
-    let run = |job: usize, first: usize, panels: usize, spans: &dyn Fn(&Inputs) -> Range<usize>| {
+    let run = |job: usize, first: usize, panels: usize, inputs: &Inputs| {
         let (source, bias, out) = &jobs[job];
-        let Some(inputs) = x.inputs(source.wanted()) else { return };
-        let spans = &inputs.spans()[spans(inputs)];
+        let spans = inputs.spans();
         SCRATCH.with_borrow_mut(|s| {
             source.decode(first, panels, &mut s.decode);
             let (rows, row) = (source.rows(), first * LANES);
@@ -240,48 +237,49 @@ fn run_products<const N: usize>(x: &mut Operand, products: [Product<'_>; N], bef
         });
     };
     let sources = jobs.each_ref().map(|j| &j.0);
-    if tokens >= BLOCKS * BLOCK && sources.iter().all(|s| s.is_packed_floats()) {
-        return each_block(tokens, sources, &|job, first, panels, tokens| {
-            run(job, first, panels, &|inputs| inputs.spans_of(tokens.clone()));
-        });
+    let wanted = sources.each_ref().map(|s| s.wanted());
+    let plain = |w: &Wanted| w.rounding.is_none() && w.kind == wanted[0].kind;
+    if tokens >= MANY_BLOCKS * BLOCK && sources.iter().all(|s| s.is_packed_floats()) && wanted.iter().all(plain) {
+        return each_block(&x.x, wanted[0].kind, sources, &run);
     }
-    let most = jobs.iter().map(|j| x.passes(j.0.wanted())).max().unwrap_or(0);
-    Cut::new(tokens, most, sources)
-        .each(&|job, first, panels| run(job, first, panels, &|inputs| 0..inputs.spans().len()));
+    wanted.iter().for_each(|w| x.prepare(*w));
+    let x = &*x;
+    let most = wanted.iter().map(|w| x.passes(*w)).max().unwrap_or(0);
+    Cut::new(tokens, most, sources).each(&|job, first, panels| {
+        x.inputs(wanted[job]).into_iter().for_each(|inputs| run(job, first, panels, inputs));
+    });
 }
 
-/// Tokens of a task where there are many, a multiple of every width of a tile: their inputs stay in the second-level cache.
-const BLOCK: usize = 192;
-/// Blocks from which on tokens are shared out as well as panels.
-const BLOCKS: usize = 3;
+/// Tokens of a task where there are many, a multiple of every width of a tile.
+const BLOCK: usize = 96;
+/// Blocks from which on tokens are shared out.
+const MANY_BLOCKS: usize = 6;
 
-/// Runs `task(job, first panel, panels, tokens)` for blocks of tokens and groups of panels.
+/// Runs `task(job, first panel, panels, inputs)` for blocks of tokens. A task packs its inputs itself: they stay in the
+/// second-level cache while the panels pass over them.
 fn each_block<const N: usize>(
-    tokens: usize,
+    x: &Tensor,
+    kind: InputKind,
     sources: [&Source<'_>; N],
-    task: &(dyn Fn(usize, usize, usize, Range<usize>) + Sync),
+    task: &(dyn Fn(usize, usize, usize, &Inputs) + Sync),
 ) {
-    // An even number: kernels run panels in pairs.
-    let mut groups = sources.map(|s| (RESIDENT / s.panel_bytes().max(1) / 2 * 2).clamp(2, 16));
-    let cut = |groups: [usize; N]| -> [usize; N] {
-        std::array::from_fn(|i| sources[i].rows().div_ceil(LANES).div_ceil(groups[i]))
-    };
-    // Small matrices are cut smaller where there are more workers than tasks; no sum depends on it.
-    let few = |groups| cut(groups).iter().sum::<usize>() * tokens.div_ceil(BLOCK) < threads::TASKS * threads::count();
-    while few(groups) && groups.iter().any(|g| *g > 2) {
-        groups = groups.map(|g| (g / 4 * 2).max(2));
-    }
-    let counts = cut(groups);
-    let all: usize = counts.iter().sum();
-    threads::each(all * tokens.div_ceil(BLOCK), &|i| {
-        let (block, mut i) = (i / all, i % all);
-        let mut job = 0;
-        while i >= counts[job] {
-            i -= counts[job];
-            job += 1;
-        }
-        let (first, panels) = (i * groups[job], sources[job].rows().div_ceil(LANES));
-        task(job, first, groups[job].min(panels - first), block * BLOCK..tokens.min((block + 1) * BLOCK));
+    let (tokens, blocks) = (x.rows(), x.rows().div_ceil(BLOCK));
+    // Where there are more workers than blocks, several share one and its panels; no sum depends on it.
+    let parts = (threads::TASKS * threads::count()).div_ceil(blocks);
+    threads::each(blocks * parts, &|i| {
+        let (block, part) = (i / parts, i % parts);
+        INPUTS.with_borrow_mut(|inputs| {
+            inputs.pack_rows(x, block * BLOCK..tokens.min((block + 1) * BLOCK), kind, kernels());
+            for (job, source) in sources.iter().enumerate() {
+                let panels = source.rows().div_ceil(LANES);
+                // An even number: kernels run panels in pairs.
+                let share = panels.div_ceil(parts).next_multiple_of(2);
+                let (first, end) = (panels.min(part * share), panels.min((part + 1) * share));
+                if first < end {
+                    task(job, first, end - first, inputs);
+                }
+            }
+        });
     });
 }
 
@@ -367,6 +365,8 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Inputs that a worker packs for itself.
+    static INPUTS: RefCell<Inputs> = RefCell::default();
 }
 
 /// Products cut into tasks of neighbouring panels.

@@ -7,7 +7,7 @@ use super::passes::passes;
 use crate::{
     Tensor,
     kernels::{Tile, kernels},
-    packed::{Form, InputKind, Inputs, form::LANES, pack_columns},
+    packed::{Form, InputKind, Inputs, few_rows, form::LANES, pack_columns},
     threads::{self, Shared},
 };
 
@@ -21,7 +21,7 @@ pub struct Columns {
     data: Vec<u32>,
 }
 
-/// Tokens that are packed together: as many as stay in the first-level cache.
+/// Tokens that a task packs.
 const RUN: usize = 64;
 
 impl Columns {
@@ -35,12 +35,14 @@ impl Columns {
         let shared = Shared::new(&mut self.data);
         threads::each(x.rows().div_ceil(RUN), &|run| {
             let rows = run * RUN..x.rows().min((run + 1) * RUN);
-            let first = form.length(rows.start);
-            let count = form.length(rows.end) - first;
-            for panel in 0..panels {
-                // SAFETY: `data` outlives the section; this task alone writes these steps.
-                let out = unsafe { shared.slice((panel * steps + first) * LANES, count * LANES) };
-                pack_columns(x, rows.clone(), panel * LANES, LANES, form, out);
+            for rows in few_rows(rows) {
+                let first = form.length(rows.start);
+                let count = form.length(rows.end) - first;
+                for panel in 0..panels {
+                    // SAFETY: `data` outlives the section; this task alone writes these steps.
+                    let out = unsafe { shared.slice((panel * steps + first) * LANES, count * LANES) };
+                    pack_columns(x, rows.clone(), panel * LANES, LANES, form, out);
+                }
             }
         });
     }
@@ -57,7 +59,7 @@ impl Columns {
 
 /// Panels and tiles of inputs of a task: enough that what is read for it is small beside what is done with it.
 const PANELS: usize = 6;
-const TILES: usize = 6;
+const TILES: usize = 12;
 
 /// The same where there are more workers than such tasks: small matrices are cut smaller. No sum depends on it.
 fn task(panels: usize, tiles: usize) -> [usize; 2] {
@@ -66,7 +68,8 @@ fn task(panels: usize, tiles: usize) -> [usize; 2] {
         // Kernels run panels in pairs.
         if b >= a { b = (b / 2).max(2) } else { a = (a / 4 * 2).max(2) }
     }
-    [a, b]
+    // Tasks of one size end together.
+    [a, tiles.div_ceil(tiles.div_ceil(b).max(1)).max(1)]
 }
 
 /// Adds `dyᵀ x` to `gradient` `[outputs, inputs]`; `dy` was packed by [`Inputs::pack_columns`].

@@ -68,8 +68,16 @@ impl InputKind {
     }
 }
 
-/// Rows whose columns are packed together: as many as stay in the first-level cache.
+/// Rows whose columns a task packs.
 const RUN: usize = 64;
+
+/// Rows whose columns are packed one after the other: what lies beside those that are read stays in the first-level cache.
+const FEW: usize = 8;
+
+/// Rows in runs of [`FEW`].
+pub(crate) fn few_rows(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(FEW).map(move |first| first..rows.end.min(first + FEW))
+}
 
 /// Tokens that run side by side.
 #[derive(Clone, Copy, Debug)]
@@ -96,14 +104,14 @@ pub struct Inputs {
 
 impl Inputs {
     /// Cuts tokens into tiles and makes room for them.
-    fn cut(&mut self, tokens: usize, cols: usize, kind: InputKind, kernels: &'static Kernels) {
+    fn cut(&mut self, tokens: Range<usize>, cols: usize, kind: InputKind, kernels: &'static Kernels) {
         (self.kind, self.cols) = (Some(kind), cols);
         self.spans.clear();
         let widths = kind.widths(kernels);
-        let (mut first, mut at) = (0, 0);
-        while first < tokens {
+        let (mut first, mut at) = (tokens.start, 0);
+        while first < tokens.end {
             // The widest that fits: there is always one of a single token.
-            let width = widths.iter().copied().rfind(|w| *w <= tokens - first).unwrap_or(1);
+            let width = widths.iter().copied().rfind(|w| *w <= tokens.end - first).unwrap_or(1);
             self.spans.push(Span { first, width, at });
             at += kind.tile_words(width, cols, kernels);
             first += width;
@@ -116,7 +124,12 @@ impl Inputs {
 
     /// Rounds and packs every row of `x`.
     pub fn pack(&mut self, x: &Tensor, kind: InputKind, kernels: &'static Kernels) {
-        self.cut(x.rows(), x.cols(), kind, kernels);
+        self.pack_rows(x, 0..x.rows(), kind, kernels);
+    }
+
+    /// Rounds and packs some rows of `x`: the tokens of its tiles are numbered as in `x`.
+    pub fn pack_rows(&mut self, x: &Tensor, rows: Range<usize>, kind: InputKind, kernels: &'static Kernels) {
+        self.cut(rows, x.cols(), kind, kernels);
         let shared = Shared::new(&mut self.data);
         let spans = &self.spans;
         threads::each(spans.len(), &|i| {
@@ -138,21 +151,24 @@ impl Inputs {
             _ => Form::F32,
         };
         let [tokens, cols] = [x.cols(), x.rows()];
-        self.cut(tokens, cols, kind, kernels);
+        self.cut(0..tokens, cols, kind, kernels);
         let shared = Shared::new(&mut self.data);
         let spans = &self.spans;
-        // A few rows at a time: what tile after tile reads of them then stays in the cache.
         threads::each(cols.div_ceil(RUN), &|run| {
             let rows = run * RUN..cols.min((run + 1) * RUN);
-            let first = form.length(rows.start);
-            let count = (form.length(rows.end) - first).next_multiple_of(kernels.floats.together_of(form));
-            for span in spans {
+            let together = kernels.floats.together_of(form);
+            let place = |rows: &Range<usize>, span: &Span| {
+                let first = form.length(rows.start);
+                let count = (form.length(rows.end) - first).next_multiple_of(together);
                 // SAFETY: spans lie one after the other inside `data`; this task alone writes these steps.
-                let out = unsafe { shared.slice(span.at + first * span.width, count * span.width) };
-                if kernels.floats.together_of(form) == 1 {
-                    pack_columns(x, rows.clone(), span.first, span.width, form, out);
-                } else {
-                    turn_columns(x, rows.clone(), span, kernels, out);
+                unsafe { shared.slice(span.at + first * span.width, count * span.width) }
+            };
+            if together > 1 {
+                return spans.iter().for_each(|span| turn_columns(x, rows.clone(), span, kernels, place(&rows, span)));
+            }
+            for rows in few_rows(rows) {
+                for span in spans {
+                    pack_columns(x, rows.clone(), span.first, span.width, form, place(&rows, span));
                 }
             }
         });

@@ -10,7 +10,7 @@ pub use floats::Turn;
 pub(crate) use floats::{pack_columns, pack_rows};
 pub use form::Form;
 pub use inputs::{InputKind, Inputs, Span};
-pub(crate) use inputs::{brain, halved, join, pack_codes, put_together, regroup};
+pub(crate) use inputs::{brain, few_rows, halved, join, pack_codes, put_together, regroup};
 pub(crate) use repack::{pack_panel, pack_words};
 
 use crate::{
