@@ -112,9 +112,18 @@ pub fn error(e: &anyhow::Error, code: u8, json: bool) {
         return;
     }
     if json {
-        sayln!("{}", serde_json::json!({"error": format!("{e:#}"), "exit_code": code}));
+        sayln!("{}", serde_json::json!({"error": words(e), "exit_code": code}));
     }
-    eprintln!("planish: {e:#}");
+    eprintln!("planish: {}", words(e));
+}
+
+/// An error and its causes, each told once: what the system said many errors say themselves.
+pub fn words(e: &anyhow::Error) -> String {
+    e.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.is_empty() {
+        true => cause,
+        false if said.ends_with(&cause) => said,
+        false => format!("{said}: {cause}"),
+    })
 }
 
 /// What a rank has to say that cannot reach the first one, which speaks for all.

@@ -34,7 +34,7 @@ pub struct Lesson {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
     /// An adapter that goes on learning in place of the model.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
     /// Storages that its matrices learn to have.
     #[serde(skip_serializing_if = "Option::is_none")]

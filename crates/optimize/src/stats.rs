@@ -29,6 +29,7 @@ use tensor::{
     Bytes, Storage,
     ops::{Gram, Squares},
 };
+use train::ranks;
 
 /// Key and version of the layout in a `.safetensors` file's metadata.
 const LAYOUT: (&str, &str) = ("planish.statistics", "1");
@@ -222,7 +223,7 @@ pub fn calibrate(
     gather(gpt, &data::calibration(&documents, recipe, gpt)?, &data.about, path, progress)
 }
 
-/// Gathers statistics of a model's inputs in one pass, and writes them.
+/// Gathers statistics of a model's inputs in one pass, and writes them. Ranks share out the matrices; the first of them writes.
 ///
 /// # Errors
 /// If there is no text, the file's ending is none that is written, or it cannot be written.
@@ -249,9 +250,11 @@ pub fn gather(
     }
     let stats = walk::statistics(&gpt.model, kind.needs(), calibration, progress)?;
     let tokens = calibration.iter().map(Vec::len).sum();
-    match kind {
-        Kind::Imatrix => write_imatrix(&names, &stats, calibration, about, path)?,
-        Kind::Moments => write_moments(gpt, &stats, tokens, about, path)?,
+    if ranks::of_process().rank() == 0 {
+        match kind {
+            Kind::Imatrix => write_imatrix(&names, &stats, calibration, about, path)?,
+            Kind::Moments => write_moments(gpt, &stats, tokens, about, path)?,
+        }
     }
     let file_bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     Ok(Gathered { tokens, sequences: calibration.len(), inputs: stats.len(), file_bytes })
@@ -468,5 +471,6 @@ fn moments(path: &Path, archive: &Archive, site: Site, cols: usize, whole: bool)
     Ok(Stats { gram: Some(gram), peak: Some(peak), ..Stats::default() })
 }
 
+pub(crate) mod shared;
 #[cfg(test)]
 mod tests;

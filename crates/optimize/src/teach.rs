@@ -222,7 +222,8 @@ fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, begun: Option<&Adapters>, part
     put(tensor::kernels::kernels().isa);
     put(&course::files(gpt)?);
     put(teacher);
-    let what = Lesson { data: PathBuf::new(), validation: None, ..lesson.clone() };
+    // Files count by what they hold.
+    let what = Lesson { data: PathBuf::new(), validation: None, adapter: None, ..lesson.clone() };
     put(&serde_json::to_string(&what).map_err(|e| Error::Asked(e.to_string()))?);
     parts.into_iter().for_each(|part| course::put_documents(&mut hasher, part));
     for (site, adapter) in begun.into_iter().flatten() {

@@ -11,11 +11,12 @@ use crate::{
     methods::Factors,
     progress::{self, Progress},
     recipe::Built,
-    stats::Known,
+    stats::{Known, shared},
 };
 use model::{Flow, Model, Point, Site, Stage, Tap};
 use std::collections::{BTreeMap, BTreeSet};
 use tensor::{Linear, LowRank, Storage, Tensor, Weight, ops::Gram};
+use train::ranks;
 
 /// Tokens of a batch of calibration data.
 pub const BATCH: usize = 2048;
@@ -462,7 +463,8 @@ pub fn residual_moments(model: &Model, calibration: &[Vec<u32>], progress: &dyn 
     Ok(moments)
 }
 
-/// Statistics of the inputs of every matrix of a model in one pass, one entry for all that read the same ([`reader`]).
+/// Statistics of the inputs of every matrix of a model in one pass, one entry for all that read the same ([`reader`]). Ranks share
+/// out the matrices; the first of them has all statistics then, the others their own.
 ///
 /// # Errors
 /// If the job was interrupted.
@@ -473,20 +475,29 @@ pub fn statistics(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<Site, Stats>> {
     let sites: BTreeSet<Site> = model.spec.matrices().into_iter().chain([Site::HEAD]).map(reader).collect();
-    let mut gather = Gather::new(needs, sites.into_iter().collect());
+    let mut sites: Vec<Site> = sites.into_iter().collect();
+    // In the order in which they are read.
+    sites.sort_by_key(|site| (site.layer.unwrap_or(u16::MAX), *site));
+    let ranks = ranks::of_process();
+    let own = sites[ranks::share(sites.len(), &*ranks)].to_vec();
+    let last = own.last().map_or(0, |site| site.layer.map_or(model.spec.layers(), |layer| layer + 1));
+    let head = own.contains(&Site::HEAD);
+    let mut gather = Gather::new(needs, own);
     progress.begin("gathering statistics", calibration.iter().map(|s| s.len() as u64).sum());
     for range in batches(calibration, BATCH) {
         progress::check()?;
         let sequences: Vec<&[u32]> = calibration[range].iter().map(|s| &s[..]).collect();
         let mut flow = model.start(&sequences, &vec![0; sequences.len()])?;
-        for layer in 0..model.spec.layers() {
+        for layer in 0..last {
             model.block_once(layer, &mut flow, &mut gather)?;
         }
-        let rows: Vec<usize> = (0..flow.tokens()).collect();
-        gather.at(Point::Input(Site::HEAD), &model.final_rows(&flow, &rows)?);
+        if head {
+            let rows: Vec<usize> = (0..flow.tokens()).collect();
+            gather.at(Point::Input(Site::HEAD), &model.final_rows(&flow, &rows)?);
+        }
         progress.advance(flow.tokens() as u64);
     }
-    let mut stats = gather.stats;
+    let mut stats = shared::collect(gather.stats, &sites, &*ranks)?;
     if model.spec.tied
         && let Some(s) = stats.remove(&Site::HEAD)
     {

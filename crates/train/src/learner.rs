@@ -8,6 +8,7 @@ use crate::{
     optimizer::{Optimizer, Rule},
     ranks::{self, Ranks},
     sums::{self, Do, Sums},
+    wire::Wire,
 };
 use model::{Adapter, Adapters, Aim, Asked, Backward, Bucket, Model, Parameters, Site, Tokens};
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,8 @@ pub enum Precision {
     F32,
     /// Inputs of products are rounded to brain floats; sums are 32-bit floats.
     Bf16,
-    /// Inputs of products are rounded to 16-bit floats, and gradients scaled so that they fit into them; sums are 32-bit
-    /// floats, and so is the arithmetic, as processors have none of their own.
+    /// Inputs of products are rounded to 16-bit floats, and gradients scaled so that they fit into them, as which they
+    /// travel between ranks; sums are 32-bit floats, and so is the arithmetic, as processors have none of their own.
     Fp16,
 }
 
@@ -50,6 +51,11 @@ impl Precision {
     /// How keys and values are kept.
     pub fn key_value(self) -> KeyValue {
         if self == Precision::Bf16 { KeyValue::Bf16 } else { KeyValue::F32 }
+    }
+
+    /// How gradients travel between ranks.
+    pub(crate) fn wire(self) -> Wire {
+        if self == Precision::Fp16 { Wire::Halves } else { Wire::Floats }
     }
 
     /// Whose peak its products can reach.
@@ -181,7 +187,7 @@ impl Learner {
             }
         }
         let back = Backward::new(&working, precision.form());
-        let (sums, ranks) = (Sums::default(), ranks::of_process());
+        let (sums, ranks) = (Sums::new(precision.wire()), ranks::of_process());
         let holes = Holes::of(model);
         let mut learner = Learner {
             working,
@@ -347,9 +353,7 @@ impl Learner {
         let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
             return Ok(Stepped { loss: 0.0, norm: 0.0, skipped: false });
         };
-        if self.ranks.size() > 1 {
-            sums::spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
-        }
+        self.precision.wire().spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
         self.holes.keep(&mut gradient);
         self.codes.gradients(&self.values, &mut gradient);
         let norm = norm(&gradient) / self.scaling.scale;

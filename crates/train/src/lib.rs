@@ -20,6 +20,7 @@ pub mod ranks;
 mod schedule;
 mod sequences;
 mod sums;
+mod wire;
 
 pub use error::{Error, Result};
 pub use learner::{Learner, Precision, Scaling, Stepped};

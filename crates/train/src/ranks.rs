@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// Numbers between ranks.
+/// What goes between ranks.
 pub trait Ranks: Send + Sync {
     /// Which one this process is, from 0.
     fn rank(&self) -> usize;
@@ -18,23 +18,23 @@ pub trait Ranks: Send + Sync {
     /// How many there are.
     fn size(&self) -> usize;
 
-    /// Sends numbers to another rank and returns at once; those of one tag arrive in the order in which they were sent.
+    /// Sends bytes to another rank and returns at once; those of one tag arrive in the order in which they were sent.
     ///
     /// # Errors
     /// If the engine is gone.
-    fn send(&self, to: usize, tag: usize, numbers: Vec<f32>) -> Result<()>;
+    fn send(&self, to: usize, tag: usize, bytes: Vec<u8>) -> Result<()>;
 
-    /// The next numbers of a rank with this tag.
+    /// The next bytes of a rank with this tag.
     ///
     /// # Errors
     /// If the engine is gone.
-    fn receive(&self, from: usize, tag: usize) -> Result<Vec<f32>>;
+    fn receive(&self, from: usize, tag: usize) -> Result<Vec<u8>>;
 
-    /// The numbers of one rank on all; every rank gives as many.
+    /// The bytes of one rank on all; every rank gives as many.
     ///
     /// # Errors
     /// If the engine is gone.
-    fn broadcast(&self, from: usize, numbers: Vec<f32>) -> Result<Vec<f32>>;
+    fn broadcast(&self, from: usize, bytes: Vec<u8>) -> Result<Vec<u8>>;
 
     /// What each rank says, by rank, on every rank.
     ///
@@ -58,16 +58,16 @@ impl Ranks for Alone {
         1
     }
 
-    fn send(&self, _: usize, _: usize, _: Vec<f32>) -> Result<()> {
+    fn send(&self, _: usize, _: usize, _: Vec<u8>) -> Result<()> {
         Err(gone())
     }
 
-    fn receive(&self, _: usize, _: usize) -> Result<Vec<f32>> {
+    fn receive(&self, _: usize, _: usize) -> Result<Vec<u8>> {
         Err(gone())
     }
 
-    fn broadcast(&self, _: usize, numbers: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(numbers)
+    fn broadcast(&self, _: usize, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(bytes)
     }
 
     fn gather(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>> {
@@ -167,7 +167,7 @@ pub(crate) mod threads {
         sync::{Condvar, Mutex},
     };
 
-    type Queues = HashMap<(usize, usize, usize), VecDeque<Vec<f32>>>;
+    type Queues = HashMap<(usize, usize, usize), VecDeque<Vec<u8>>>;
 
     /// What the threads share.
     pub struct Room {
@@ -199,26 +199,27 @@ pub(crate) mod threads {
             self.room.size
         }
 
-        fn send(&self, to: usize, tag: usize, numbers: Vec<f32>) -> Result<()> {
-            self.room.queues.lock().unwrap().entry((self.rank, to, tag)).or_default().push_back(numbers);
+        fn send(&self, to: usize, tag: usize, bytes: Vec<u8>) -> Result<()> {
+            self.room.queues.lock().unwrap().entry((self.rank, to, tag)).or_default().push_back(bytes);
             self.room.came.notify_all();
             Ok(())
         }
 
-        fn receive(&self, from: usize, tag: usize) -> Result<Vec<f32>> {
+        fn receive(&self, from: usize, tag: usize) -> Result<Vec<u8>> {
             let mut queues = self.room.queues.lock().unwrap();
             loop {
-                if let Some(numbers) = queues.get_mut(&(from, self.rank, tag)).and_then(VecDeque::pop_front) {
-                    return Ok(numbers);
+                if let Some(bytes) = queues.get_mut(&(from, self.rank, tag)).and_then(VecDeque::pop_front) {
+                    return Ok(bytes);
                 }
                 queues = self.room.came.wait(queues).unwrap();
             }
         }
 
-        fn broadcast(&self, from: usize, numbers: Vec<f32>) -> Result<Vec<f32>> {
-            let words = self.gather(bytemuck::cast_slice(&numbers).to_vec())?;
-            assert!(words.iter().all(|w| w.len() == 4 * numbers.len()));
-            Ok(words[from].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        fn broadcast(&self, from: usize, bytes: Vec<u8>) -> Result<Vec<u8>> {
+            let len = bytes.len();
+            let mut words = self.gather(bytes)?;
+            assert!(words.iter().all(|w| w.len() == len));
+            Ok(words.swap_remove(from))
         }
 
         fn gather(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>> {

@@ -3,7 +3,8 @@
 
 use crate::{
     Result,
-    ranks::{Ranks, gone, owner},
+    ranks::{Ranks, owner},
+    wire::{Message, Wire},
 };
 use model::{Bucket, Parameters};
 use tensor::ops;
@@ -61,17 +62,19 @@ fn visit(node: std::ops::Range<usize>, out: &mut Vec<Do>, owner: &dyn Fn(usize) 
     }
 }
 
-/// Numbers of a message at most: what is being sent does not double the memory of a large matrix.
-const MESSAGE: usize = 1 << 24;
-
 /// Sums that lie on a rank.
-#[derive(Default)]
 pub struct Sums {
+    wire: Wire,
     stack: Vec<Parameters>,
     spare: Vec<Parameters>,
 }
 
 impl Sums {
+    /// None as yet; numbers of them travel as `wire` says.
+    pub fn new(wire: Wire) -> Sums {
+        Sums { wire, stack: Vec::new(), spare: Vec::new() }
+    }
+
     /// Memory for a sum; what is in it is of no matter.
     pub fn take(&mut self, like: &Parameters) -> Parameters {
         self.spare.pop().unwrap_or_else(|| like.zeros())
@@ -91,14 +94,14 @@ impl Sums {
         for next in then {
             match *next {
                 Do::Learn(_) => {}
-                Do::Receive { from, tag } => receive(top, bucket, from, tag, ranks)?,
+                Do::Receive { from, tag } => self.wire.receive(top, bucket, (from, tag), ranks)?,
                 Do::Add => {
                     let Some((sum, rest)) = std::mem::take(&mut below).split_last_mut() else { break };
-                    add(sum, top, bucket);
+                    self.wire.add(sum, top, bucket);
                     (top, below) = (sum, rest);
                 }
                 Do::Send { to, tag } => {
-                    send(top, bucket, to, tag, ranks)?;
+                    self.wire.send(top, bucket, (to, tag), ranks)?;
                     let Some((sum, rest)) = std::mem::take(&mut below).split_last_mut() else { break };
                     (top, below) = (sum, rest);
                 }
@@ -126,80 +129,73 @@ impl Sums {
     }
 }
 
-/// The sum of all parts, from rank 0 to every rank.
-///
-/// # Errors
-/// If the engine is gone.
-pub fn spread(sum: &mut Parameters, buckets: impl Iterator<Item = Bucket>, ranks: &dyn Ranks) -> Result<()> {
-    for bucket in buckets {
-        let mut message = Message::default();
-        let mut places: Vec<&mut [f32]> = Vec::new();
-        for chunk in sum.bucket_mut(bucket).flat_map(|slice| slice.chunks_mut(MESSAGE)) {
-            if !message.has_room(chunk.len()) {
-                give_back(&mut message, &mut places, ranks)?;
+impl Wire {
+    /// The sum of all parts, from rank 0 to every rank.
+    ///
+    /// # Errors
+    /// If the engine is gone.
+    pub fn spread(self, sum: &mut Parameters, buckets: impl Iterator<Item = Bucket>, ranks: &dyn Ranks) -> Result<()> {
+        if ranks.size() == 1 {
+            sum.slices_mut().for_each(|slice| self.round(slice));
+            return Ok(());
+        }
+        for bucket in buckets {
+            let mut message = Message::new(self);
+            let mut places: Vec<&mut [f32]> = Vec::new();
+            for chunk in sum.bucket_mut(bucket).flat_map(|slice| slice.chunks_mut(Message::LONGEST)) {
+                if !message.has_room(chunk.len()) {
+                    self.give_back(&mut message, &mut places, ranks)?;
+                }
+                message.put(chunk);
+                places.push(chunk);
             }
-            message.numbers.extend_from_slice(chunk);
-            places.push(chunk);
+            self.give_back(&mut message, &mut places, ranks)?;
         }
-        give_back(&mut message, &mut places, ranks)?;
-    }
-    Ok(())
-}
-
-fn give_back(message: &mut Message, places: &mut Vec<&mut [f32]>, ranks: &dyn Ranks) -> Result<()> {
-    message.numbers = ranks.broadcast(0, std::mem::take(&mut message.numbers))?;
-    for place in places.drain(..) {
-        place.copy_from_slice(message.next(place.len())?);
-    }
-    *message = Message::default();
-    Ok(())
-}
-
-/// Slices that travel together, so that messages are neither tiny nor huge.
-#[derive(Default)]
-struct Message {
-    numbers: Vec<f32>,
-    read: usize,
-}
-
-impl Message {
-    fn has_room(&self, len: usize) -> bool {
-        self.numbers.is_empty() || self.numbers.len() + len <= MESSAGE
+        Ok(())
     }
 
-    fn next(&mut self, len: usize) -> Result<&[f32]> {
-        let from = self.read;
-        self.read += len;
-        self.numbers.get(from..self.read).ok_or_else(gone)
-    }
-}
-
-fn add(to: &mut Parameters, from: &Parameters, bucket: Bucket) {
-    for (to, from) in to.bucket_mut(bucket).zip(from.bucket(bucket)) {
-        ops::add_slices(to, from);
-    }
-}
-
-fn send(sum: &Parameters, bucket: Bucket, to: usize, tag: usize, ranks: &dyn Ranks) -> Result<()> {
-    let mut message = Message::default();
-    for chunk in sum.bucket(bucket).flat_map(|slice| slice.chunks(MESSAGE)) {
-        if !message.has_room(chunk.len()) {
-            ranks.send(to, tag, std::mem::take(&mut message.numbers))?;
+    fn give_back(self, message: &mut Message, places: &mut Vec<&mut [f32]>, ranks: &dyn Ranks) -> Result<()> {
+        let mut came = Message::of(self, ranks.broadcast(0, message.take())?);
+        for place in places.drain(..) {
+            place.copy_from_slice(came.next(place.len())?);
         }
-        message.numbers.extend_from_slice(chunk);
+        Ok(())
     }
-    ranks.send(to, tag, message.numbers)
-}
 
-fn receive(sum: &mut Parameters, bucket: Bucket, from: usize, tag: usize, ranks: &dyn Ranks) -> Result<()> {
-    let mut message = Message { numbers: ranks.receive(from, tag)?, read: 0 };
-    for chunk in sum.bucket_mut(bucket).flat_map(|slice| slice.chunks_mut(MESSAGE)) {
-        if message.read == message.numbers.len() {
-            message = Message { numbers: ranks.receive(from, tag)?, read: 0 };
+    fn add(self, to: &mut Parameters, from: &mut Parameters, bucket: Bucket) {
+        for (to, from) in to.bucket_mut(bucket).zip(from.bucket_mut(bucket)) {
+            self.round(from);
+            ops::add_slices(to, from);
         }
-        ops::add_slices(chunk, message.next(chunk.len())?);
     }
-    Ok(())
+
+    fn send(self, sum: &Parameters, bucket: Bucket, (to, tag): (usize, usize), ranks: &dyn Ranks) -> Result<()> {
+        let mut message = Message::new(self);
+        for chunk in sum.bucket(bucket).flat_map(|slice| slice.chunks(Message::LONGEST)) {
+            if !message.has_room(chunk.len()) {
+                ranks.send(to, tag, message.take())?;
+            }
+            message.put(chunk);
+        }
+        ranks.send(to, tag, message.take())
+    }
+
+    fn receive(
+        self,
+        sum: &mut Parameters,
+        bucket: Bucket,
+        (from, tag): (usize, usize),
+        ranks: &dyn Ranks,
+    ) -> Result<()> {
+        let mut message = Message::of(self, ranks.receive(from, tag)?);
+        for chunk in sum.bucket_mut(bucket).flat_map(|slice| slice.chunks_mut(Message::LONGEST)) {
+            if message.is_read() {
+                message = Message::of(self, ranks.receive(from, tag)?);
+            }
+            ops::add_slices(chunk, message.next(chunk.len())?);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -221,14 +217,12 @@ mod tests {
                         stack.push(format!("({left}+{right})"));
                     }
                     Do::Receive { from, tag } => {
-                        let text =
-                            ranks.receive(from, tag).unwrap().iter().map(|c| *c as u8 as char).collect::<String>();
+                        let text = String::from_utf8(ranks.receive(from, tag).unwrap()).unwrap();
                         let left = stack.pop().unwrap();
                         stack.push(format!("({left}+{text})"));
                     }
                     Do::Send { to, tag } => {
-                        let text = stack.pop().unwrap().bytes().map(f32::from).collect();
-                        ranks.send(to, tag, text).unwrap();
+                        ranks.send(to, tag, stack.pop().unwrap().into_bytes()).unwrap();
                     }
                 }
             }
@@ -263,9 +257,14 @@ mod tests {
     }
 
     /// Two steps and a validation on each of the ranks.
-    fn learn(model: &Model, parts: &[Tokens], size: usize) -> Vec<Result<(f64, f64, f64, Parameters)>> {
+    fn learn(
+        model: &Model,
+        parts: &[Tokens],
+        size: usize,
+        precision: Precision,
+    ) -> Vec<Result<(f64, f64, f64, Parameters)>> {
         ranks::threads::run(size, |ranks| {
-            let mut learner = Learner::new(model, Precision::F32, Rule::default())?.among(ranks.clone());
+            let mut learner = Learner::new(model, precision, Rule::default())?.among(ranks.clone());
             let mut step = || {
                 learner.step(parts, &mut Likelihood, 1e-2)?;
                 let Stepped { loss, norm, .. } = learner.step(parts, &mut Likelihood, 1e-2)?;
@@ -282,13 +281,19 @@ mod tests {
     #[test]
     fn any_number_of_ranks_learns_the_same() {
         // A tied and an untied head, learned positions, biases.
-        for (name, counts) in [("llama-gqa-tied", &[1, 3, 6][..]), ("gpt2", &[5]), ("llama-mha", &[2])] {
+        let cases = [
+            ("llama-gqa-tied", &[1, 3, 6][..], Precision::F32),
+            ("gpt2", &[5], Precision::F32),
+            ("llama-mha", &[2], Precision::F32),
+            ("llama-mha", &[1, 5], Precision::Fp16),
+        ];
+        for (name, counts, precision) in cases {
             let model = golden(name);
             for count in counts {
                 let parts: Vec<Tokens> = (0..*count).map(part).collect();
-                let alone = learn(&model, &parts, 1).pop().unwrap().unwrap();
+                let alone = learn(&model, &parts, 1, precision).pop().unwrap().unwrap();
                 for size in [2, 3, 4] {
-                    for (rank, done) in learn(&model, &parts, size).into_iter().enumerate() {
+                    for (rank, done) in learn(&model, &parts, size, precision).into_iter().enumerate() {
                         assert!(done.unwrap() == alone, "{name}: {count} parts, rank {rank} of {size}");
                     }
                 }
@@ -302,7 +307,7 @@ mod tests {
         for bad in 0..4 {
             let mut parts: Vec<Tokens> = (0..4).map(part).collect();
             parts[bad].sequences[0][3] = u32::MAX;
-            let said = learn(&model, &parts, 3);
+            let said = learn(&model, &parts, 3, Precision::F32);
             for (rank, said) in said.into_iter().enumerate() {
                 let error = said.unwrap_err();
                 assert_eq!(matches!(error, Error::Elsewhere), rank != owner(bad, 4, 3), "{error}");

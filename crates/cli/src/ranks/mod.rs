@@ -43,11 +43,13 @@ pub fn speaks() -> bool {
 /// If the command is done by one process, or this program cannot speak with others.
 pub fn start(command: &Command) -> Result<Option<usize>> {
     let Some(launch) = launched() else { return Ok(None) };
-    let shared =
-        matches!(command, Command::Train(_) | Command::Finetune(_) | Command::Distill(_) | Command::Evaluate(_));
+    let shared = matches!(
+        command,
+        Command::Train(_) | Command::Finetune(_) | Command::Distill(_) | Command::Evaluate(_) | Command::Calibrate(_)
+    );
     if !shared {
         bail!(
-            "{} processes were started, and only train, finetune, distill and evaluate share out their work; start this \
+            "{} processes were started, and only train, finetune, distill, evaluate and calibrate share out their work; start this \
              command without mpirun or srun",
             launch.size
         );
@@ -101,7 +103,7 @@ fn agree(ranks: &dyn Ranks, result: Result<u8>, json: bool) -> u8 {
         },
         Err(e) if elsewhere(e) => None,
         Err(e) => {
-            let word = LastWord { code: exit::code(e), said: format!("{e:#}") };
+            let word = LastWord { code: exit::code(e), said: show::words(e) };
             match ranks::fail(ranks) {
                 Ok(()) => Some(word),
                 Err(_) => return alone(&word),

@@ -29,13 +29,13 @@ use train::{
 
 /// What the thread of the engine is asked for.
 enum Job {
-    Send { to: usize, tag: usize, numbers: Vec<f32> },
-    Broadcast { from: usize, numbers: Vec<f32>, done: Sender<Vec<f32>> },
+    Send { to: usize, tag: usize, bytes: Vec<u8> },
+    Broadcast { from: usize, bytes: Vec<u8>, done: Sender<Vec<u8>> },
     Gather { own: Vec<u8>, done: Sender<Vec<Vec<u8>>> },
     End,
 }
 
-/// Numbers that came, by rank and tag.
+/// What came, by rank and tag.
 #[derive(Default)]
 struct Arrived {
     queues: Mutex<Queues>,
@@ -44,7 +44,7 @@ struct Arrived {
 
 #[derive(Default)]
 struct Queues {
-    of: HashMap<(usize, usize), VecDeque<Vec<f32>>>,
+    of: HashMap<(usize, usize), VecDeque<Vec<u8>>>,
     /// Nothing will come any more.
     ended: bool,
 }
@@ -55,8 +55,8 @@ impl Arrived {
         self.queues.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn put(&self, from: usize, tag: usize, numbers: Vec<f32>) {
-        self.queues().of.entry((from, tag)).or_default().push_back(numbers);
+    fn put(&self, from: usize, tag: usize, bytes: Vec<u8>) {
+        self.queues().of.entry((from, tag)).or_default().push_back(bytes);
         self.news.notify_all();
     }
 
@@ -163,15 +163,15 @@ impl Ranks for Mpi {
         self.size
     }
 
-    fn send(&self, to: usize, tag: usize, numbers: Vec<f32>) -> Carried<()> {
-        self.jobs.send(Job::Send { to, tag, numbers }).map_err(|_| gone())
+    fn send(&self, to: usize, tag: usize, bytes: Vec<u8>) -> Carried<()> {
+        self.jobs.send(Job::Send { to, tag, bytes }).map_err(|_| gone())
     }
 
-    fn receive(&self, from: usize, tag: usize) -> Carried<Vec<f32>> {
+    fn receive(&self, from: usize, tag: usize) -> Carried<Vec<u8>> {
         let mut queues = self.arrived.queues();
         loop {
-            if let Some(numbers) = queues.of.get_mut(&(from, tag)).and_then(VecDeque::pop_front) {
-                return Ok(numbers);
+            if let Some(bytes) = queues.of.get_mut(&(from, tag)).and_then(VecDeque::pop_front) {
+                return Ok(bytes);
             }
             if queues.ended {
                 return Err(gone());
@@ -180,8 +180,8 @@ impl Ranks for Mpi {
         }
     }
 
-    fn broadcast(&self, from: usize, numbers: Vec<f32>) -> Carried<Vec<f32>> {
-        self.ask(|done| Job::Broadcast { from, numbers, done })
+    fn broadcast(&self, from: usize, bytes: Vec<u8>) -> Carried<Vec<u8>> {
+        self.ask(|done| Job::Broadcast { from, bytes, done })
     }
 
     fn gather(&self, own: Vec<u8>) -> Carried<Vec<Vec<u8>>> {
@@ -251,17 +251,20 @@ impl Engine<'_> {
 
     fn carry(&mut self, job: Job) {
         match job {
-            Job::Send { to, tag, numbers } => request::scope(|scope| {
+            Job::Send { to, tag, bytes } => request::scope(|scope| {
                 let to = self.world.process_at_rank(to as i32);
-                self.finish(to.immediate_send_with_tag(scope, &numbers[..], tag as i32));
+                self.finish(to.immediate_send_with_tag(scope, &bytes[..], tag as i32));
             }),
-            Job::Broadcast { from, mut numbers, done } => {
-                request::scope(|scope| {
-                    let from = self.world.process_at_rank(from as i32);
-                    self.finish(from.immediate_broadcast_into(scope, &mut numbers[..]));
-                });
+            Job::Broadcast { from, mut bytes, done } => {
+                // The address of no bytes is 1, which Open MPI takes for a word of its own.
+                if !bytes.is_empty() {
+                    request::scope(|scope| {
+                        let from = self.world.process_at_rank(from as i32);
+                        self.finish(from.immediate_broadcast_into(scope, &mut bytes[..]));
+                    });
+                }
                 // Who asked may have failed meanwhile.
-                let _ = done.send(numbers);
+                let _ = done.send(bytes);
             }
             Job::Gather { own, done } => _ = done.send(self.gather(&own)),
             Job::End => {}
@@ -314,9 +317,9 @@ impl Engine<'_> {
     fn take_in(&self) -> bool {
         let mut some = false;
         while let Some((message, status)) = self.world.any_process().immediate_matched_probe() {
-            let mut numbers = vec![0f32; status.count(f32::equivalent_datatype()).max(0) as usize];
-            message.matched_receive_into(&mut numbers[..]);
-            self.arrived.put(status.source_rank() as usize, status.tag() as usize, numbers);
+            let mut bytes = vec![0u8; status.count(u8::equivalent_datatype()).max(0) as usize];
+            message.matched_receive_into(&mut bytes[..]);
+            self.arrived.put(status.source_rank() as usize, status.tag() as usize, bytes);
             some = true;
         }
         some

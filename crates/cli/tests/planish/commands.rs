@@ -263,6 +263,9 @@ fn wrong_words_and_bad_files_are_told_with_code_2() {
     fails(&["quantise"], 2, "unrecognized");
     fails(&["evaluate", &path(&dir, "nothing"), "--data", &text], 2, "does not exist");
     fails(&["evaluate", &folder], 2, "--data");
+    // What the system says is told once.
+    let nothing = "nothing.txt: cannot read it: No such file or directory (os error 2)\n";
+    fails(&["evaluate", &folder, "--data", "nothing.txt"], 2, nothing);
     fails(&["quantize", &folder, "--storage", "q9_k", "--data", &text, "--out", "x"], 2, "iq4_nl");
     fails(
         &["quantize", &folder, "--method", "gtpq", "--data", &text, "--out", "x"],

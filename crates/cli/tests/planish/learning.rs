@@ -173,6 +173,9 @@ fn adapters_are_learned_over_codes_used_merged_and_exported() {
         let [begun, ended] = ["validation_loss_before", "validation_loss"].map(|k| more[k].as_f64().unwrap());
         assert!((begun / number("validation_loss") - 1.0).abs() < 0.02, "{lora}: {more} after {done}");
         assert!(ended < begun, "{lora}: {more}");
+        let kept: serde_json::Value =
+            serde_json::from_slice(&fs::read(Path::new(&on).join("training.json")).unwrap()).unwrap();
+        assert_eq!(kept["lesson"]["adapter"], serde_json::json!(out), "what it went on with is told");
         // Twice the same is twice the change.
         assert_ne!(against(base, &["--adapter", &out, "--adapter", &out], base), taught);
         fails(&["evaluate", &out, "--data", &text], 2, "--adapter");

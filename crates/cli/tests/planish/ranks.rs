@@ -172,6 +172,26 @@ fn evaluation_is_shared_out_and_says_the_same() {
 }
 
 #[test]
+fn calibration_is_shared_out_and_sums_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = sample(&dir);
+    for ending in ["safetensors", "gguf"] {
+        let out = |name: &str| path(&dir, &format!("{name}.{ending}"));
+        let words = |out| vec!["calibrate".into(), folder.clone(), "--data".into(), text.clone(), "--out".into(), out];
+        let alone = good(planish().args(words(out("alone"))).arg("--json")).stdout;
+        for ranks in [2, 3] {
+            let shared = out(&ranks.to_string());
+            let words = words(shared.clone());
+            let Some(mut run) = on(ranks, &words.iter().map(String::as_str).collect::<Vec<_>>()) else { return };
+            let said = good(run.arg("--json")).stdout;
+            assert!(fs::read(&shared).unwrap() == fs::read(out("alone")).unwrap(), "{ending} on {ranks} ranks");
+            let told = String::from_utf8_lossy(&said).replace(&shared, &out("alone"));
+            assert_eq!(told, String::from_utf8_lossy(&alone));
+        }
+    }
+}
+
+#[test]
 fn what_fails_on_any_rank_is_said_once() {
     let dir = tempfile::tempdir().unwrap();
     let (folder, text) = sample(&dir);
@@ -206,5 +226,5 @@ fn what_fails_on_any_rank_is_said_once() {
     bad(&mut run, 2, "is not finite");
     assert!(!Path::new(&out).exists());
     let Some(mut run) = on(2, &["inspect", &folder]) else { return };
-    bad(&mut run, 2, "only train, finetune, distill and evaluate share out their work");
+    bad(&mut run, 2, "only train, finetune, distill, evaluate and calibrate share out their work");
 }

@@ -39,7 +39,7 @@ pub use product_gradient::{Columns, weight_gradient};
 pub use relation::{Relating, relation_gradient};
 pub use rope::{Rotation, rope};
 pub use stats::{Cross, Gram, Squares, absolute_maxima};
-pub use update::{AdamW, Lion, adamw, add_slices, clear, copy_slices, lion, squared_norm};
+pub use update::{AdamW, Lion, adamw, add_slices, clear, copy_slices, lion, round_to_halves, squared_norm};
 
 use crate::{
     Tensor,

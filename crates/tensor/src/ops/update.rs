@@ -2,6 +2,7 @@
 
 use crate::{
     kernels::kernels,
+    packed::halved,
     threads::{self, Shared},
 };
 use std::ops::Range;
@@ -90,6 +91,11 @@ fn each_run(x: &mut [f32], f: impl Fn(Range<usize>, &mut [f32]) + Sync) {
 /// `to += from`.
 pub fn add_slices(to: &mut [f32], from: &[f32]) {
     each_run(to, |range, to| to.iter_mut().zip(&from[range]).for_each(|(t, f)| *t += f));
+}
+
+/// Each value becomes the nearest 16-bit float, or infinite where all of these are smaller.
+pub fn round_to_halves(x: &mut [f32]) {
+    each_run(x, |_, x| x.iter_mut().for_each(|v| *v = halved(*v)));
 }
 
 /// `to = from`; both are of one length.
