@@ -9,6 +9,7 @@ PYTHON has torch, transformers and tokenizers. The shape is the bars': 8.3 M par
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -65,11 +66,14 @@ def main():
         subprocess.run([python, "-c", MAKE, model], check=True)
     wanted = [b for b in BARS if not o.precision or b[0] in o.precision]
 
+    # A seed of its own for each run: one that was run before is done already.
+    seeds = itertools.count(os.getpid() * 1000)
+
     def ours(precision):
         return run([o.planish, "finetune", model, "--data", model / "text.txt", "--steps", o.steps, "--batch", 8,
                     "--context", 256, "--precision", precision, "--threads", o.threads, "--validate-every", 10**6,
                     "--checkpoint-every", 10**6, "--out", o.work / "out", "--overwrite", "--restart", "--seed",
-                    os.getpid(), "--json"])
+                    next(seeds), "--json"])
 
     def theirs(precision, *more):
         return run([python, HERE / "pytorch.py", model, "--precision", precision, "--steps", o.steps, "--threads",
