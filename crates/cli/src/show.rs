@@ -43,6 +43,8 @@ struct State {
     what: String,
     total: u64,
     done: u64,
+    /// Of these so many were done when the time began that the rest is told from.
+    before: u64,
     began: Instant,
     told: Instant,
 }
@@ -51,7 +53,8 @@ impl Bar {
     /// A bar that appears with the first part of a job.
     pub fn new() -> Bar {
         let now = Instant::now();
-        let state = State { bar: ProgressBar::hidden(), what: String::new(), total: 0, done: 0, began: now, told: now };
+        let (bar, what) = (ProgressBar::hidden(), String::new());
+        let state = State { bar, what, total: 0, done: 0, before: 0, began: now, told: now };
         Bar { state: Mutex::new(state), terminal: io::stderr().is_terminal(), speaks: ranks::speaks() }
     }
 
@@ -74,7 +77,7 @@ impl Progress for Bar {
     fn begin(&self, what: &str, total: u64) {
         self.with(|s| {
             s.bar.finish_and_clear();
-            (s.what, s.total, s.done) = (what.into(), total, 0);
+            (s.what, s.total, s.done, s.before) = (what.into(), total, 0, 0);
             (s.began, s.told) = (Instant::now(), Instant::now());
             if self.terminal {
                 let style = ProgressStyle::with_template("{msg:26} [{bar:30}] {percent:>3} %  {eta} left");
@@ -95,9 +98,19 @@ impl Progress for Bar {
             let pause = Duration::from_secs(5).max(s.began.elapsed() / 10);
             if !self.terminal && s.told.elapsed() > pause {
                 s.told = Instant::now();
-                let left = s.began.elapsed().as_secs_f64() / s.done as f64 * s.total.saturating_sub(s.done) as f64;
+                let each = s.began.elapsed().as_secs_f64() / (s.done - s.before).max(1) as f64;
+                let left = each * s.total.saturating_sub(s.done) as f64;
                 eprintln!("{}: {} of {}, about {left:.0} s left", s.what, s.done.min(s.total), s.total);
             }
+        });
+    }
+
+    fn done_before(&self, units: u64) {
+        self.with(|s| {
+            s.done += units;
+            (s.before, s.began) = (s.done, Instant::now());
+            s.bar.set_position(s.done.min(s.total));
+            s.bar.reset_eta();
         });
     }
 

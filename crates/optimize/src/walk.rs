@@ -116,8 +116,9 @@ impl Walker<'_> {
         let mut originals = if self.needs.original() { self.start(&self.base)? } else { Vec::new() };
         for layer in 0..layers {
             progress::check()?;
+            let before = self.journal.holds(&block_name(layer));
             self.block(model, layer, &mut flows, &mut originals)?;
-            self.progress.advance(1);
+            if before { self.progress.done_before(1) } else { self.progress.advance(1) }
         }
         if !model.spec.tied {
             let mut stats = self.head_stats(model, &flows)?;
@@ -182,7 +183,7 @@ impl Walker<'_> {
 
     /// `originals` are the flows of the model as it was, where the method looks at them.
     fn block(&mut self, model: &mut Model, layer: u16, flows: &mut [Flow], originals: &mut [Flow]) -> Result<()> {
-        let name = format!("block-{layer}");
+        let name = block_name(layer);
         let done = self.journal.read(&name, model)?;
         let matrices = if done { Vec::new() } else { self.together(model, layer)? };
         let texts = (!matrices.is_empty()).then(|| Texts::before(flows));
@@ -504,4 +505,9 @@ pub fn statistics(
         stats.insert(Site::EMBED, s);
     }
     Ok(stats)
+}
+
+/// As what the journal keeps a block.
+fn block_name(layer: u16) -> String {
+    format!("block-{layer}")
 }

@@ -120,7 +120,7 @@ impl<'a> Course<'a> {
         self.resume()?;
         let steps = self.plan.schedule.steps;
         bar.begin("learning", steps);
-        bar.advance(self.learner.steps());
+        bar.done_before(self.learner.steps());
         if self.record.before.is_none() && !self.validation.is_empty() {
             self.record.before = Some(self.learner.loss(&self.validation)?);
         }

@@ -102,7 +102,7 @@ impl Scaling {
     fn shrink(&mut self) -> bool {
         let more = self.scale > 1.0;
         if more {
-            *self = Scaling { scale: self.scale / 2.0, fitting: 0, skipped: self.skipped + 1 };
+            (self.scale, self.fitting) = (self.scale / 2.0, 0);
         }
         more
     }
@@ -350,26 +350,33 @@ impl Learner {
     pub fn step(&mut self, parts: &[Tokens], aim: &mut dyn Aim, rate: f64) -> Result<Stepped> {
         let count: usize = parts.iter().map(Tokens::counted).sum();
         aim.take(&self.values);
-        let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
-            return Ok(Stepped { loss: 0.0, norm: 0.0, skipped: false });
-        };
-        self.precision.wire().spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
-        self.holes.keep(&mut gradient);
-        self.codes.gradients(&self.values, &mut gradient);
-        let norm = norm(&gradient) / self.scaling.scale;
-        let stepped = Stepped { loss: loss / count.max(1) as f64, norm, skipped: false };
-        if !norm.is_finite() && stepped.loss.is_finite() && self.scaling.shrink() {
+        let (gradient, stepped) = loop {
+            let Some((mut gradient, loss)) = self.gradient(parts, aim, count)? else {
+                return Ok(Stepped { loss: 0.0, norm: 0.0, skipped: false });
+            };
+            self.precision.wire().spread(&mut gradient, Bucket::all(self.working.spec.layers()), &*self.ranks)?;
+            self.holes.keep(&mut gradient);
+            self.codes.gradients(&self.values, &mut gradient);
+            let norm = norm(&gradient) / self.scaling.scale;
+            let stepped = Stepped { loss: loss / count.max(1) as f64, norm, skipped: false };
+            if norm.is_finite() || !stepped.loss.is_finite() || !self.scaling.shrink() {
+                break (gradient, stepped);
+            }
             self.sums.give(gradient);
-            self.steps += 1;
-            return Ok(Stepped { norm: 0.0, skipped: true, ..stepped });
-        }
+            // The first batch is tried until its gradient fits: skipped, it would be missing where a model learns most.
+            if self.steps > 0 {
+                self.steps += 1;
+                self.scaling.skipped += 1;
+                return Ok(Stepped { norm: 0.0, skipped: true, ..stepped });
+            }
+        };
         if !stepped.norm.is_finite() || !stepped.loss.is_finite() {
             let what = self.guilty(&gradient, stepped.loss);
             self.sums.give(gradient);
             return Err(Error::NotFinite { step: self.steps + 1, what, from: 0, to: 0 });
         }
         self.steps += 1;
-        let numbers = [rate, norm, 1.0 / self.scaling.scale];
+        let numbers = [rate, stepped.norm, 1.0 / self.scaling.scale];
         self.optimizer.step(self.steps - self.scaling.skipped, &mut self.values, &gradient, numbers);
         self.scaling.grow(self.precision);
         self.sums.give(gradient);

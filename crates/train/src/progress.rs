@@ -9,6 +9,8 @@ pub trait Progress: Sync {
     fn begin(&self, what: &str, total: u64);
     /// So many more units are done.
     fn advance(&self, units: u64);
+    /// So many units were done by an earlier run: they do not tell how long the others take.
+    fn done_before(&self, units: u64);
     /// Something to know that is no fault: a fallback, a warning.
     fn note(&self, text: &str);
 }
@@ -19,6 +21,7 @@ pub struct Silent;
 impl Progress for Silent {
     fn begin(&self, _: &str, _: u64) {}
     fn advance(&self, _: u64) {}
+    fn done_before(&self, _: u64) {}
     fn note(&self, _: &str) {}
 }
 

@@ -137,22 +137,34 @@ fn a_gradient_too_large_for_16_bits_is_skipped_and_the_scale_halved() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama-mha");
     let model = load::open(&root).unwrap().model;
     let ids: Vec<u32> = (0..9).map(|i| i * 5).collect();
-    let batch = Tokens {
+    let batch = [Tokens {
         sequences: vec![ids[..8].to_vec()],
         targets: ids[1..].iter().map(|id| Some(*id)).collect(),
         ..Tokens::default()
-    };
+    }];
     let mut learner = Learner::new(&model, Precision::Fp16, Rule::default()).unwrap();
-    let scale = learner.scaling().scale;
+    let begun = learner.scaling().scale;
     // A head that is a thousand times as large has gradients that are, too.
-    let mut values = learner.values().clone();
     let head = model.spec.resolve(model::Site::HEAD);
-    values.matrices.get_mut(&head).unwrap().as_mut_slice().iter_mut().for_each(|v| *v *= 1e3);
-    learner.set_values(values.clone()).unwrap();
-    let first = learner.step(std::slice::from_ref(&batch), &mut Likelihood, 1e-3).unwrap();
-    assert!(first.skipped && first.loss.is_finite(), "{first:?}");
-    assert_eq!((learner.scaling().scale, learner.scaling().skipped), (scale / 2.0, 1));
+    let enlarge = |learner: &mut Learner| {
+        let mut values = learner.values().clone();
+        values.matrices.get_mut(&head).unwrap().as_mut_slice().iter_mut().for_each(|v| *v *= 1e3);
+        learner.set_values(values.clone()).unwrap();
+        values
+    };
+    // The first batch is tried again until it fits.
+    let values = enlarge(&mut learner);
+    let first = learner.step(&batch, &mut Likelihood, 1e-3).unwrap();
+    assert!(!first.skipped && first.norm > 0.0, "{first:?}");
+    let found = learner.scaling();
+    assert!(found.scale < begun && found.skipped == 0 && learner.steps() == 1, "{found:?}");
+    assert!(*learner.values() != values, "the first step is taken");
+    // Later ones are skipped.
+    let values = enlarge(&mut learner);
+    let second = learner.step(&batch, &mut Likelihood, 1e-3).unwrap();
+    assert!(second.skipped && second.loss.is_finite(), "{second:?}");
+    assert_eq!((learner.scaling().scale, learner.scaling().skipped), (found.scale / 2.0, 1));
     assert!(*learner.values() == values, "a skipped step changes nothing");
-    let taken = (0..30).find(|_| !learner.step(std::slice::from_ref(&batch), &mut Likelihood, 1e-3).unwrap().skipped);
+    let taken = (0..30).find(|_| !learner.step(&batch, &mut Likelihood, 1e-3).unwrap().skipped);
     assert!(taken.is_some() && *learner.values() != values, "{:?}", learner.scaling());
 }

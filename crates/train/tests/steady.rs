@@ -23,7 +23,7 @@ fn a_step_takes_no_memory_that_grows_with_model_or_batch() {
     let gpt = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample/gpt");
     let model = load::open(&gpt).unwrap().model;
     let parts = [part(1), part(2), part(3)];
-    for (precision, again) in [(Precision::F32, false), (Precision::Bf16, true)] {
+    for (precision, again) in [(Precision::F32, false), (Precision::Bf16, true), (Precision::Fp16, false)] {
         let mut learner = Learner::new(&model, precision, Rule::default()).unwrap();
         if again {
             learner.checkpoint_activations();

@@ -41,14 +41,6 @@ impl Packed {
     /// If the system has no memory for a copy.
     pub fn refill(&mut self, x: &Tensor, turn: Turn) -> io::Result<()> {
         let (form, panel) = (self.form, self.panel_bytes());
-        let halves;
-        let x = if form == Form::Half {
-            let rounded = x.as_slice().iter().map(|v| halved(*v)).collect();
-            halves = Tensor::from_vec(x.rows(), x.cols(), rounded);
-            &halves
-        } else {
-            x
-        };
         if self.bytes.as_mut_slice().is_none() {
             self.bytes = Pages::new(form.bytes(self.rows, self.cols))?.freeze();
         }
@@ -58,7 +50,12 @@ impl Packed {
             // SAFETY: the memory outlives the section and has a place for every panel; this task alone writes this one.
             let out = unsafe { shared.slice(i * panel, panel) };
             match turn {
-                Turn::Straight => pack_rows(x, i * LANES..x.rows().min((i + 1) * LANES), self.storage, out),
+                Turn::Straight => {
+                    pack_rows(x, i * LANES..x.rows().min((i + 1) * LANES), self.storage, out);
+                    if form == Form::Half {
+                        halve(bytemuck::cast_slice_mut(out));
+                    }
+                }
                 Turn::Across => {
                     let words = form.length(x.rows()) * LANES;
                     pack_columns(x, 0..x.rows(), i * LANES, LANES, form, &mut bytemuck::cast_slice_mut(out)[..words]);
@@ -97,8 +94,7 @@ pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usi
     }
     if form == Form::Half {
         pack_columns(x, rows, at, width, Form::F32, out);
-        out.iter_mut().for_each(|v| *v = halved(f32::from_bits(*v)).to_bits());
-        return;
+        return halve(out);
     }
     match width {
         LANES => floats_of::<LANES>(x, rows, at, out),
@@ -110,6 +106,11 @@ pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usi
         1 => floats_of::<1>(x, rows, at, out),
         _ => unreachable!("a tile of {width} tokens"),
     }
+}
+
+/// Rounds 32-bit floats to 16-bit ones.
+fn halve(words: &mut [u32]) {
+    words.iter_mut().for_each(|v| *v = halved(f32::from_bits(*v)).to_bits());
 }
 
 fn floats_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
