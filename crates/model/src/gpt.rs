@@ -106,6 +106,11 @@ impl Gpt {
         ends
     }
 
+    /// The chat template, where it is another than that of the model's files.
+    pub fn given_template(&self) -> Option<&str> {
+        self.template.as_deref().filter(|template| self.tokenizer.chat_template() != Some(*template))
+    }
+
     /// Writes a conversation as the model was trained to read it and cuts it into tokens.
     ///
     /// # Errors
@@ -122,7 +127,8 @@ impl Gpt {
     pub fn conversation(&self, messages: &[Message], open: bool) -> Result<String> {
         let template = self.template.as_deref().ok_or_else(|| {
             Error::Asked(format!(
-                "{} has no chat template: it was not trained to converse. Use `planish generate`, or give one with --template FILE",
+                "{} has no chat template: it was not trained to converse. Use `planish generate`, or give one: \
+                 --template FILE, or chat_template.jinja beside its config.json",
                 self.path.display()
             ))
         })?;
@@ -149,7 +155,7 @@ impl Words {
             }
             Source::Safetensors(_) => {
                 let tokenizer = Tokenizer::from_dir(path)?;
-                let template = template(path, &tokenizer)?;
+                let template = tokenizer.chat_template().map(String::from);
                 let generation = path.join("generation_config.json");
                 let generation =
                     if generation.is_file() { Some(formats::json::read_object(&generation)?) } else { None };
@@ -157,14 +163,4 @@ impl Words {
             }
         }
     }
-}
-
-/// The chat template of a directory: a file of its own, or in the tokenizer's configuration.
-fn template(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<String>> {
-    let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        let text = std::fs::read_to_string(&file).map_err(formats::Error::io(&file, "read it"))?;
-        return Ok(Some(text));
-    }
-    Ok(tokenizer.chat_template().map(String::from))
 }

@@ -230,14 +230,24 @@ fn take_over(gpt: &Gpt, to: &Path) -> Result<()> {
             }
         }
         if gpt.kept.is_none() {
-            return Ok(());
+            return give_template(gpt, to);
         }
         if let Some(generation) = &gpt.generation {
             write_json(&to.join("generation_config.json"), generation)?;
         }
     }
     atomic::write_bytes(&to.join("tokenizer.json"), gpt.tokenizer.json().as_bytes())?;
-    write_json(&to.join("tokenizer_config.json"), gpt.tokenizer.config_json())
+    write_json(&to.join("tokenizer_config.json"), gpt.tokenizer.config_json())?;
+    give_template(gpt, to)
+}
+
+/// Writes the chat template where it was given beside the model.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn give_template(gpt: &Gpt, to: &Path) -> Result<()> {
+    let template = gpt.given_template().map(|t| atomic::write_bytes(&to.join("chat_template.jinja"), t.as_bytes()));
+    Ok(template.transpose().map(|_| ())?)
 }
 
 /// Writes a value as readable JSON.

@@ -221,6 +221,7 @@ fn key(gpt: &Gpt, teacher: &str, lesson: &Lesson, begun: Option<&Adapters>, part
     put(env!("CARGO_PKG_VERSION"));
     put(tensor::kernels::kernels().isa);
     put(&course::files(gpt)?);
+    put(gpt.given_template().unwrap_or_default());
     put(teacher);
     // Files count by what they hold.
     let what = Lesson { data: PathBuf::new(), validation: None, adapter: None, ..lesson.clone() };
@@ -266,6 +267,7 @@ fn write(
         Learned::Adapters(adapters) => {
             let rslora = lesson.lora.as_ref().is_some_and(|l| l.rslora);
             adapter::write_peft(&gpt.model, adapters, rslora, &gpt.path.to_string_lossy(), &staging)?;
+            artefact::give_template(gpt, &staging)?;
             // What was written is what is read.
             adapter::load(&gpt.model, &staging)?;
             BTreeMap::new()

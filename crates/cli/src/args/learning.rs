@@ -79,6 +79,9 @@ pub struct Lesson {
     /// What separates documents in the texts
     #[arg(long, value_name = "TEXT", default_value = optimize::data::SEPARATOR)]
     pub separator: String,
+    /// A chat template (Jinja) for "messages", where the model has none or another is wanted; the result has it too
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
     /// Teach adapters of the model, which stays as it is and may be quantized: rank=16, and if wanted alpha=32 (default:
     /// twice the rank), sites=q+v (default: all linear maps of the blocks), dora, rslora
     #[arg(long, value_name = "WORDS")]

@@ -1,11 +1,12 @@
 //! `planish chat`.
 
 use super::{
+    converse_by,
     generate::{add_work, draft, generator, limits, sampling, say, stats},
     open_to_run, place, print_json,
 };
 use crate::args::{Chat, Common};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use formats::chat_template::Message;
 use model::{Gpt, generate::Generator};
 use serde_json::json;
@@ -14,9 +15,7 @@ use std::io::{BufRead, IsTerminal, Write};
 /// Talks with a model: one message, or line by line until the input ends.
 pub fn run(args: &Chat, common: &Common) -> Result<u8> {
     let mut gpt = open_to_run(&place(&args.model)?, &args.attached, args.running.exact, args.running.kv.as_deref())?;
-    if let Some(path) = &args.template {
-        gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
-    }
+    converse_by(&mut gpt, args.template.as_deref())?;
     let draft = draft(&args.speculating, &args.running)?;
     let generator = generator(&gpt, draft.as_ref(), &args.speculating)?;
     let system = args.system.clone().map(|content| Message { role: "system".into(), content });

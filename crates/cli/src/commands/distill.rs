@@ -1,6 +1,9 @@
 //! `planish distill`: a small model learns what a large one would say.
 
-use super::finetune::{lesson, named, show};
+use super::{
+    converse_by,
+    finetune::{lesson, named, show},
+};
 use crate::{
     args::{Common, Distill},
     show::Bar,
@@ -28,6 +31,7 @@ pub fn run(args: &Distill, common: &Common) -> Result<u8> {
     let begun = args.student.as_ref().or(args.teacher.as_ref());
     let mut student =
         Gpt::open(begun.context("give a STUDENT: --student-layers and --student-widths take parts of a --teacher")?)?;
+    converse_by(&mut student, args.lesson.template.as_deref())?;
     if let Some(layers) = &args.student_layers {
         student.model = student.model.of_blocks(layers)?;
     }

@@ -1,6 +1,6 @@
 //! `planish finetune`: a model learns a text.
 
-use super::{open, overrides, print_json};
+use super::{converse_by, open, overrides, print_json};
 use crate::{
     args::{Common, Finetune, Lesson as LessonArgs},
     show::{self as screen, Bar},
@@ -16,7 +16,8 @@ use train::{Curve, OptimizerKind, Precision, course::Record};
 
 /// Teaches a model.
 pub fn run(args: &Finetune, common: &Common) -> Result<u8> {
-    let gpt = open(&args.model)?;
+    let mut gpt = open(&args.model)?;
+    converse_by(&mut gpt, args.lesson.template.as_deref())?;
     let lesson = lesson(&args.lesson, gpt.model.spec.context, common.seed)?;
     let place = args.place.place();
     let bar = Bar::new();
@@ -122,6 +123,11 @@ fn print(taught: &Taught, out: &Path) {
     curve(record);
     if record.ended_early {
         sayln!("ended early: {} validations in a row were no better", record.worse);
+    }
+    if let (Some(before), Some((_, best))) = (record.before, record.best)
+        && best > before
+    {
+        sayln!("the model was better before it learned: lower --lr, or give it more text");
     }
     let done = if taught.already { "was done already" } else { "written" };
     sayln!("{}: {done}; training.json and manifest.json lie with it", out.display());

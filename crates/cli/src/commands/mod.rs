@@ -33,6 +33,14 @@ use std::{
 };
 use tensor::ops::KeyValue;
 
+/// Gives a model a chat template in place of its own.
+fn converse_by(gpt: &mut Gpt, template: Option<&Path>) -> Result<()> {
+    if let Some(path) = template {
+        gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
+    }
+    Ok(())
+}
+
 /// Runs a command; returns the exit code.
 ///
 /// # Errors

@@ -357,8 +357,16 @@ fn of_conversations_only_the_answers_are_learned() {
     wrong("{\"question\": \"?\"}", "\"prompt\"");
     wrong("not json", "line 2");
     wrong(r#"{"messages":[{"role":"user","content":"?"}]}"#, "assistant");
-    fs::remove_file(Path::new(&folder).join("chat_template.jinja")).unwrap();
-    wrong(&chats(1), "chat template");
+    let template = path(&dir, "template.jinja");
+    fs::rename(Path::new(&folder).join("chat_template.jinja"), &template).unwrap();
+    wrong(&chats(1), "--template FILE");
+    // A template may lie elsewhere, and goes into the result.
+    let data = path(&dir, "chats.jsonl");
+    let words = ["finetune", &folder, "--data", &data, "--template", &template, "--steps", "3", "--out", &out];
+    json(&words);
+    let given = fs::read(Path::new(&out).join("chat_template.jinja")).unwrap();
+    assert_eq!(given, fs::read(&template).unwrap());
+    json(&["chat", &out, "--message", "How many birds are on tree 3?", "--tokens", "8"]);
 }
 
 #[test]
