@@ -146,21 +146,21 @@ fn a_gradient_too_large_for_16_bits_is_skipped_and_the_scale_halved() {
     let begun = learner.scaling().scale;
     // A head that is a thousand times as large has gradients that are, too.
     let head = model.spec.resolve(model::Site::HEAD);
-    let enlarge = |learner: &mut Learner| {
+    let enlarge = |learner: &mut Learner, times: f32| {
         let mut values = learner.values().clone();
-        values.matrices.get_mut(&head).unwrap().as_mut_slice().iter_mut().for_each(|v| *v *= 1e3);
+        values.matrices.get_mut(&head).unwrap().as_mut_slice().iter_mut().for_each(|v| *v *= times);
         learner.set_values(values.clone()).unwrap();
         values
     };
     // The first batch is tried again until it fits.
-    let values = enlarge(&mut learner);
+    let values = enlarge(&mut learner, 1e3);
     let first = learner.step(&batch, &mut Likelihood, 1e-3).unwrap();
     assert!(!first.skipped && first.norm > 0.0, "{first:?}");
     let found = learner.scaling();
     assert!(found.scale < begun && found.skipped == 0 && learner.steps() == 1, "{found:?}");
     assert!(*learner.values() != values, "the first step is taken");
     // Later ones are skipped.
-    let values = enlarge(&mut learner);
+    let values = enlarge(&mut learner, 8.0);
     let second = learner.step(&batch, &mut Likelihood, 1e-3).unwrap();
     assert!(second.skipped && second.loss.is_finite(), "{second:?}");
     assert_eq!((learner.scaling().scale, learner.scaling().skipped), (found.scale / 2.0, 1));
