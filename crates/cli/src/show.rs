@@ -94,8 +94,8 @@ impl Progress for Bar {
         self.with(|s| {
             s.done += units;
             s.bar.set_position(s.done.min(s.total));
-            // Longer jobs tell less often: some ten lines each time that their length doubles.
-            let pause = Duration::from_secs(5).max(s.began.elapsed() / 10);
+            // Longer jobs tell less often: some ten lines each time that their length doubles, but one a minute.
+            let pause = (s.began.elapsed() / 10).clamp(Duration::from_secs(5), Duration::from_secs(60));
             if !self.terminal && s.told.elapsed() > pause {
                 s.told = Instant::now();
                 let each = s.began.elapsed().as_secs_f64() / (s.done - s.before).max(1) as f64;

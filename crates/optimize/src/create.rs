@@ -148,9 +148,15 @@ fn born(creation: &Creation, origin: &Origin, path: &Path, seed: u64, start: &Pa
         return Ok(());
     }
     if start.exists() {
+        // Nothing is taken away that another hand put there.
+        if !key_file.is_file() {
+            let words = "is in the way: the model that is to learn begins there. Move it away, or give another --out";
+            return Err(Error::Asked(format!("{} {words}", start.display())));
+        }
         fs::remove_dir_all(start).map_err(formats::Error::io(start, "begin anew"))?;
     }
     fs::create_dir_all(start).map_err(formats::Error::io(start, "make it"))?;
+    atomic::write_bytes(&key_file, b"unfinished")?;
     match origin {
         Origin::Learned(vocab, text) => {
             bar.note(&format!("learning a tokenizer of {vocab} tokens"));
@@ -186,6 +192,6 @@ fn born(creation: &Creation, origin: &Origin, path: &Path, seed: u64, start: &Pa
         return Err(Error::Model(model::Error::Config { path: path.into(), field: "vocab_size".into(), reason }));
     }
     save::directory(&model, start)?;
-    // The key comes last: a directory without one is not whole.
+    // The key comes last: a directory with another one is not whole.
     Ok(atomic::write_bytes(&key_file, key.as_bytes())?)
 }

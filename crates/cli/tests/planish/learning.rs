@@ -302,6 +302,15 @@ fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
     wrong("vocab = 400", "num_key_value_heads = 3", "num_key_value_heads");
     fails(&["train", &path(&dir, "none.toml"), "--out", &out], 2, "none.toml");
     fails(&["train", &good, "--data", &path(&dir, "none.txt"), "--out", &out], 2, "none.txt");
+    // What lies where the model begins stays there, file or directory.
+    let taken = path(&dir, "taken");
+    fs::write(path(&dir, "taken.start"), "mine").unwrap();
+    fails(&["train", &good, "--out", &taken], 2, "taken.start is in the way");
+    fs::remove_file(path(&dir, "taken.start")).unwrap();
+    fs::create_dir(path(&dir, "taken.start")).unwrap();
+    fs::write(path(&dir, "taken.start/mine"), "mine").unwrap();
+    fails(&["train", &good, "--out", &taken], 2, "taken.start is in the way");
+    assert_eq!(fs::read_to_string(path(&dir, "taken.start/mine")).unwrap(), "mine");
     fs::write(path(&dir, "tokens.u16"), [1u8, 0, 0xff, 0xff, 3]).unwrap();
     fails(&["train", &good, "--data", &path(&dir, "tokens.u16"), "--out", &out], 2, "--tokenizer DIR");
     fails(&["train", &good, "--data", &path(&dir, "tokens.u16"), "--tokenizer", &whole, "--out", &out], 2, "5 bytes");
