@@ -1,7 +1,7 @@
 //! Candidates side by side: a fit tries many scales on the same values, eight at a time, one in each lane, so that sums need
 //! no adding up across lanes.
 
-use super::{block::round_even, fit::Values};
+use super::{Table, block::round_even, fit::Values};
 
 /// Candidates that are tried at once.
 pub const LANES: usize = 8;
@@ -18,6 +18,13 @@ pub fn lanes(mut f: impl FnMut(usize) -> f32) -> Lanes {
         *out = f(i);
     }
     out
+}
+
+/// The one or the other, without a branch, which would keep lanes from running side by side.
+#[inline(always)]
+pub fn pick(first: bool, a: f32, b: f32) -> f32 {
+    let mask = 0u32.wrapping_sub(u32::from(first));
+    f32::from_bits(a.to_bits() & mask | b.to_bits() & !mask)
 }
 
 /// The lowest and the highest of some values, or the highest and the lowest float where there is none.
@@ -104,22 +111,85 @@ fn sums_of<const ALIKE: bool>(v: &Values<'_>, low: f32, scale: &Lanes, offset: &
     [q1, qq, yq]
 }
 
-/// Of each of eight scales and offsets the error of its rounding to whole numbers from 0 to `highest`.
-#[inline(always)]
-pub fn errors(v: &Values<'_>, scale: &Lanes, offset: &Lanes, highest: f32) -> Lanes {
-    weighed!(errors_of(v, scale, offset, highest))
+/// The levels of a table, for rounding in lanes: the level of each step, and from where on it is the nearest.
+pub struct Rungs {
+    /// The first level is that from everywhere on.
+    from: [f32; 16],
+    levels: [f32; 16],
+    count: usize,
+    /// Are there the same levels with the other sign?
+    signed: bool,
 }
 
-#[inline(always)]
-fn errors_of<const ALIKE: bool>(v: &Values<'_>, scale: &Lanes, offset: &Lanes, highest: f32) -> Lanes {
-    let inverse = lanes(|i| if scale[i] > 0.0 { 1.0 / scale[i] } else { 0.0 });
-    let mut sum = [0f32; LANES];
-    for (x, w) in v.x.iter().zip(v.w) {
-        for i in 0..LANES {
-            let y = x - offset[i];
-            let e = y - scale[i] * round_even((y * inverse[i]).clamp(0.0, highest));
-            sum[i] += if ALIKE { e * e } else { w * e * e };
+impl Rungs {
+    /// Those of a table of up to sixteen levels.
+    #[inline(always)]
+    pub fn of(table: Table) -> Option<Rungs> {
+        let (rising, signed) = (table.rising(), table.is_signed());
+        if rising.len() > 16 {
+            return None;
         }
+        let mut rungs = Rungs { from: [f32::NEG_INFINITY; 16], levels: [0.0; 16], count: rising.len(), signed };
+        for (i, level) in rising.iter().enumerate() {
+            rungs.levels[i] = *level;
+            if i > 0 {
+                rungs.from[i] = 0.5 * (rising[i - 1] + level);
+            }
+        }
+        Some(rungs)
     }
-    sum
+
+    /// The nearest level of each.
+    #[inline(always)]
+    fn round(&self, y: &Lanes) -> Lanes {
+        let mut size = *y;
+        if self.signed {
+            for i in 0..LANES {
+                size[i] = size[i].abs();
+            }
+        }
+        let mut q = [self.levels[0]; LANES];
+        for (from, level) in self.from[..self.count].iter().zip(&self.levels).skip(1) {
+            for i in 0..LANES {
+                q[i] = pick(size[i] >= *from, *level, q[i]);
+            }
+        }
+        if self.signed {
+            for i in 0..LANES {
+                q[i] = q[i].copysign(y[i]);
+            }
+        }
+        q
+    }
+
+    /// Of each of eight scales the sums of its rounding: `sum w x q` and `sum w q q`.
+    #[inline(always)]
+    pub fn moments(&self, v: &Values<'_>, inverse: &Lanes) -> (Lanes, Lanes) {
+        let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
+        for (x, w) in v.x.iter().zip(v.w) {
+            let q = self.round(&lanes(|i| x * inverse[i]));
+            for i in 0..LANES {
+                xq[i] += w * q[i] * x;
+                qq[i] += w * q[i] * q[i];
+            }
+        }
+        (xq, qq)
+    }
+
+    /// The same of one scale, eight values at a time.
+    #[inline(always)]
+    pub fn moments_of_one(&self, v: &Values<'_>, inverse: f32) -> (f32, f32) {
+        let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
+        for (xs, ws) in v.x.chunks(LANES).zip(v.w.chunks(LANES)) {
+            let (mut x, mut w) = ([0f32; LANES], [0f32; LANES]);
+            x[..xs.len()].copy_from_slice(xs);
+            w[..ws.len()].copy_from_slice(ws);
+            let q = self.round(&lanes(|i| x[i] * inverse));
+            for i in 0..LANES {
+                xq[i] += w[i] * q[i] * x[i];
+                qq[i] += w[i] * q[i] * q[i];
+            }
+        }
+        (xq.iter().sum(), qq.iter().sum())
+    }
 }

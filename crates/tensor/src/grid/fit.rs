@@ -5,10 +5,11 @@
 
 use super::{
     Grid, LONGEST, Table, Zero, abreast,
-    abreast::{LANES, lanes},
+    abreast::{LANES, Lanes, Rungs, lanes},
     block::{Block, round_even},
+    even_subs,
     pack::{half_e4m3, half_power},
-    sub_blocks::{Steps, affine_subs, stepped_subs},
+    sub_blocks::{Steps, stepped_subs},
 };
 use half::f16;
 
@@ -40,8 +41,8 @@ fn fit_in(grid: Grid, x: &[f32], importance: Option<&[f32]>, values: &mut [f32],
     let mut block = Block::empty(grid);
     let (base, highest) = (f32::from(block.base), f32::from(block.highest));
     match grid {
-        Grid::Levels { table, .. } => set_scale(&mut block, grid, table_scale(&v, table)),
-        Grid::Iq4Nl => block.d = bits(table_scale(&v, Table::Iq4Nl)),
+        Grid::Levels { table, .. } => set_scale(&mut block, grid, table_scale(&v, table, Rungs::of(table).as_ref())),
+        Grid::Iq4Nl => block.d = bits(table_scale(&v, Table::Iq4Nl, Rungs::of(Table::Iq4Nl).as_ref())),
         Grid::Mxfp4 => block.d = power_scale(&v),
         Grid::Int { zero: Zero::Point, .. } => {
             let (scale, zero) = pointed(&v, highest);
@@ -49,15 +50,16 @@ fn fit_in(grid: Grid, x: &[f32], importance: Option<&[f32]>, values: &mut [f32],
             set_scale(&mut block, grid, scale);
         }
         Grid::Int { zero: Zero::Minimum, .. } | Grid::Q4_1 | Grid::Q5_1 => {
-            let (scale, offset) = affine(&v, highest, false);
+            let (scale, offset) = affine(&v, highest);
             (block.d, block.m) = (bits(scale), bits(offset));
         }
         Grid::Int { .. } => set_scale(&mut block, grid, symmetric(&v, base, highest)),
         Grid::Q4_0 | Grid::Q5_0 | Grid::Q8_0 | Grid::Tq1 | Grid::Tq2 => block.d = bits(symmetric(&v, base, highest)),
-        Grid::Q2K => affine_subs(&v, &mut block, grid, 15.0),
-        Grid::Q4K | Grid::Q5K => affine_subs(&v, &mut block, grid, 63.0),
-        Grid::Q3K | Grid::Iq4Xs => stepped_subs(&v, &mut block, grid, Steps::Whole(-32.0, 31.0)),
-        Grid::Q6K => stepped_subs(&v, &mut block, grid, Steps::Whole(-128.0, 127.0)),
+        Grid::Q2K => even_subs::affine::<false>(&v, &mut block, grid, 15.0),
+        Grid::Q4K | Grid::Q5K => even_subs::affine::<true>(&v, &mut block, grid, 63.0),
+        Grid::Q3K => even_subs::stepped(&v, &mut block, grid, -32.0, 31.0),
+        Grid::Q6K => even_subs::stepped(&v, &mut block, grid, -128.0, 127.0),
+        Grid::Iq4Xs => stepped_subs(&v, &mut block, grid, Steps::Whole(-32.0, 31.0)),
         Grid::Iq1S | Grid::Iq1M => stepped_subs(&v, &mut block, grid, Steps::Odd(15.0)),
         Grid::Iq2Xxs | Grid::Iq2Xs | Grid::Iq2S | Grid::Iq3Xxs | Grid::Iq3S => {
             stepped_subs(&v, &mut block, grid, Steps::Odd(31.0));
@@ -105,7 +107,7 @@ pub(super) fn value(bits: u16) -> f32 {
 
 /// Sums of one rounding: `sum w x q` and `sum w q q`, `q` being a rounded multiple of the scale.
 #[inline(always)]
-pub(super) fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
+fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32, f32) {
     const LANES: usize = 8;
     let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
     for (x, w) in v.x.chunks_exact(LANES).zip(v.w.chunks_exact(LANES)) {
@@ -126,7 +128,7 @@ pub(super) fn moments(v: &Values<'_>, inverse: f32, low: f32, high: f32) -> (f32
 
 /// The scale of codes `base..=base + highest` around zero with the least error; it may be negative.
 #[inline(always)]
-pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
+fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
     let (low, high) = (base, base + highest);
     let extreme = abreast::extreme(v.x);
     if extreme == 0.0 {
@@ -166,7 +168,10 @@ pub(super) fn symmetric(v: &Values<'_>, base: f32, highest: f32) -> f32 {
 
 /// Sums of one rounding to a table: `sum w x q` and `sum w q q`.
 #[inline(always)]
-pub(super) fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32, f32) {
+pub(super) fn table_moments(v: &Values<'_>, inverse: f32, table: Table, rungs: Option<&Rungs>) -> (f32, f32) {
+    if let Some(rungs) = rungs {
+        return rungs.moments_of_one(v, inverse);
+    }
     let levels = table.levels();
     let (mut xq, mut qq) = (0f32, 0f32);
     for (x, w) in v.x.iter().zip(v.w) {
@@ -177,10 +182,27 @@ pub(super) fn table_moments(v: &Values<'_>, inverse: f32, table: Table) -> (f32,
     (xq, qq)
 }
 
+/// The same of each of eight scales.
+#[inline(always)]
+fn table_moments_of(v: &Values<'_>, inverse: &Lanes, table: Table, rungs: Option<&Rungs>) -> (Lanes, Lanes) {
+    if let Some(rungs) = rungs {
+        return rungs.moments(v, inverse);
+    }
+    let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
+    for i in 0..LANES {
+        // Candidates that fill up the last eight are those before them.
+        (xq[i], qq[i]) = match i > 0 && inverse[i] == inverse[i - 1] {
+            true => (xq[i - 1], qq[i - 1]),
+            false => table_moments(v, inverse[i], table, None),
+        };
+    }
+    (xq, qq)
+}
+
 /// The scale of a table with the least error.
 #[inline(always)]
-pub(super) fn table_scale(v: &Values<'_>, table: Table) -> f32 {
-    let extreme = v.x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+pub(super) fn table_scale(v: &Values<'_>, table: Table, rungs: Option<&Rungs>) -> f32 {
+    let extreme = abreast::extreme(v.x);
     if extreme == 0.0 {
         return 0.0;
     }
@@ -189,20 +211,28 @@ pub(super) fn table_scale(v: &Values<'_>, table: Table) -> f32 {
     // Eight bits of float are as fine near every size: where they begin hardly matters. A scale whose sign turns the
     // levels over gains nothing where they are the same on both sides.
     let (steps, width) = if table.bits() == 8 { (2, 0.04) } else { (8, 0.0134) };
-    let ends: &[f32] = if -low == high { &[high] } else { &[low, high] };
-    for end in ends {
-        for i in -steps..=steps {
-            let reach = end.abs() + width * i as f32 * high.max(-low);
-            let (xq, qq) = table_moments(v, reach.copysign(*end) / extreme, table);
-            if qq > 0.0 && xq * xq / qq > best.0 {
-                best = (xq * xq / qq, xq / qq);
+    let (tried, ends) = (2 * steps + 1, if -low == high { [high; 2] } else { [low, high] });
+    let all = if -low == high { tried } else { 2 * tried };
+    for first in (0..all).step_by(LANES) {
+        let inverse = lanes(|i| {
+            let turn = (first + i).min(all - 1);
+            let end = ends[turn / tried];
+            let nudge = (turn % tried) as f32 - steps as f32;
+            (end.abs() + width * nudge * high.max(-low)).copysign(end) / extreme
+        });
+        let (xq, qq) = table_moments_of(v, &inverse, table, rungs);
+        for i in 0..LANES {
+            if qq[i] > 0.0 && xq[i] * xq[i] / qq[i] > best.0 {
+                best = (xq[i] * xq[i] / qq[i], xq[i] / qq[i]);
             }
         }
     }
     for _ in 0..3 {
-        let (xq, qq) = table_moments(v, 1.0 / best.1, table);
+        let (xq, qq) = table_moments(v, 1.0 / best.1, table, rungs);
         if qq > 0.0 && xq * xq / qq > best.0 {
             best = (xq * xq / qq, xq / qq);
+        } else {
+            break;
         }
     }
     best.1
@@ -218,14 +248,23 @@ fn power_scale(v: &Values<'_>) -> u16 {
     let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
     // The largest value near the largest level, 12 halves: a power below to one above.
     let near = (extreme / 12.0).log2().ceil() as i32 + 128;
-    let mut best = (f32::INFINITY, 0);
-    for e in near - 2..=near + 1 {
-        let e = e.clamp(0, 254) as u16;
-        let scale = half_power(e);
-        let (xq, qq) = table_moments(v, 1.0 / scale, Table::E2m1);
-        let error = power - scale * (2.0 * xq - scale * qq);
-        if error < best.0 {
-            best = (error, e);
+    least(v, power, |i| {
+        let e = (near - 2 + i.min(3)).clamp(0, 254) as u16;
+        (half_power(e), e)
+    })
+}
+
+/// Of eight scales of E2M1, each with what stores it, what stores the one with the least error.
+#[inline(always)]
+fn least<T: Copy + Default>(v: &Values<'_>, power: f32, candidate: impl Fn(i32) -> (f32, T)) -> T {
+    let Some(rungs) = Rungs::of(Table::E2m1) else { return T::default() };
+    let scale = lanes(|i| candidate(i as i32).0);
+    let (xq, qq) = rungs.moments(v, &lanes(|i| if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] }));
+    let mut best = (f32::INFINITY, T::default());
+    for i in 0..LANES {
+        let error = power - scale[i] * (2.0 * xq[i] - scale[i] * qq[i]);
+        if scale[i] != 0.0 && error < best.0 {
+            best = (error, candidate(i as i32).1);
         }
     }
     best.1
@@ -235,7 +274,7 @@ fn power_scale(v: &Values<'_>) -> u16 {
 /// GPTQ's files cannot say 0.
 #[inline(always)]
 fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
-    let (scale, offset) = affine(v, highest, false);
+    let (scale, offset) = affine(v, highest);
     if scale == 0.0 {
         // All values are one: as the highest code or the lowest, the other being zero.
         return if offset < 0.0 { (-offset / highest, highest as u8) } else { (offset / (highest - 1.0), 1) };
@@ -264,17 +303,17 @@ fn pointed(v: &Values<'_>, highest: f32) -> (f32, u8) {
 
 /// Sums of one rounding to `scale * q + offset`, `q` in `0..=highest`.
 #[derive(Default, Clone, Copy)]
-pub(super) struct Regression {
-    pub(super) w: f32,
-    pub(super) q: f32,
-    pub(super) qq: f32,
-    pub(super) x: f32,
-    pub(super) xq: f32,
-    pub(super) error: f32,
+struct Regression {
+    w: f32,
+    q: f32,
+    qq: f32,
+    x: f32,
+    xq: f32,
+    error: f32,
 }
 
 #[inline(always)]
-pub(super) fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression {
+fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> Regression {
     const LANES: usize = 8;
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let mut s = [[0f32; LANES]; 6];
@@ -304,27 +343,21 @@ pub(super) fn regress(v: &Values<'_>, scale: f32, offset: f32, highest: f32) -> 
 impl Regression {
     /// Scale and offset with the least error for the codes of this rounding.
     #[inline(always)]
-    fn solve(&self, no_positive_offset: bool) -> Option<(f32, f32)> {
+    fn solve(&self) -> Option<(f32, f32)> {
         let det = self.w * self.qq - self.q * self.q;
         if det <= 1e-12 * self.w * self.qq {
             return None;
         }
         let scale = (self.w * self.xq - self.q * self.x) / det;
         let offset = (self.qq * self.x - self.q * self.xq) / det;
-        if no_positive_offset && offset > 0.0 {
-            return (self.qq > 0.0).then(|| (self.xq / self.qq, 0.0));
-        }
         Some((scale, offset))
     }
 }
 
 /// Scale and offset of codes `0..=highest` with the least error.
 #[inline(always)]
-pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> (f32, f32) {
-    let (mut low, high) = abreast::range(v.x);
-    if no_positive_offset {
-        low = low.min(0.0);
-    }
+fn affine(v: &Values<'_>, highest: f32) -> (f32, f32) {
+    let (low, high) = abreast::range(v.x);
     if high <= low {
         return (0.0, low);
     }
@@ -344,10 +377,9 @@ pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> 
             Some(i) => ((i / 3 % steps + 1) as f32, (i % 3) as f32 / 2.0),
         };
         let scale = range / (highest + width * step);
-        let offset = place * (range - scale * highest);
-        (scale, if no_positive_offset { offset.min(-low) } else { offset })
+        (scale, place * (range - scale * highest))
     };
-    let lines = Lines::new(v, low, highest, no_positive_offset);
+    let lines = Lines::new(v, low, highest);
     let mut best = Line::NONE;
     for first in (0..wide + 3 * steps).step_by(LANES) {
         best.take(&lines.line(&lanes(|i| start(first + i).0), &lanes(|i| start(first + i).1)));
@@ -365,7 +397,7 @@ pub(super) fn affine(v: &Values<'_>, highest: f32, no_positive_offset: bool) -> 
     // What was found is exact for its codes only; rounding anew may find others.
     found.0 = regress(v, found.1, found.2, highest).error;
     for _ in 0..4 {
-        let Some((scale, offset)) = regress(v, found.1, found.2, highest).solve(no_positive_offset) else { break };
+        let Some((scale, offset)) = regress(v, found.1, found.2, highest).solve() else { break };
         let error = regress(v, scale, offset, highest).error;
         if scale <= 0.0 || error >= found.0 {
             break;
@@ -403,7 +435,6 @@ struct Lines<'a, 'b> {
     v: &'a Values<'b>,
     low: f32,
     highest: f32,
-    most: f32,
     w: f32,
     y: f32,
     yy: f32,
@@ -411,7 +442,7 @@ struct Lines<'a, 'b> {
 
 impl<'a, 'b> Lines<'a, 'b> {
     #[inline(always)]
-    fn new(v: &'a Values<'b>, low: f32, highest: f32, no_positive_offset: bool) -> Lines<'a, 'b> {
+    fn new(v: &'a Values<'b>, low: f32, highest: f32) -> Lines<'a, 'b> {
         let [mut w1, mut wy, mut wyy] = [[0f32; LANES]; 3];
         let mut add = |i: usize, x: f32, w: f32| {
             let y = x - low;
@@ -426,9 +457,8 @@ impl<'a, 'b> Lines<'a, 'b> {
             }
         }
         x_rest.iter().zip(w_rest).for_each(|(x, w)| add(0, *x, *w));
-        let most = if no_positive_offset { -low } else { f32::INFINITY };
         let [w, y, yy] = [w1, wy, wyy].map(|lanes| lanes.iter().sum());
-        Lines { v, low, highest, most, w, y, yy }
+        Lines { v, low, highest, w, y, yy }
     }
 
     /// The lines of least error through the codes of eight roundings.
@@ -438,8 +468,7 @@ impl<'a, 'b> Lines<'a, 'b> {
         let mut line = Line::NONE;
         for i in 0..LANES {
             let det = self.w * qq[i] - q[i] * q[i];
-            let free = (qq[i] * self.y - q[i] * yq[i]) / det;
-            let offset = free.min(self.most);
+            let offset = (qq[i] * self.y - q[i] * yq[i]) / det;
             let scale = (yq[i] - offset * q[i]) / qq[i];
             let error = self.yy
                 + scale * (scale * qq[i] + 2.0 * offset * q[i] - 2.0 * yq[i])
@@ -463,23 +492,14 @@ fn sixteen<'a>(v: &Values<'a>, s: usize) -> Values<'a> {
 /// The E4M3 without sign with the least error as the scale of E2M1.
 #[inline(always)]
 fn e4m3_scale(v: &Values<'_>) -> i8 {
-    let free = table_scale(v, Table::E2m1).abs();
+    let free = table_scale(v, Table::E2m1, Rungs::of(Table::E2m1).as_ref()).abs();
     if free == 0.0 {
         return 0;
     }
     let power: f32 = v.x.iter().zip(v.w).map(|(x, w)| w * x * x).sum();
     let near = i32::from(Table::E4m3.nearest(2.0 * free));
-    let mut best = (f32::INFINITY, 0);
-    for code in (near - 1).max(0)..=(near + 1).min(0x7e) {
-        let scale = half_e4m3(code as u8);
-        if scale == 0.0 {
-            continue;
-        }
-        let (xq, qq) = table_moments(v, 1.0 / scale, Table::E2m1);
-        let error = power - scale * (2.0 * xq - scale * qq);
-        if error < best.0 {
-            best = (error, code as i8);
-        }
-    }
-    best.1
+    least(v, power, |i| {
+        let code = (near - 1 + i.min(2)).clamp(0, 0x7e);
+        (half_e4m3(code as u8), code as i8)
+    })
 }

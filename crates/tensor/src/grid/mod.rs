@@ -11,6 +11,7 @@ mod abreast;
 mod block;
 mod codebook;
 mod codebooks;
+mod even_subs;
 mod fit;
 mod learned;
 mod name;

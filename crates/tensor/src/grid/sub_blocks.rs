@@ -1,12 +1,12 @@
-//! Fitting blocks of sub-blocks: each of them is fitted freely, then the block's own scales and the whole numbers of each
-//! sub-block are chosen by their true error.
+//! Fitting blocks of sub-blocks whose levels are those of a table or a codebook: each of them is fitted freely, then the block's
+//! own scale and the whole numbers of each sub-block are chosen by their true error. Even levels are [`super::even_subs`]'s.
 
 use super::{
-    Grid, Table, abreast,
-    abreast::{LANES, lanes},
+    Grid, Table,
+    abreast::Rungs,
     block::{Block, round_even},
     codebook::Codebook,
-    fit::{Values, affine, bits, moments, regress, symmetric, table_moments, table_scale, value},
+    fit::{Values, bits, table_moments, table_scale, value},
     pack::halved,
 };
 
@@ -14,110 +14,6 @@ use super::{
 #[inline(always)]
 fn part<'a>(v: &Values<'a>, s: usize, len: usize) -> Values<'a> {
     Values { x: &v.x[s * len..(s + 1) * len], w: &v.w[s * len..(s + 1) * len], alike: v.alike }
-}
-
-/// Q2_K, Q4_K, Q5_K: sub-blocks with a scale and a minimum in whole multiples of the block's two.
-#[inline(always)]
-pub fn affine_subs(v: &Values<'_>, block: &mut Block, grid: Grid, most: f32) {
-    let len = block.sub_len as usize;
-    let (subs, highest) = (256 / len, f32::from(block.highest));
-    let mut free = [(0f32, 0f32); 16];
-    for s in 0..subs {
-        free[s] = affine(&part(v, s, len), highest, true);
-    }
-    let top = free[..subs].iter().fold((0f32, 0f32), |m, f| (m.0.max(f.0), m.1.max(-f.1)));
-    let mut best = (f32::INFINITY, *block);
-    for shrink in [1.0, 0.96, 0.92] {
-        let tried = affine_attempt(v, block, grid, &free, most, (top.0 / most * shrink, top.1 / most * shrink));
-        if tried.0 < best.0 {
-            best = tried;
-        }
-    }
-    for _ in 0..3 {
-        let Some(units) = refit_affine(v, &best.1) else { break };
-        let tried = affine_attempt(v, block, grid, &free, most, units);
-        if tried.0 >= best.0 {
-            break;
-        }
-        best = tried;
-    }
-    *block = best.1;
-}
-
-/// The block with these two scales, and its error. A function, not a closure, which would not be compiled for the instruction
-/// set of its caller.
-#[inline(always)]
-fn affine_attempt(
-    v: &Values<'_>,
-    block: &Block,
-    grid: Grid,
-    free: &[(f32, f32); 16],
-    most: f32,
-    (d, m): (f32, f32),
-) -> (f32, Block) {
-    let (len, highest) = (block.sub_len as usize, f32::from(block.highest));
-    let mut trial = *block;
-    (trial.d, trial.m) = (bits(d), bits(m));
-    let units = (value(trial.d), value(trial.m));
-    let mut error = 0.0;
-    for s in 0..256 / len {
-        error += choose_affine(&part(v, s, len), free[s], units, most, highest, &mut trial, s);
-    }
-    trial.derive(grid);
-    (error, trial)
-}
-
-/// What is tried around the whole numbers of a free fit: of the scale and of the minimum.
-const AROUND: [(f32, f32); LANES] =
-    [(0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)];
-
-/// The whole numbers of one sub-block with the least error, near those of its free fit; returns the error.
-#[inline(always)]
-fn choose_affine(
-    v: &Values<'_>,
-    free: (f32, f32),
-    (d, m): (f32, f32),
-    most: f32,
-    highest: f32,
-    block: &mut Block,
-    s: usize,
-) -> f32 {
-    let near = |x: f32, unit: f32| if unit > 0.0 { round_even((x / unit).clamp(0.0, most)) } else { 0.0 };
-    let (step, min) = (near(free.0, d), near(-free.1, m));
-    let mut best = (f32::INFINITY, 0.0, 0.0);
-    let steps = lanes(|i| (step + AROUND[i].0).clamp(0.0, most));
-    let mins = lanes(|i| (min + AROUND[i].1).clamp(0.0, most));
-    let errors = abreast::errors(v, &lanes(|i| d * steps[i]), &lanes(|i| -(m * mins[i])), highest);
-    for i in 0..LANES {
-        if errors[i] < best.0 {
-            best = (errors[i], steps[i], mins[i]);
-        }
-    }
-    block.steps[s] = best.1 as i8;
-    block.mins[s] = best.2 as u8;
-    best.0
-}
-
-/// The block's two scales with the least error for the codes and whole numbers of `block`.
-#[inline(always)]
-fn refit_affine(v: &Values<'_>, block: &Block) -> Option<(f32, f32)> {
-    let len = block.sub_len as usize;
-    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0f64, 0f64, 0f64, 0f64, 0f64);
-    for s in 0..v.x.len() / len {
-        let r = regress(&part(v, s, len), block.scale[s], block.offset[s], f32::from(block.highest));
-        let (a, b) = (f64::from(block.steps[s]), -f64::from(block.mins[s]));
-        aa += a * a * f64::from(r.qq);
-        ab += a * b * f64::from(r.q);
-        bb += b * b * f64::from(r.w);
-        ax += a * f64::from(r.xq);
-        bx += b * f64::from(r.x);
-    }
-    let det = aa * bb - ab * ab;
-    if det > 1e-9 * aa * bb {
-        let (d, m) = ((ax * bb - bx * ab) / det, (bx * aa - ax * ab) / det);
-        return (d > 0.0 && m >= 0.0).then_some((d as f32, m as f32));
-    }
-    (aa > 0.0 && ax > 0.0).then_some(((ax / aa) as f32, 0.0))
 }
 
 /// What the whole numbers of sub-blocks may be.
@@ -152,25 +48,14 @@ impl Steps {
 
 /// What a sub-block is rounded to, in units of its scale.
 #[derive(Clone, Copy)]
-enum Levels {
-    /// Whole numbers from the one to the other.
-    Even(f32, f32),
+enum Levels<'a> {
     /// Those of a table.
-    Table(Table),
+    Table(Table, Option<&'a Rungs>),
     /// Those of a codebook; all of a sub-block may have to be shifted alike.
     Book(&'static Codebook, bool),
 }
 
-impl Levels {
-    #[inline(always)]
-    fn of(block: &Block) -> Levels {
-        match (block.book, block.table) {
-            (Some(book), _) => Levels::Book(book, block.shifts_sub_blocks()),
-            (_, Some(table)) => Levels::Table(table),
-            _ => Levels::Even(f32::from(block.base), f32::from(block.base) + f32::from(block.highest)),
-        }
-    }
-
+impl Levels<'_> {
     /// The shifts that are to be tried.
     #[inline(always)]
     fn shifts(self) -> &'static [Option<bool>] {
@@ -184,8 +69,7 @@ impl Levels {
     #[inline(always)]
     fn moments(self, v: &Values<'_>, inverse: f32, shift: Option<bool>) -> (f32, f32) {
         match self {
-            Levels::Even(low, high) => moments(v, inverse, low, high),
-            Levels::Table(table) => table_moments(v, inverse, table),
+            Levels::Table(table, rungs) => table_moments(v, inverse, table, rungs),
             Levels::Book(book, _) => book.moments(v.x, v.w, inverse, shift),
         }
     }
@@ -194,8 +78,7 @@ impl Levels {
     #[inline(always)]
     fn scale(self, v: &Values<'_>) -> f32 {
         match self {
-            Levels::Even(low, high) => symmetric(v, low, high - low),
-            Levels::Table(table) => table_scale(v, table),
+            Levels::Table(table, rungs) => table_scale(v, table, rungs),
             Levels::Book(book, _) => self.book_scale(v, book),
         }
     }
@@ -230,11 +113,16 @@ impl Levels {
     }
 }
 
-/// Q3_K, Q6_K, IQ4_XS and the types with codebooks: sub-blocks whose scales are whole multiples of the block's.
+/// IQ4_XS and the types with codebooks: sub-blocks whose scales are whole multiples of the block's.
 #[inline(always)]
 pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps) {
     let len = block.sub_len as usize;
-    let levels = Levels::of(block);
+    let rungs = block.table.and_then(Rungs::of);
+    let levels = match (block.book, block.table) {
+        (Some(book), _) => Levels::Book(book, block.shifts_sub_blocks()),
+        (None, Some(table)) => Levels::Table(table, rungs.as_ref()),
+        (None, None) => return,
+    };
     let subs = 256 / len;
     // Of each sub-block its scale alone, and its weighed squares.
     let mut free = [(0f32, 0f32); 16];
@@ -251,10 +139,8 @@ pub fn stepped_subs(v: &Values<'_>, block: &mut Block, grid: Grid, steps: Steps)
     let stored = |d: f32| bits(d / halved(1.0, grid.halvings()));
     let step = |bits: u16| halved(value(bits), grid.halvings());
     let mut best = (f32::INFINITY, *block);
-    // Of many whole numbers some lie near what each sub-block wants, whatever the block's scale is.
-    let shrinks: &[f32] = if matches!(steps, Steps::Whole(_, most) if most > 100.0) { &[1.0] } else { &[1.0, 0.97] };
     for end in steps.ends() {
-        for shrink in shrinks {
+        for shrink in [1.0, 0.97] {
             let d = stored(extreme / end * shrink);
             if step(d) != 0.0 {
                 let tried = stepped_attempt(v, block, grid, &free, (steps, levels), d, step(d));
@@ -284,7 +170,7 @@ fn stepped_attempt(
     block: &Block,
     grid: Grid,
     free: &[(f32, f32); 16],
-    (steps, levels): (Steps, Levels),
+    (steps, levels): (Steps, Levels<'_>),
     stored: u16,
     d: f32,
 ) -> (f32, Block) {
@@ -299,9 +185,6 @@ fn stepped_attempt(
     (error, trial)
 }
 
-/// What is tried around the whole number of a free fit.
-const NUDGES: [f32; LANES] = [0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0];
-
 /// The whole number of one sub-block with the least error; returns the error.
 #[inline(always)]
 fn choose_step(
@@ -309,7 +192,7 @@ fn choose_step(
     (free, power): (f32, f32),
     d: f32,
     steps: Steps,
-    levels: Levels,
+    levels: Levels<'_>,
     block: &mut Block,
     s: usize,
 ) -> f32 {
@@ -317,20 +200,6 @@ fn choose_step(
         Steps::Whole(..) => (power, 0.0, 0),
         Steps::Odd(_) => (f32::INFINITY, 1.0, 0),
     };
-    if let (Levels::Even(low, high), Steps::Whole(least, most)) = (levels, steps) {
-        let near = steps.near(free / d, 0.0);
-        let tried = lanes(|i| (near + NUDGES[i]).clamp(least, most));
-        let scale = lanes(|i| d * tried[i]);
-        let (xq, qq) = abreast::moments(v, &lanes(|i| if scale[i] == 0.0 { 0.0 } else { 1.0 / scale[i] }), low, high);
-        for i in 0..LANES {
-            let error = power - scale[i] * (2.0 * xq[i] - scale[i] * qq[i]);
-            if error < best.0 {
-                best = (error, tried[i], 0);
-            }
-        }
-        block.steps[s] = best.1 as i8;
-        return best.0;
-    }
     for nudge in [-1.0, 0.0, 1.0] {
         let step = steps.near(free / d, nudge);
         let scale = d * step;
@@ -354,13 +223,14 @@ fn choose_step(
 
 /// The scale with the least error for the whole numbers of a block and the codes that they lead to.
 #[inline(always)]
-fn refit_step(v: &Values<'_>, block: &Block, levels: Levels) -> Option<f32> {
+fn refit_step(v: &Values<'_>, block: &Block, levels: Levels<'_>) -> Option<f32> {
     let len = block.sub_len as usize;
     let (mut aa, mut ax) = (0f64, 0f64);
-    if let Levels::Even(low, high) = levels {
+    if let Levels::Table(..) = levels {
         for s in 0..v.x.len() / len {
             let (scale, a) = (block.scale[s], f64::from(block.steps[s]));
-            let (xq, qq) = moments(&part(v, s, len), if scale == 0.0 { 0.0 } else { 1.0 / scale }, low, high);
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            let (xq, qq) = levels.moments(&part(v, s, len), inverse, None);
             aa += a * a * f64::from(qq);
             ax += a * f64::from(xq);
         }

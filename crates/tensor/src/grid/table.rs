@@ -182,7 +182,7 @@ impl Table {
 
     /// Levels of rising value from the first code on: all of them, or those of the positive sign.
     #[inline(always)]
-    fn rising(self) -> &'static [f32] {
+    pub(super) fn rising(self) -> &'static [f32] {
         match self {
             Table::Iq4Nl | Table::Nf4 | Table::Iq3Xxs | Table::Iq3S | Table::Own(_) => self.levels(),
             Table::Iq1 | Table::Iq2 => &self.levels()[..6],
@@ -190,6 +190,12 @@ impl Table {
             Table::E4m3 => &E4M3_LEVELS[..127],
             Table::E5m2 => &E5M2_LEVELS[..124],
         }
+    }
+
+    /// Is the highest bit of a code a sign, beside levels that rise from 0 on?
+    #[inline(always)]
+    pub(super) fn is_signed(self) -> bool {
+        matches!(self, Table::E2m1 | Table::E4m3 | Table::E5m2)
     }
 
     /// From the level below `x` to the one above it, in units of the scale; beyond the ends, between the outermost two.
@@ -208,7 +214,7 @@ impl Table {
             return nearest_on_iq4_nl(x);
         }
         let rising = self.rising();
-        let signed = matches!(self, Table::E2m1 | Table::E4m3 | Table::E5m2);
+        let signed = self.is_signed();
         let sought = if signed { x.abs() } else { x };
         let above = rising.partition_point(|level| *level < sought).min(rising.len() - 1);
         let code = match above {
