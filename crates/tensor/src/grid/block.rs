@@ -5,6 +5,7 @@ use super::{
     codebook::{self, Codebook, Cost, SPAN},
     fit::weigh,
 };
+use crate::kernels::kernels;
 
 /// Most sub-blocks that a block has.
 pub const SUBS: usize = 16;
@@ -117,8 +118,13 @@ impl Block {
 
     /// Rounds the values of a block from its first column on, each to its nearest level, or those of a span to what costs
     /// least by `importance`.
-    #[inline(always)]
     pub fn round_all(&self, x: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) {
+        (kernels().round)(self, x, importance, codes);
+    }
+
+    /// The same with the instructions that its caller is compiled for.
+    #[inline(always)]
+    pub(crate) fn round_here(&self, x: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) {
         if self.book.is_none() && self.table.is_none() {
             let len = self.sub_len as usize;
             for (sub, (codes, x)) in codes.chunks_mut(len).zip(x.chunks(len)).enumerate() {
@@ -127,10 +133,14 @@ impl Block {
                     codes.fill((-base).clamp(0.0, f32::from(self.highest)) as u8);
                     continue;
                 }
-                for (code, x) in codes.iter_mut().zip(x) {
-                    let position = (x - offset) / scale - base;
-                    *code = round_even(position.clamp(0.0, f32::from(self.highest))) as u8;
+                let highest = f32::from(self.highest);
+                let ((codes, rest), (x, last)) = (codes.as_chunks_mut::<16>(), x.as_chunks::<16>());
+                for (codes, x) in codes.iter_mut().zip(x) {
+                    for i in 0..16 {
+                        codes[i] = nearest_code((x[i] - offset) / scale - base, highest);
+                    }
                 }
+                rest.iter_mut().zip(last).for_each(|(c, x)| *c = nearest_code((x - offset) / scale - base, highest));
             }
             return;
         }
@@ -253,9 +263,17 @@ impl Block {
     }
 }
 
+/// What is added to a number below 2^22 to have its whole part, rounded to even, in the last bits.
+const MAGIC: f32 = 12_582_912.0;
+
 /// The nearest whole number, ties to even, without a call: exact below 2^22.
 #[inline(always)]
 pub fn round_even(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC
+}
+
+/// The nearest code from 0 to `highest`, ties to even; 0 for what is not a number.
+#[inline(always)]
+fn nearest_code(x: f32, highest: f32) -> u8 {
+    (x.max(0.0).min(highest) + MAGIC).to_bits() as u8
 }

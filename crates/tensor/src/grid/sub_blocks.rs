@@ -237,7 +237,7 @@ fn refit_step(v: &Values<'_>, block: &Block, levels: Levels<'_>) -> Option<f32> 
         return (aa > 0.0).then(|| (ax / aa) as f32);
     }
     let mut codes = [0u8; 256];
-    block.round_all(v.x, Some(v.w), &mut codes[..v.x.len()]);
+    block.round_here(v.x, Some(v.w), &mut codes[..v.x.len()]);
     for (i, (x, w)) in v.x.iter().zip(v.w).enumerate() {
         let level = block.table.map_or(0.0, |table| f64::from(table.levels()[usize::from(codes[i])]));
         let a = f64::from(block.steps[i / len]) * level;

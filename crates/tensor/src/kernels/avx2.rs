@@ -22,6 +22,7 @@ static KERNELS: Kernels = Kernels {
     codes: CODES,
     decode_row,
     fit,
+    round,
     rms_norm,
     layer_norm,
     dot,

@@ -45,6 +45,7 @@ const TABLE: Kernels = Kernels {
     codes: CodeTiles { busy: 1, ..OPENING },
     decode_row: decode_row_by_bytes,
     fit,
+    round,
     rms_norm,
     layer_norm,
     dot,

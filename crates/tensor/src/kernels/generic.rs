@@ -14,6 +14,7 @@ pub static KERNELS: Kernels = Kernels {
     codes: CODES,
     decode_row: once::decode_row,
     fit: once::fit,
+    round: once::round,
     rms_norm: once::rms_norm,
     layer_norm: once::layer_norm,
     dot: once::dot,

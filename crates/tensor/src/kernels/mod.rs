@@ -92,6 +92,9 @@ pub type AdamWStep = fn(AdamW, &mut [f32], &[f32], &mut [f32], &mut [f32]);
 /// Scores, width, cap, queries, scratch: see [`FloatTiles::soften`].
 pub type Soften = fn(&mut [f32], usize, Option<f32>, &mut [Softening], &mut [f32]);
 
+/// A block, values, their importance, codes.
+pub type Round = fn(&Block, &[f32], Option<&[f32]>, &mut [u8]);
+
 /// Products of packed codes.
 pub struct CodeTiles {
     /// Runs a tile.
@@ -147,6 +150,8 @@ pub struct Kernels {
     pub decode_row: fn(Grid, &[u8], &mut [f32]),
     /// Fits the scales of a block of a grid.
     pub fit: fn(Grid, &[f32], Option<&[f32]>) -> Block,
+    /// Rounds values to a block, by their importance where a codebook has them together; see [`Block::round_all`].
+    pub round: Round,
     /// Root-mean-square norm of a row: `x / sqrt(mean(x^2) + eps) * weight`.
     pub rms_norm: fn(&[f32], &[f32], f32, &mut [f32]),
     /// Layer norm of a row: `(x - mean) / sqrt(var + eps) * weight`.

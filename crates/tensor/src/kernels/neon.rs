@@ -21,6 +21,7 @@ const TABLE: Kernels = Kernels {
     codes: CODES,
     decode_row,
     fit,
+    round,
     rms_norm,
     layer_norm,
     dot,

@@ -165,6 +165,12 @@ pub fn fit(grid: Grid, x: &[f32], importance: Option<&[f32]>) -> Block {
     grid.search(x, importance)
 }
 
+/// See [`super::Kernels::round`].
+#[inline(always)]
+pub fn round(block: &Block, x: &[f32], importance: Option<&[f32]>, codes: &mut [u8]) {
+    block.round_here(x, importance, codes);
+}
+
 /// See [`super::Kernels::brain_pairs`].
 #[inline(always)]
 pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
@@ -215,6 +221,7 @@ macro_rules! instantiate {
             adamw(step: crate::ops::AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]);
             decode_row(grid: crate::grid::Grid, bytes: &[u8], out: &mut [f32]);
             fit(grid: crate::grid::Grid, x: &[f32], w: Option<&[f32]>) -> crate::grid::Block;
+            round(block: &crate::grid::Block, x: &[f32], w: Option<&[f32]>, codes: &mut [u8]);
         );
     };
     (@fns $features:literal, $($name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
