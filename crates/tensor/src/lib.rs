@@ -8,6 +8,7 @@ pub mod grid;
 pub mod kernels;
 pub mod limits;
 mod linear;
+mod lines;
 mod low_rank;
 pub mod ops;
 pub mod packed;

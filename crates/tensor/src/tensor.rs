@@ -2,21 +2,15 @@
 //!
 //! Weights are not tensors: how they are stored is [`crate::Weight`]'s business.
 
-use crate::ops;
+use crate::{lines::Lines, ops};
 
 /// A dense row-major `[rows, cols]` matrix of `f32`.
 #[derive(Clone, Debug, Default)]
 pub struct Tensor {
     rows: usize,
     cols: usize,
-    /// Memory for the largest shape so far.
-    data: Vec<f32>,
-    /// Where in `data` the values begin: at a cache line, in memory that was made here.
-    start: usize,
+    data: Lines<f32>,
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 impl PartialEq for Tensor {
     fn eq(&self, other: &Tensor) -> bool {
@@ -35,11 +29,7 @@ impl Tensor {
     /// Takes another shape, in the same memory where it suffices; the values are left as they come.
     pub fn reset(&mut self, rows: usize, cols: usize) {
         (self.rows, self.cols) = (rows, cols);
-        let len = rows * cols;
-        if self.start + len > self.data.len() {
-            self.data = vec![0.0; len + LINE / size_of::<f32>()];
-            self.start = self.data.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
-        }
+        self.data.resize(rows * cols);
     }
 
     /// Becomes a copy of `other`, in the same memory where it suffices.
@@ -54,7 +44,7 @@ impl Tensor {
     /// If `data` does not hold `rows * cols` values, which is the caller's fault.
     pub fn from_vec(rows: usize, cols: usize, data: Vec<f32>) -> Self {
         assert_eq!(data.len(), rows * cols, "a tensor of {rows} x {cols}");
-        Tensor { rows, cols, data, start: 0 }
+        Tensor { rows, cols, data: data.into() }
     }
 
     /// Number of rows (tokens, for activations).
@@ -80,19 +70,17 @@ impl Tensor {
 
     /// All values, row by row.
     pub fn as_slice(&self) -> &[f32] {
-        &self.data[self.start..self.start + self.rows * self.cols]
+        &self.data
     }
 
     /// All values, row by row, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.data[self.start..self.start + self.rows * self.cols]
+        &mut self.data
     }
 
     /// The values, row by row.
-    pub fn into_vec(mut self) -> Vec<f32> {
-        self.data.truncate(self.start + self.rows * self.cols);
-        self.data.drain(..self.start);
-        self.data
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data.into()
     }
 
     /// Copies the rows whose numbers are listed.

@@ -59,8 +59,20 @@ pub fn limited<T>(threads: usize, f: impl FnOnce() -> T) -> T {
 
 /// Runs `task` for 0 to `tasks - 1`, each once, on all workers; returns when all are done.
 ///
+/// A worker has a share of neighbouring tasks and helps with others when it is done. Sections one after the other whose tasks
+/// are runs of the same rows so find these in the caches of their core.
+///
 /// Inside another section, or while another thread runs one, all tasks run here.
 pub fn each(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    run_shared(tasks, count().min(tasks), task);
+}
+
+/// The same, where workers take the tasks in turn: those that begin first are done first.
+pub(crate) fn each_in_turn(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    run_shared(tasks, 1, task);
+}
+
+fn run_shared(tasks: usize, shares: usize, task: &(dyn Fn(usize) + Sync)) {
     let team = (tasks > 1 && count() > 1).then(team);
     // A panic of a task leaves nothing half done in the team, so a poisoned lock is as good as new.
     let turn = team.and_then(|team| match team.turn.try_lock() {
@@ -69,7 +81,7 @@ pub fn each(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         Err(TryLockError::WouldBlock) => None,
     });
     match (team, turn) {
-        (Some(team), Some(_turn)) => team.each(tasks, task),
+        (Some(team), Some(_turn)) => team.each(tasks, shares, task),
         _ => (0..tasks).for_each(task),
     }
 }
@@ -79,7 +91,13 @@ pub fn each(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
+    shares: usize,
 }
+
+/// The task of a share that comes next, on a line of its own: workers would wait for each other's.
+#[repr(align(128))]
+#[derive(Default)]
+struct Next(AtomicUsize);
 
 /// The workers and what they share.
 struct Team {
@@ -89,8 +107,8 @@ struct Team {
     epoch: AtomicU64,
     /// Twice the number of workers inside the section, plus one while it is open.
     inside: AtomicUsize,
-    /// The task that comes next.
-    next: AtomicUsize,
+    /// One for each share there may be.
+    next: Vec<Next>,
     /// Set when a task panicked.
     failed: AtomicBool,
     job: UnsafeCell<Option<Job>>,
@@ -117,7 +135,7 @@ fn team() -> &'static Team {
             turn: Mutex::new(()),
             epoch: AtomicU64::new(0),
             inside: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..rayon::current_num_threads()).map(|_| Next::default()).collect(),
             failed: AtomicBool::new(false),
             job: UnsafeCell::new(None),
             workers: OnceLock::new(),
@@ -134,13 +152,15 @@ fn team() -> &'static Team {
 }
 
 impl Team {
-    fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn each(&self, tasks: usize, shares: usize, task: &(dyn Fn(usize) + Sync)) {
         let Some(workers) = self.workers.get() else { return (0..tasks).for_each(task) };
         // SAFETY: the lifetime is only forgotten: the section ends, with no worker inside, before this returns.
         let forgotten: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(task)) };
         // SAFETY: the turn is ours and the last section was left by every worker.
-        unsafe { *self.job.get() = Some(Job { task: forgotten, tasks }) };
-        self.next.store(0, Ordering::Relaxed);
+        unsafe { *self.job.get() = Some(Job { task: forgotten, tasks, shares }) };
+        for (share, next) in self.next.iter().take(shares).enumerate() {
+            next.0.store(first_of(share, shares, tasks), Ordering::Relaxed);
+        }
         self.failed.store(false, Ordering::Relaxed);
         self.inside.store(1, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::SeqCst);
@@ -149,7 +169,7 @@ impl Team {
                 worker.thread.unpark();
             }
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| self.work(tasks, task)));
+        let mine = catch_unwind(AssertUnwindSafe(|| self.work(0, tasks, shares, task)));
         self.inside.fetch_and(!1, Ordering::AcqRel);
         let mut turns = 0u32;
         while self.inside.load(Ordering::Acquire) != 0 {
@@ -163,13 +183,16 @@ impl Team {
         assert!(!self.failed.load(Ordering::Acquire), "a task of a parallel section panicked");
     }
 
-    fn work(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                return;
+    /// Runs what is left of the own share, then of the others.
+    fn work(&self, own: usize, tasks: usize, shares: usize, task: &(dyn Fn(usize) + Sync)) {
+        for share in (0..shares).map(|i| (own + i) % shares) {
+            let (next, end) = (&self.next[share].0, first_of(share + 1, shares, tasks));
+            while next.load(Ordering::Relaxed) < end {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i < end {
+                    task(i);
+                }
             }
-            task(i);
         }
     }
 
@@ -189,7 +212,7 @@ impl Team {
             if let Some(job) = unsafe { *self.job.get() } {
                 // SAFETY: as above: the caller of `each` waits for this worker.
                 let task = unsafe { &*job.task };
-                if catch_unwind(AssertUnwindSafe(|| self.work(job.tasks, task))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.work(index + 1, job.tasks, job.shares, task))).is_err() {
                     self.failed.store(true, Ordering::Release);
                 }
             }
@@ -222,6 +245,11 @@ impl Team {
             }
         }
     }
+}
+
+/// The first task of a share.
+fn first_of(share: usize, shares: usize, tasks: usize) -> usize {
+    (share as u128 * tasks as u128 / shares as u128) as usize
 }
 
 /// A pointer that workers share while each writes places of its own.

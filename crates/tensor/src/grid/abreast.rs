@@ -27,6 +27,29 @@ pub fn pick(first: bool, a: f32, b: f32) -> f32 {
     f32::from_bits(a.to_bits() & mask | b.to_bits() & !mask)
 }
 
+/// Scales and offsets side by side, and the error that each leaves.
+#[derive(Clone, Copy)]
+pub struct Fits<const N: usize> {
+    pub error: [f32; N],
+    pub scale: [f32; N],
+    pub offset: [f32; N],
+}
+
+impl<const N: usize> Fits<N> {
+    pub const NONE: Fits<N> = Fits { error: [f32::INFINITY; N], scale: [0.0; N], offset: [0.0; N] };
+
+    /// Takes of each lane what is better.
+    #[inline(always)]
+    pub fn take(&mut self, other: &Fits<N>) {
+        for i in 0..N {
+            let better = other.error[i] < self.error[i];
+            self.error[i] = pick(better, other.error[i], self.error[i]);
+            self.scale[i] = pick(better, other.scale[i], self.scale[i]);
+            self.offset[i] = pick(better, other.offset[i], self.offset[i]);
+        }
+    }
+}
+
 /// The lowest and the highest of some values, or the highest and the lowest float where there is none.
 #[inline(always)]
 pub fn range(x: &[f32]) -> (f32, f32) {

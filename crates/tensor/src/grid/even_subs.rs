@@ -6,7 +6,7 @@
 
 use super::{
     Grid,
-    abreast::pick,
+    abreast::{self, pick},
     block::{Block, round_even},
     fit::{Values, bits, value},
     pack::halved,
@@ -24,28 +24,8 @@ struct Subs<const HALVES: bool> {
     w: [Row; N],
 }
 
-/// Scales and offsets of sub-blocks, and the error that they leave.
-#[derive(Clone, Copy)]
-struct Fits {
-    error: Row,
-    scale: Row,
-    offset: Row,
-}
-
-impl Fits {
-    const NONE: Fits = Fits { error: [f32::INFINITY; N], scale: [0.0; N], offset: [0.0; N] };
-
-    /// Takes of each sub-block what is better.
-    #[inline(always)]
-    fn take(&mut self, other: &Fits) {
-        for i in 0..N {
-            let better = other.error[i] < self.error[i];
-            self.error[i] = pick(better, other.error[i], self.error[i]);
-            self.scale[i] = pick(better, other.scale[i], self.scale[i]);
-            self.offset[i] = pick(better, other.offset[i], self.offset[i]);
-        }
-    }
-}
+/// Scales and offsets of sub-blocks.
+type Fits = abreast::Fits<N>;
 
 impl<const HALVES: bool> Subs<HALVES> {
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use super::{
     Grid, LONGEST, Table, Zero, abreast,
-    abreast::{LANES, Lanes, Rungs, lanes},
+    abreast::{Fits, LANES, Lanes, Rungs, lanes},
     block::{Block, round_even},
     even_subs,
     pack::{half_e4m3, half_power},
@@ -380,7 +380,7 @@ fn affine(v: &Values<'_>, highest: f32) -> (f32, f32) {
         (scale, place * (range - scale * highest))
     };
     let lines = Lines::new(v, low, highest);
-    let mut best = Line::NONE;
+    let mut best = Fits::NONE;
     for first in (0..wide + 3 * steps).step_by(LANES) {
         best.take(&lines.line(&lanes(|i| start(first + i).0), &lanes(|i| start(first + i).1)));
     }
@@ -407,30 +407,8 @@ fn affine(v: &Values<'_>, highest: f32) -> (f32, f32) {
     (found.1, found.2)
 }
 
-/// The lines, `scale * code + offset`, through the codes of eight roundings, with their errors; values and offsets are less
-/// `low`, which sums of few digits want.
-struct Line {
-    error: [f32; LANES],
-    scale: [f32; LANES],
-    offset: [f32; LANES],
-}
-
-impl Line {
-    const NONE: Line = Line { error: [f32::INFINITY; LANES], scale: [0.0; LANES], offset: [0.0; LANES] };
-
-    /// Takes of each lane what is better.
-    #[inline(always)]
-    fn take(&mut self, other: &Line) {
-        for i in 0..LANES {
-            let better = other.error[i] < self.error[i];
-            self.error[i] = if better { other.error[i] } else { self.error[i] };
-            self.scale[i] = if better { other.scale[i] } else { self.scale[i] };
-            self.offset[i] = if better { other.offset[i] } else { self.offset[i] };
-        }
-    }
-}
-
-/// What the lines of some values have in common.
+/// What the lines through roundings of some values, `scale * code + offset`, have in common; values and offsets are less `low`,
+/// which sums of few digits want.
 struct Lines<'a, 'b> {
     v: &'a Values<'b>,
     low: f32,
@@ -463,9 +441,9 @@ impl<'a, 'b> Lines<'a, 'b> {
 
     /// The lines of least error through the codes of eight roundings.
     #[inline(always)]
-    fn line(&self, scale: &[f32; LANES], offset: &[f32; LANES]) -> Line {
+    fn line(&self, scale: &Lanes, offset: &Lanes) -> Fits<LANES> {
         let [q, qq, yq] = abreast::sums(self.v, self.low, scale, offset, self.highest);
-        let mut line = Line::NONE;
+        let mut line = Fits::NONE;
         for i in 0..LANES {
             let det = self.w * qq[i] - q[i] * q[i];
             let offset = (qq[i] * self.y - q[i] * yq[i]) / det;

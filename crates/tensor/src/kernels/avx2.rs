@@ -32,7 +32,7 @@ static KERNELS: Kernels = Kernels {
     silu,
     gelu_tanh,
     soft_cap,
-    brain_columns,
+    columns,
     brain_weave,
     rms_norm_gradient,
     layer_norm_gradient,

@@ -55,7 +55,7 @@ const TABLE: Kernels = Kernels {
     silu,
     gelu_tanh,
     soft_cap,
-    brain_columns,
+    columns,
     brain_weave,
     rms_norm_gradient,
     layer_norm_gradient,

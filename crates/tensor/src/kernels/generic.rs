@@ -24,7 +24,7 @@ pub static KERNELS: Kernels = Kernels {
     silu: once::silu,
     gelu_tanh: once::gelu_tanh,
     soft_cap: once::soft_cap,
-    brain_columns: once::brain_columns,
+    columns: once::columns,
     brain_weave: once::brain_weave,
     rms_norm_gradient: once::rms_norm_gradient,
     layer_norm_gradient: once::layer_norm_gradient,

@@ -4,32 +4,60 @@ use super::once::{dot, exp, fold, lanes, tanh};
 use crate::{
     Tensor,
     ops::{AdamW, Asked},
-    packed::brain,
+    packed::{Form, brain, halved},
 };
 use std::ops::Range;
 
 const LANES: usize = 16;
 
-/// See [`super::Kernels::brain_columns`].
+/// See [`super::Kernels::columns`].
 #[inline(always)]
-pub fn brain_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, out: &mut [u32]) {
+pub fn columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, form: Form, out: &mut [u32]) {
     match width {
-        16 => brain_of::<16>(x, rows, at, out),
-        12 => brain_of::<12>(x, rows, at, out),
-        8 => brain_of::<8>(x, rows, at, out),
-        6 => brain_of::<6>(x, rows, at, out),
-        4 => brain_of::<4>(x, rows, at, out),
-        2 => brain_of::<2>(x, rows, at, out),
-        1 => brain_of::<1>(x, rows, at, out),
+        16 => columns_of::<16>(x, rows, at, form, out),
+        12 => columns_of::<12>(x, rows, at, form, out),
+        8 => columns_of::<8>(x, rows, at, form, out),
+        6 => columns_of::<6>(x, rows, at, form, out),
+        4 => columns_of::<4>(x, rows, at, form, out),
+        2 => columns_of::<2>(x, rows, at, form, out),
+        1 => columns_of::<1>(x, rows, at, form, out),
         _ => unreachable!("a tile of {width} tokens"),
+    }
+}
+
+#[inline(always)]
+fn columns_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, form: Form, out: &mut [u32]) {
+    match form {
+        Form::Bf16 => brain_of::<WIDTH>(x, rows, at, out),
+        Form::Half => floats_of::<WIDTH, true>(x, rows, at, out),
+        _ => floats_of::<WIDTH, false>(x, rows, at, out),
+    }
+}
+
+#[inline(always)]
+fn floats_of<const WIDTH: usize, const HALF: bool>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
+    let cols = x.cols();
+    let out: &mut [f32] = bytemuck::cast_slice_mut(out);
+    let rows = x.as_slice()[rows.start * cols..rows.end * cols].chunks_exact(cols);
+    for (out, row) in out.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows) {
+        // Copies of a known size are a few instructions, those of another a call.
+        match row[at..].first_chunk() {
+            Some(values) => *out = *values,
+            None => *out = part_of(row, at),
+        }
+        if HALF {
+            for v in out {
+                *v = halved(*v);
+            }
+        }
     }
 }
 
 /// What a row holds of the columns from `at` on, then zeros.
 #[inline(always)]
-fn part_of<const WIDTH: usize>(x: &Tensor, row: usize, at: usize) -> [f32; WIDTH] {
+fn part_of<const WIDTH: usize>(row: &[f32], at: usize) -> [f32; WIDTH] {
     let mut values = [0f32; WIDTH];
-    values.iter_mut().zip(&x.row(row)[at..]).for_each(|(v, x)| *v = *x);
+    values.iter_mut().zip(&row[at..]).for_each(|(v, x)| *v = *x);
     values
 }
 
@@ -48,8 +76,8 @@ fn brain_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: 
         match (even[at..].first_chunk(), odd.and_then(|odd| odd[at..].first_chunk())) {
             (Some(a), Some(b)) => pair::<WIDTH>(a, b, out),
             _ => {
-                let b = if odd.is_some() { part_of(x, first + 1, at) } else { [0f32; WIDTH] };
-                pair::<WIDTH>(&part_of(x, first, at), &b, out);
+                let b = odd.map_or([0f32; WIDTH], |odd| part_of(odd, at));
+                pair::<WIDTH>(&part_of(even, at), &b, out);
             }
         }
     }
@@ -193,7 +221,7 @@ mod tests {
         Tensor,
         kernels::{Kernels, available, generic},
         ops::{AdamW, Asked},
-        packed::form::LANES,
+        packed::{Form, form::LANES},
     };
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
@@ -248,17 +276,26 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_brain_floats_are_the_same_bits_everywhere() {
+    fn columns_are_the_same_bits_everywhere() {
         let x = Tensor::from_vec(7, 37, wave(7 * 37, 0.77));
         let tiles = available().flat_map(|k| [k.floats.widths, k.floats.brain_widths]).flatten().copied();
         for width in tiles.filter(|width| *width <= LANES).chain([16, 12, 8, 6, 4, 2, 1]) {
             for (rows, at) in [(0..7, 0), (2..6, 21), (1..2, 36)] {
-                let columns = |k: &Kernels| {
-                    let mut out = vec![7u32; rows.len().div_ceil(2) * width];
-                    (k.brain_columns)(&x, rows.clone(), at, width, &mut out);
+                let columns = |k: &Kernels, form: Form| {
+                    let mut out = vec![7u32; form.length(rows.len()) * width];
+                    (k.columns)(&x, rows.clone(), at, width, form, &mut out);
                     out
                 };
-                let want = columns(&generic::KERNELS);
+                for form in [Form::F32, Form::Half] {
+                    let want = columns(&generic::KERNELS, form);
+                    for (i, word) in want.iter().enumerate() {
+                        let value = x.row(rows.start + i / width).get(at + i % width).copied().unwrap_or(0.0);
+                        let value = if form == Form::Half { half::f16::from_f32(value).to_f32() } else { value };
+                        assert_eq!(*word, value.to_bits(), "{width} {i}");
+                    }
+                    assert!(available().all(|k| columns(k, form) == want));
+                }
+                let want = columns(&generic::KERNELS, Form::Bf16);
                 for (i, word) in want.iter().enumerate() {
                     let (pair, col) = (rows.start + i / width * 2, at + i % width);
                     let brain = |row: usize| {
@@ -267,7 +304,7 @@ mod tests {
                     };
                     assert_eq!(*word, u32::from(brain(pair)) | u32::from(brain(pair + 1)) << 16, "{width} {i}");
                 }
-                assert!(available().all(|k| columns(k) == want));
+                assert!(available().all(|k| columns(k, Form::Bf16) == want));
             }
         }
         for rows in [1, 2, 7] {

@@ -170,9 +170,9 @@ pub struct Kernels {
     pub gelu_tanh: fn(&mut [f32]),
     /// `x = cap * tanh(x / cap)`.
     pub soft_cap: fn(&mut [f32], f32),
-    /// Rounds some rows of the columns from one on, so many, to brain floats `[rows / 2][width][2]`; see
-    /// `packed::floats`.
-    pub brain_columns: fn(&Tensor, Range<usize>, usize, usize, &mut [u32]),
+    /// Rounds some rows of the columns from one on, so many, to floats of a form: `[rows][width]`, or brain floats
+    /// `[rows / 2][width][2]`, with zeros where there are no more columns or no second row.
+    pub columns: fn(&Tensor, Range<usize>, usize, usize, Form, &mut [u32]),
     /// Rounds rows of sixteen floats to brain floats, two rows to a line: `[rows / 2][16][2]`; a missing second one is zeros.
     pub brain_weave: fn(&[f32], &mut [u32]),
     /// Of `rms_norm` (input, weight, epsilon): adds to the gradients of the input and of the weight (the last two) what

@@ -185,7 +185,7 @@ pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
 }
 
 pub(crate) use super::learn::{
-    adamw, attention_gradient, brain_columns, brain_weave, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient,
+    adamw, attention_gradient, brain_weave, columns, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient,
     silu_slope,
 };
 
@@ -205,7 +205,14 @@ macro_rules! instantiate {
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
             brain_pairs(x: &[f32], out: &mut [u32]);
-            brain_columns(x: &crate::Tensor, rows: std::ops::Range<usize>, at: usize, width: usize, out: &mut [u32]);
+            columns(
+                x: &crate::Tensor,
+                rows: std::ops::Range<usize>,
+                at: usize,
+                width: usize,
+                form: crate::packed::Form,
+                out: &mut [u32]
+            );
             brain_weave(x: &[f32], out: &mut [u32]);
             rms_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);
             layer_norm_gradient(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], dw: &mut [f32]);

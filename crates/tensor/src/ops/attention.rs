@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Tensor,
     kernels::{Softening, Tile, kernels},
+    lines::Lines,
     packed::{Form, form::LANES, join, put_together, regroup},
     threads::{self, Shared},
 };
@@ -99,15 +100,15 @@ struct Block<'a> {
 #[derive(Default)]
 struct Scratch {
     /// Packed queries, then packed probabilities.
-    queries: Vec<u32>,
-    probabilities: Vec<u32>,
+    queries: Lines<u32>,
+    probabilities: Lines<u32>,
     /// One head's query, scaled, and its brain floats.
     query: Vec<f32>,
-    pairs: Vec<u32>,
+    pairs: Lines<u32>,
     /// `[CHUNK / LANES][width][LANES]`.
-    scores: Vec<f32>,
+    scores: Lines<f32>,
     /// `[slices][width][LANES]`.
-    mixed: Vec<f32>,
+    mixed: Lines<f32>,
     softmax: Vec<Softening>,
     highest: Vec<f32>,
     widened: Widened,
@@ -152,23 +153,20 @@ impl Block<'_> {
         let floats = &kernels().floats;
         let width = floats.widths_of(panels.form).iter().copied().find(|w| *w >= self.count).unwrap_or(self.count);
         let together = floats.together_of(panels.form);
-        s.queries.clear();
-        s.queries.resize(panels.key_steps().next_multiple_of(together) * width, 0);
-        s.pairs.resize(hd.max(CHUNK / 2 * width), 0);
+        s.queries.zeros(panels.key_steps().next_multiple_of(together) * width);
+        s.pairs.resize(hd.max(CHUNK / 2 * width));
         for i in 0..self.count {
             let (row, head) = self.place(i);
             s.query.clear();
             s.query.extend(self.q.row(row)[head * hd..(head + 1) * hd].iter().map(|v| v * self.shape.scale));
             put(panels.form, &mut s.queries, width, i, &s.query, &mut s.pairs);
         }
-        s.mixed.clear();
-        s.mixed.resize(panels.slices() * width * LANES, 0.0);
+        s.mixed.zeros(panels.slices() * width * LANES);
         s.softmax.clear();
         let unseen = Softening { from: 0, to: 0, highest: f32::NEG_INFINITY, sum: 0.0, shrink: 1.0 };
         s.softmax.resize(self.count, unseen);
         s.highest.resize(self.count, 0.0);
-        s.probabilities.clear();
-        s.probabilities.resize(panels.value_steps() * width, 0);
+        s.probabilities.zeros(panels.value_steps() * width);
         let first = self.shape.first_seen(self.position(0)) / CHUNK;
         for chunk in first..=self.position(self.count - 1) / CHUNK {
             self.chunk(s, chunk, width);
@@ -196,7 +194,7 @@ impl Block<'_> {
         let panels = self.memory.panels();
         let mut widened = std::mem::take(&mut s.widened);
         let (keys, values) = self.memory.chunk(chunk, self.head, &mut widened);
-        s.scores.resize(CHUNK * width, 0.0);
+        s.scores.resize(CHUNK * width);
         let tile = Tile {
             form: panels.form,
             weights: keys.as_ptr(),

@@ -7,6 +7,7 @@ use super::{AttentionShape, Columns};
 use crate::{
     Storage, Tensor,
     kernels::{Tile, kernels},
+    lines::Lines,
     packed::{Form, InputKind, Inputs, Span, form::LANES, join, pack_rows, regroup},
     threads::{self, Shared},
 };
@@ -88,8 +89,8 @@ struct Scratch {
     /// The rows of one head, `[positions, channels]`.
     own: Tensor,
     /// Keys and values as panels of positions, keys as panels of channels.
-    keys: Vec<u32>,
-    values: Vec<u32>,
+    keys: Lines<u32>,
+    values: Lines<u32>,
     keys_across: Columns,
     /// Queries and the output's gradient as tokens, and their channels as tokens.
     queries: Inputs,
@@ -97,19 +98,19 @@ struct Scratch {
     queries_across: Inputs,
     grads_across: Inputs,
     /// `[panel of positions][query][LANES]`.
-    scores: Vec<f32>,
-    changes: Vec<f32>,
+    scores: Lines<f32>,
+    changes: Lines<f32>,
     /// The same as panels of brain floats: `[panel][pair of queries][LANES][2]`.
-    woven: Vec<u32>,
+    woven: Lines<u32>,
     /// The same of a tile of queries as tokens whose steps are positions.
-    inputs: Vec<u32>,
-    pairs: Vec<u32>,
+    inputs: Lines<u32>,
+    pairs: Lines<u32>,
     asked: Vec<Asked>,
     /// `[panel of channels][width][LANES]`.
-    dq: Vec<f32>,
+    dq: Lines<f32>,
     /// `[panel of positions][channel][LANES]`.
-    dk: Vec<f32>,
-    dv: Vec<f32>,
+    dk: Lines<f32>,
+    dv: Lines<f32>,
 }
 
 thread_local! {
@@ -127,8 +128,7 @@ impl Head<'_> {
         self.gather(self.a.v, self.head, 1.0, &mut s.own);
         panels_of_rows(&s.own, form, &mut s.values);
         for sums in [&mut s.dk, &mut s.dv] {
-            sums.clear();
-            sums.resize(panels(rows) * hd * LANES, 0.0);
+            sums.zeros(panels(rows) * hd * LANES);
         }
         for head in self.head * group..(self.head + 1) * group {
             self.gather(self.a.q, head, shape.scale, &mut s.own);
@@ -194,7 +194,7 @@ impl Head<'_> {
         let size = queries.len() * LANES;
         let panel = form.panel_bytes(hd) / 4;
         for (inputs, weights, out) in [(&s.queries, &s.keys, &mut s.scores), (&s.grads, &s.values, &mut s.changes)] {
-            out.resize(seen.len() * size, 0.0);
+            out.resize(seen.len() * size);
             let weights = &weights[seen.start * panel..seen.end * panel];
             for span in &inputs.spans()[inputs.spans_of(queries.clone())] {
                 let to = Sums { at: (span.first - queries.start) * LANES, steps: [size, LANES], add: false };
@@ -218,7 +218,7 @@ impl Head<'_> {
             let values: &[u32] = if form == Form::F32 {
                 bytemuck::cast_slice(values)
             } else {
-                s.woven.resize(seen.len() * steps * LANES, 0);
+                s.woven.resize(seen.len() * steps * LANES);
                 for (from, to) in values.chunks_exact(size).zip(s.woven.chunks_exact_mut(steps * LANES)) {
                     (kernels().brain_weave)(from, to);
                 }
@@ -239,7 +239,7 @@ impl Head<'_> {
         let Span { first, width, .. } = s.queries.spans()[span];
         let at = (first - queries.start) * LANES;
         if form == Form::F32 {
-            s.inputs.resize(seen.len() * LANES * width, 0);
+            s.inputs.resize(seen.len() * LANES * width);
             for (panel, inputs) in s.inputs.chunks_exact_mut(LANES * width).enumerate() {
                 let rows = &s.changes[panel * queries.len() * LANES + at..];
                 (kernels().codes.pack_words)(bytemuck::cast_slice(rows), LANES, width, inputs);
@@ -247,15 +247,15 @@ impl Head<'_> {
         } else {
             let panels = s.changes.chunks_exact(queries.len() * LANES).map(|panel| &panel[at..at + width * LANES]);
             let words = LANES / 2 * width;
-            s.pairs.resize(seen.len() * words, 0);
-            s.inputs.resize(seen.len() * words, 0);
+            s.pairs.resize(seen.len() * words);
+            s.inputs.resize(seen.len() * words);
             for (panel, pairs) in panels.zip(s.pairs.chunks_exact_mut(words)) {
                 (kernels().brain_pairs)(panel, pairs);
             }
             let join = if kernels().floats.together == 1 { regroup::<{ LANES / 2 }> } else { join::<{ LANES / 2 }> };
             join(&s.pairs, width, &mut s.inputs);
         }
-        s.dq.resize(hd.div_ceil(LANES) * width * LANES, 0.0);
+        s.dq.resize(hd.div_ceil(LANES) * width * LANES);
         let steps = form.length(self.rows.min(seen.end * LANES) - seen.start * LANES);
         let (weights, stride) = s.keys_across.panels(form.length(seen.start * LANES));
         let to = Sums { at: 0, steps: Tile::block(width), add: false };
@@ -278,11 +278,10 @@ fn panels(positions: usize) -> usize {
 }
 
 /// Rows as lanes: panels as weights have them, of zeros where there are no rows.
-fn panels_of_rows(x: &Tensor, form: Form, out: &mut Vec<u32>) {
+fn panels_of_rows(x: &Tensor, form: Form, out: &mut Lines<u32>) {
     let size = form.panel_bytes(x.cols()) / 4;
     let storage = if form == Form::F32 { Storage::F32 } else { Storage::Bf16 };
-    out.clear();
-    out.resize(panels(x.rows()) * size, 0);
+    out.zeros(panels(x.rows()) * size);
     for (i, panel) in out.chunks_exact_mut(size).take(x.rows().div_ceil(LANES)).enumerate() {
         pack_rows(x, i * LANES..x.rows().min((i + 1) * LANES), storage, bytemuck::cast_slice_mut(panel));
     }

@@ -11,6 +11,7 @@ use crate::{
     bytes::Region,
     grid::{Grid, widen},
     kernels::kernels,
+    lines::Lines,
     packed::{Form, brain, form::LANES},
     threads::{self, Shared},
 };
@@ -276,18 +277,18 @@ impl Memory {
         };
         let (hd, rows) = (self.head_dim, CHUNK.min(self.len - chunk * CHUNK));
         let (keys, values) = data.split_at(data.len() / 2);
-        room.panels.resize(panels.bytes() / 4, 0);
+        room.panels.resize(panels.bytes() / 4);
         let (key_words, value_words) = room.panels.split_at_mut(panels.keys() / 4);
         if hd.is_multiple_of(GROUP) {
             decode_chunk(grid, keys, hd, rows, &mut room.rows);
             let (steps, panel) = (panels.key_steps(), LANES * panels.key_steps());
-            room.words.resize(CHUNK * steps, 0);
+            room.words.resize(CHUNK * steps);
             (kernels().brain_pairs)(&room.rows, &mut room.words);
             for (words, out) in room.words.chunks_exact(panel).zip(key_words.chunks_exact_mut(panel)) {
                 (kernels().codes.pack_words)(words, steps, LANES, out);
             }
             decode_chunk(grid, values, hd, rows, &mut room.rows);
-            room.slices.resize(CHUNK * hd, 0.0);
+            room.slices.resize(CHUNK * hd);
             for (slice, out) in room.slices.as_chunks_mut::<{ CHUNK * LANES }>().0.iter_mut().enumerate() {
                 for (out, row) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(room.rows.chunks_exact(hd)) {
                     out.copy_from_slice(&row[slice * LANES..][..LANES]);
@@ -297,7 +298,7 @@ impl Memory {
         } else {
             room.panels.fill(0);
             let width = self.format.row_bytes(hd);
-            room.rows.resize(2 * hd, 0.0);
+            room.rows.resize(2 * hd);
             let (key, value) = room.rows.split_at_mut(hd);
             for p in 0..rows {
                 widen_row(self.format, &keys[p * width..(p + 1) * width], key);
@@ -313,17 +314,17 @@ impl Memory {
 #[derive(Default)]
 pub(super) struct Widened {
     /// Keys, then values, as [`Panels`] lays them out.
-    panels: Vec<u32>,
+    panels: Lines<u32>,
     /// `[CHUNK][head_dim]`, as floats and as pairs of brain floats.
-    rows: Vec<f32>,
-    words: Vec<u32>,
+    rows: Lines<f32>,
+    words: Lines<u32>,
     /// `[head_dim / LANES][CHUNK][LANES]`.
-    slices: Vec<f32>,
+    slices: Lines<f32>,
 }
 
 /// Decodes the first rows of a chunk of whole groups; the others are zeros.
-fn decode_chunk(grid: Grid, bytes: &[u8], head_dim: usize, rows: usize, out: &mut Vec<f32>) {
-    out.resize(CHUNK * head_dim, 0.0);
+fn decode_chunk(grid: Grid, bytes: &[u8], head_dim: usize, rows: usize, out: &mut Lines<f32>) {
+    out.resize(CHUNK * head_dim);
     let (held, missing) = out.split_at_mut(rows * head_dim);
     (kernels().decode_row)(grid, &bytes[..grid.row_bytes(held.len())], held);
     missing.fill(0.0);

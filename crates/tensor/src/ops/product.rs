@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Linear, LowRank, Rounding, Tensor, Weight,
     kernels::kernels,
+    lines::Lines,
     packed::{InputKind, Inputs, Span, form::LANES},
     threads::{self, Shared},
 };
@@ -314,7 +315,7 @@ pub fn gated(x: &mut Operand, activation: Activation, gate: &Linear, up: &Linear
                     });
                 }
                 activation.apply_slice(a);
-                a.iter_mut().zip(&*b).for_each(|(a, b)| *a *= b);
+                a.iter_mut().zip(b.iter()).for_each(|(a, b)| *a *= b);
                 each_sum(first..first + panels, rows, span, |token, row, at| {
                     // SAFETY: `out` outlives the section; this task alone writes these rows' outputs.
                     unsafe { shared.slice(token * rows + row, at.len()) }.copy_from_slice(&a[at]);
@@ -359,8 +360,8 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Tensor {
 struct Scratch {
     decode: Decode,
     decode_second: Decode,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    first: Lines<f32>,
+    second: Lines<f32>,
 }
 
 thread_local! {
@@ -423,7 +424,7 @@ impl<const N: usize> Cut<N> {
             }
             return;
         }
-        threads::each(self.workers * ROUNDS.len(), &|i| self.share(i, task));
+        threads::each_in_turn(self.workers * ROUNDS.len(), &|i| self.share(i, task));
     }
 
     /// Task `i`: a run of bytes over all jobs.

@@ -7,7 +7,8 @@ use super::passes::passes;
 use crate::{
     Tensor,
     kernels::{Tile, kernels},
-    packed::{Form, InputKind, Inputs, few_rows, form::LANES, pack_columns},
+    lines::Lines,
+    packed::{Form, InputKind, Inputs, few_rows, form::LANES},
     threads::{self, Shared},
 };
 
@@ -17,8 +18,7 @@ pub struct Columns {
     form: Option<Form>,
     tokens: usize,
     cols: usize,
-    /// Longer than what is packed where a larger matrix was before: zeroing it again takes one thread's time.
-    data: Vec<u32>,
+    data: Lines<u32>,
 }
 
 /// Tokens that a task packs.
@@ -29,9 +29,7 @@ impl Columns {
     pub fn pack(&mut self, x: &Tensor, form: Form) {
         let (steps, panels) = (form.length(x.rows()), x.cols().div_ceil(LANES));
         (self.form, self.tokens, self.cols) = (Some(form), x.rows(), x.cols());
-        if self.data.len() < panels * steps * LANES {
-            self.data.resize(panels * steps * LANES, 0);
-        }
+        self.data.resize(panels * steps * LANES);
         let shared = Shared::new(&mut self.data);
         threads::each(x.rows().div_ceil(RUN), &|run| {
             let rows = run * RUN..x.rows().min((run + 1) * RUN);
@@ -41,7 +39,7 @@ impl Columns {
                 for panel in 0..panels {
                     // SAFETY: `data` outlives the section; this task alone writes these steps.
                     let out = unsafe { shared.slice((panel * steps + first) * LANES, count * LANES) };
-                    pack_columns(x, rows.clone(), panel * LANES, LANES, form, out);
+                    (kernels().columns)(x, rows.clone(), panel * LANES, LANES, form, out);
                 }
             }
         });

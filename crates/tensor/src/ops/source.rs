@@ -3,6 +3,7 @@
 use crate::{
     Rounding, Weight,
     kernels::{Tile, kernels},
+    lines::Lines,
     packed::{Form, InputKind, Inputs, Span, form::LANES},
 };
 
@@ -122,8 +123,16 @@ impl<'a> Source<'a> {
     }
 
     /// Multiplies the inputs of one tile with panels `first..first + panels`; sums go to `out` `[panels][width][LANES]`.
-    pub fn run(&self, inputs: &Inputs, span: &Span, first: usize, panels: usize, decoded: &Decode, out: &mut Vec<f32>) {
-        out.resize(panels * span.width * LANES, 0.0);
+    pub fn run(
+        &self,
+        inputs: &Inputs,
+        span: &Span,
+        first: usize,
+        panels: usize,
+        decoded: &Decode,
+        out: &mut Lines<f32>,
+    ) {
+        out.resize(panels * span.width * LANES);
         let mut tile = self.tile(first, decoded);
         tile.steps = Tile::block(span.width);
         // SAFETY: the weight holds these panels, the inputs a tile of this width and kind, and `out` a sum for every token
@@ -138,24 +147,14 @@ pub(super) struct Decode {
     rows: Vec<f32>,
     /// The first of them.
     first: usize,
-    panels: Vec<Line>,
+    panels: Lines<u8>,
 }
 
 impl Decode {
     /// Room for so many bytes of panels from `first` on.
     fn room(&mut self, first: usize, bytes: usize) -> &mut [u8] {
         self.first = first;
-        self.panels.resize(bytes.div_ceil(size_of::<Line>()), Line([0.0; LANES]));
-        &mut bytemuck::cast_slice_mut(&mut self.panels)[..bytes]
+        self.panels.resize(bytes);
+        &mut self.panels
     }
 }
-
-/// A line of the caches, which the sixteen lanes of a step should not cross.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LANES]);
-
-// SAFETY: floats without a gap, as long as the line is.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}

@@ -57,8 +57,8 @@ impl Packed {
                     }
                 }
                 Turn::Across => {
-                    let words = form.length(x.rows()) * LANES;
-                    pack_columns(x, 0..x.rows(), i * LANES, LANES, form, &mut bytemuck::cast_slice_mut(out)[..words]);
+                    let out = &mut bytemuck::cast_slice_mut(out)[..form.length(x.rows()) * LANES];
+                    (kernels().columns)(x, 0..x.rows(), i * LANES, LANES, form, out);
                 }
             }
         });
@@ -86,45 +86,7 @@ pub(crate) fn pack_rows(x: &Tensor, rows: Range<usize>, storage: Storage, out: &
     });
 }
 
-/// Some rows of the columns from `at` on: `[rows][width]` floats, or `[rows / 2][width][2]` brain floats, with zeros where
-/// there are no more columns or no second row.
-pub(crate) fn pack_columns(x: &Tensor, rows: Range<usize>, at: usize, width: usize, form: Form, out: &mut [u32]) {
-    if form == Form::Bf16 {
-        return (kernels().brain_columns)(x, rows, at, width, out);
-    }
-    if form == Form::Half {
-        pack_columns(x, rows, at, width, Form::F32, out);
-        return halve(out);
-    }
-    match width {
-        LANES => floats_of::<LANES>(x, rows, at, out),
-        12 => floats_of::<12>(x, rows, at, out),
-        8 => floats_of::<8>(x, rows, at, out),
-        6 => floats_of::<6>(x, rows, at, out),
-        4 => floats_of::<4>(x, rows, at, out),
-        2 => floats_of::<2>(x, rows, at, out),
-        1 => floats_of::<1>(x, rows, at, out),
-        _ => unreachable!("a tile of {width} tokens"),
-    }
-}
-
 /// Rounds 32-bit floats to 16-bit ones.
 fn halve(words: &mut [u32]) {
     words.iter_mut().for_each(|v| *v = halved(f32::from_bits(*v)).to_bits());
-}
-
-fn floats_of<const WIDTH: usize>(x: &Tensor, rows: Range<usize>, at: usize, out: &mut [u32]) {
-    let words: &[u32] = bytemuck::cast_slice(x.as_slice());
-    let (cols, held) = (x.cols(), WIDTH.min(x.cols() - at));
-    for (row, out) in rows.zip(out.as_chunks_mut::<WIDTH>().0) {
-        let from = &words[row * cols + at..][..held];
-        // Copies of a known size are a few instructions.
-        match <&[u32; WIDTH]>::try_from(from) {
-            Ok(from) => *out = *from,
-            Err(_) => {
-                *out = [0; WIDTH];
-                out[..held].copy_from_slice(from);
-            }
-        }
-    }
 }

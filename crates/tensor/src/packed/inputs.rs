@@ -1,13 +1,13 @@
 //! Packed inputs: the activations of a product, rounded and laid out as a tile kernel reads them.
 
 use super::{
-    floats::pack_columns,
     form::{CHUNK, Codes, Form, LANES},
     repack::pack_words,
 };
 use crate::{
     Tensor,
     kernels::{Kernels, Lanes, input_chunk},
+    lines::Lines,
     threads::{self, Shared},
 };
 use half::{bf16, f16};
@@ -95,10 +95,7 @@ pub struct Span {
 pub struct Inputs {
     kind: Option<InputKind>,
     cols: usize,
-    /// Longer than what is packed where a larger product used it before: zeroing it again takes one thread's time.
-    data: Vec<u32>,
-    /// Words that are packed.
-    held: usize,
+    data: Lines<u32>,
     spans: Vec<Span>,
 }
 
@@ -116,10 +113,7 @@ impl Inputs {
             at += kind.tile_words(width, cols, kernels);
             first += width;
         }
-        self.held = at;
-        if self.data.len() < at {
-            self.data.resize(at, 0);
-        }
+        self.data.resize(at);
     }
 
     /// Rounds and packs every row of `x`.
@@ -168,7 +162,7 @@ impl Inputs {
             }
             for rows in few_rows(rows) {
                 for span in spans {
-                    pack_columns(x, rows.clone(), span.first, span.width, form, place(&rows, span));
+                    (kernels.columns)(x, rows.clone(), span.first, span.width, form, place(&rows, span));
                 }
             }
         });
@@ -198,7 +192,7 @@ impl Inputs {
     /// The inputs of a tile from a step on.
     pub(crate) fn words(&self, span: &Span, step: usize) -> &[u32] {
         let next = self.spans.partition_point(|s| s.at <= span.at);
-        &self.data[span.at + step * span.width..self.spans.get(next).map_or(self.held, |s| s.at)]
+        &self.data[span.at + step * span.width..self.spans.get(next).map_or(self.data.len(), |s| s.at)]
     }
 
     /// The inputs of a tile, for a kernel.
@@ -289,7 +283,7 @@ fn turn_columns(x: &Tensor, rows: Range<usize>, span: &Span, kernels: &Kernels, 
         for (half, out) in out.chunks_mut(TOGETHER * LANES).enumerate() {
             let (at, width) = (span.first + half * LANES, out.len() / TOGETHER);
             lines[steps * width..].fill(0);
-            (kernels.brain_columns)(x, rows.clone(), at, width, &mut lines[..steps * width]);
+            (kernels.columns)(x, rows.clone(), at, width, Form::Bf16, &mut lines[..steps * width]);
             if width == LANES {
                 (kernels.codes.pack_words)(&lines, LANES, LANES, out);
                 continue;

@@ -7,7 +7,7 @@ mod repack;
 mod sparse;
 
 pub use floats::Turn;
-pub(crate) use floats::{pack_columns, pack_rows};
+pub(crate) use floats::pack_rows;
 pub use form::Form;
 pub use inputs::{InputKind, Inputs, Span};
 pub(crate) use inputs::{brain, few_rows, halved, join, pack_codes, put_together, regroup};
