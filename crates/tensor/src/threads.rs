@@ -154,6 +154,8 @@ fn team() -> &'static Team {
 impl Team {
     fn each(&self, tasks: usize, shares: usize, task: &(dyn Fn(usize) + Sync)) {
         let Some(workers) = self.workers.get() else { return (0..tasks).for_each(task) };
+        // A pool that the section was begun in may have more workers than the team.
+        let shares = shares.min(self.next.len());
         // SAFETY: the lifetime is only forgotten: the section ends, with no worker inside, before this returns.
         let forgotten: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(std::ptr::from_ref(task)) };
         // SAFETY: the turn is ours and the last section was left by every worker.
