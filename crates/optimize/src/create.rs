@@ -108,9 +108,27 @@ pub fn run(creation: &Creation, path: &Path, seed: u64, place: &Place, bar: &dyn
     drop(gpt);
     // Every rank has opened it by now.
     if ranks.rank() == 0 {
-        fs::remove_dir_all(&start).map_err(formats::Error::io(&start, "remove it"))?;
+        unmake(&start)?;
     }
     Ok(taught)
+}
+
+/// Removes the directory where a model began, its key last: what a kill leaves is empty or still known as ours.
+fn unmake(start: &Path) -> Result<()> {
+    let remove = || -> std::io::Result<()> {
+        let key = start.join("key");
+        for entry in fs::read_dir(start)? {
+            let path = entry?.path();
+            if path != key {
+                fs::remove_file(path)?;
+            }
+        }
+        if key.exists() {
+            fs::remove_file(key)?;
+        }
+        fs::remove_dir(start)
+    };
+    Ok(remove().map_err(formats::Error::io(start, "remove it"))?)
 }
 
 /// Where a tokenizer comes from.
@@ -149,14 +167,16 @@ fn born(creation: &Creation, origin: &Origin, path: &Path, seed: u64, start: &Pa
     }
     if start.exists() {
         // Nothing is taken away that another hand put there.
-        if !key_file.is_file() {
+        let empty = fs::read_dir(start).is_ok_and(|mut names| names.next().is_none());
+        if !key_file.is_file() && !empty {
             let words = "is in the way: the model that is to learn begins there. Move it away, or give another --out";
             return Err(Error::Asked(format!("{} {words}", start.display())));
         }
-        fs::remove_dir_all(start).map_err(formats::Error::io(start, "begin anew"))?;
+        unmake(start)?;
     }
     fs::create_dir_all(start).map_err(formats::Error::io(start, "make it"))?;
-    atomic::write_bytes(&key_file, b"unfinished")?;
+    // Written in place, as a file beside it would make the directory another hand's if a kill came before its renaming.
+    fs::write(&key_file, b"unfinished").map_err(formats::Error::io(&key_file, "write it"))?;
     match origin {
         Origin::Learned(vocab, text) => {
             bar.note(&format!("learning a tokenizer of {vocab} tokens"));

@@ -282,6 +282,8 @@ fn a_model_is_made_from_a_file_and_goes_on_after_a_kill() {
     assert!(number("validation_loss_before") > 5.5 && number("validation_loss") < 4.0, "{done}");
     let inspected = json(&["inspect", &whole]);
     assert!(inspected["parameters"].as_u64().unwrap() < 200_000, "{inspected}");
+    // As a kill leaves it that comes before anything was written.
+    fs::create_dir(path(&dir, "killed.start")).unwrap();
     kill_again_and_again(&["train", &good, "--out", &killed], 5, time);
     json(&["train", &good, "--out", &killed]);
     for name in ["model.safetensors", "tokenizer.json", "training.json", "manifest.json"] {
