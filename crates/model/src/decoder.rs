@@ -389,13 +389,14 @@ impl Model {
                 ops::norm_heads(self.spec.norm, x, &self.norm(Site::of(layer, role))?.scale, self.spec.norm_eps);
             }
         }
-        if let Some(rotation) = b.rope.and_then(|r| flow.rotations.get(r)) {
+        let rotation = b.rope.and_then(|r| flow.rotations.get(r));
+        if let Some(rotation) = rotation {
             ops::rope(q, b.head_dim, rotation);
             ops::rope(k, b.head_dim, rotation);
         }
         let mut row = 0;
         for (memory, rows) in memory.iter_mut().zip(&flow.rows) {
-            memory.append(k, v, row, row + rows);
+            memory.append(k, v, rotation, row, row + rows);
             row += rows;
         }
         if let Some(profile) = &mut flow.profile {

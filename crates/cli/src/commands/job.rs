@@ -5,7 +5,7 @@ use crate::{
     args::{Common, Data, Model, Run, Texts, Writing},
     show::{self, Bar},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use model::Gpt;
 use optimize::{
     builtin,
@@ -76,8 +76,7 @@ pub fn settings(writing: &Writing, model: &Model, common: &Common) -> Result<Set
 
 /// Replays a recipe from a file.
 pub fn replay(args: &Run, common: &Common) -> Result<u8> {
-    let text =
-        std::fs::read_to_string(&args.recipe).with_context(|| format!("cannot read {}", args.recipe.display()))?;
+    let text = std::fs::read_to_string(&args.recipe).map_err(formats::Error::io(&args.recipe, "read it"))?;
     let mut recipe = Recipe::parse(&text)?;
     // The sample's recipe names the folder that it was unpacked to, which may be gone.
     let named = args.model.clone().or(recipe.model.clone()).filter(|p| !builtin::is_sample(p));

@@ -36,7 +36,7 @@ use tensor::ops::KeyValue;
 /// Gives a model a chat template in place of its own.
 fn converse_by(gpt: &mut Gpt, template: Option<&Path>) -> Result<()> {
     if let Some(path) = template {
-        gpt.template = Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?);
+        gpt.template = Some(std::fs::read_to_string(path).map_err(formats::Error::io(path, "read it"))?);
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ static KERNELS: Kernels = Kernels {
     axpy,
     exp_sum,
     brain_pairs,
+    add_turned,
     silu,
     gelu_tanh,
     soft_cap,

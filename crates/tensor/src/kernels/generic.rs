@@ -21,6 +21,7 @@ pub static KERNELS: Kernels = Kernels {
     axpy: once::axpy,
     exp_sum: once::exp_sum,
     brain_pairs: once::brain_pairs,
+    add_turned: once::add_turned,
     silu: once::silu,
     gelu_tanh: once::gelu_tanh,
     soft_cap: once::soft_cap,

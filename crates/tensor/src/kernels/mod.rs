@@ -164,6 +164,9 @@ pub struct Kernels {
     pub exp_sum: fn(&mut [f32], f32) -> f32,
     /// Rounds values to brain floats, two to a word; a missing second one is zero.
     pub brain_pairs: fn(&[f32], &mut [u32]),
+    /// Adds a head's key to rows `[rows][head_dim]`, in row `i` turned by cosines and sines `[2][half]` of entry `i`; the
+    /// channels from `2 * half` on do not turn.
+    pub add_turned: fn(&mut [f32], &[f32], &[f32], usize),
     /// `x = x * sigmoid(x)`.
     pub silu: fn(&mut [f32]),
     /// `x = 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.

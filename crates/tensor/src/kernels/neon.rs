@@ -28,6 +28,7 @@ const TABLE: Kernels = Kernels {
     axpy,
     exp_sum,
     brain_pairs,
+    add_turned,
     silu,
     gelu_tanh,
     soft_cap,

@@ -184,6 +184,23 @@ pub fn brain_pairs(x: &[f32], out: &mut [u32]) {
     }
 }
 
+/// See [`super::Kernels::add_turned`].
+#[inline(always)]
+pub fn add_turned(x: &mut [f32], key: &[f32], turns: &[f32], half: usize) {
+    let (pairs, still) = key.split_at(2 * half);
+    let (low, high) = pairs.split_at(half);
+    for (p, row) in x.chunks_exact_mut(key.len()).enumerate() {
+        let (cos, sin) = turns[2 * half * p..][..2 * half].split_at(half);
+        let (turned, rest) = row.split_at_mut(2 * half);
+        let (a, b) = turned.split_at_mut(half);
+        for i in 0..half {
+            a[i] += cos[i] * low[i] - sin[i] * high[i];
+            b[i] += cos[i] * high[i] + sin[i] * low[i];
+        }
+        rest.iter_mut().zip(still).for_each(|(x, m)| *x += m);
+    }
+}
+
 pub(crate) use super::learn::{
     adamw, attention_gradient, brain_weave, columns, gelu_tanh_slope, layer_norm_gradient, rms_norm_gradient,
     silu_slope,
@@ -205,6 +222,7 @@ macro_rules! instantiate {
             dot(a: &[f32], b: &[f32]) -> f32;
             exp_sum(x: &mut [f32], max: f32) -> f32;
             brain_pairs(x: &[f32], out: &mut [u32]);
+            add_turned(x: &mut [f32], key: &[f32], turns: &[f32], half: usize);
             columns(
                 x: &crate::Tensor,
                 rows: std::ops::Range<usize>,

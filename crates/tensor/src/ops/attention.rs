@@ -334,18 +334,18 @@ mod tests {
                     out
                 };
                 let mut memory = Memory::new(format, 2, hd);
-                memory.append(&k, &v, 0, n);
+                memory.append(&k, &v, None, 0, n);
                 let all = attend(&q, n, &memory);
                 for (a, b) in all.as_slice().iter().zip(naive(&q, &k, &v, &s).as_slice()) {
                     assert!((a - b).abs() < bound, "{format} {hd} {window:?}: {a} {b}");
                 }
                 let mut step = Memory::new(format, 2, hd);
                 for t in 0..n {
-                    step.append(&k, &v, t, t + 1);
+                    step.append(&k, &v, None, t, t + 1);
                     assert_eq!(attend(&q.select_rows(&[t]), 1, &step).as_slice(), all.row(t), "{format} position {t}");
                 }
                 step.truncate(50);
-                step.append(&k, &v, 50, 51);
+                step.append(&k, &v, None, 50, 51);
                 assert_eq!(attend(&q.select_rows(&[50]), 1, &step).as_slice(), all.row(50));
             }
         }

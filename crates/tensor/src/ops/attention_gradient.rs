@@ -344,8 +344,8 @@ mod tests {
         let rows = [101, 37];
         let format = if form == Form::F32 { KeyValue::F32 } else { KeyValue::Bf16 };
         let mut memories = rows.map(|_| Memory::new(format, shape.kv_heads, shape.head_dim));
-        memories[0].append(k, v, 0, rows[0]);
-        memories[1].append(k, v, rows[0], rows[0] + rows[1]);
+        memories[0].append(k, v, None, 0, rows[0]);
+        memories[1].append(k, v, None, rows[0], rows[0] + rows[1]);
         let (mut out, mut log_sums) = (Tensor::default(), Tensor::default());
         attention(q, &rows, &memories, shape, &mut out, Some(&mut log_sums));
         let mut gradients = [const { None }; 3].map(|g: Option<Tensor>| g.unwrap_or_default());

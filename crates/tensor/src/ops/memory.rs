@@ -4,8 +4,10 @@
 //! memory. Per chunk and head, float formats hold the keys as panels of positions
 //! (`[CHUNK / LANES][head_dim][LANES]`, pairs of channels together for brain floats) and the values as panels of
 //! channels (`[head_dim / LANES][CHUNK][LANES]`, pairs of positions together). Rounded formats hold position after
-//! position in groups of [`GROUP`] channels, and are widened to brain floats chunk by chunk when they are read.
+//! position in groups of [`GROUP`] channels, and are widened to brain floats chunk by chunk when they are read. Of 4 bits is
+//! what comes after the first chunk, and keys less their mean ([`super::mean_key`]); that chunk has 8.
 
+use super::{Rotation, mean_key::MeanKey};
 use crate::{
     Tensor,
     bytes::Region,
@@ -33,7 +35,7 @@ pub enum KeyValue {
     Bf16,
     /// 8 bits in groups of 32 channels.
     Int8,
-    /// 4 bits in groups of 32 channels with a minimum.
+    /// 4 bits in groups of 32 channels with a minimum; 8 for the first 64 positions.
     Int4,
 }
 
@@ -54,6 +56,11 @@ impl KeyValue {
     /// The format in which products with it run.
     pub(super) fn form(self) -> Form {
         if self == KeyValue::F32 { Form::F32 } else { Form::Bf16 }
+    }
+
+    /// How a chunk is kept.
+    fn of_chunk(self, chunk: usize) -> KeyValue {
+        if self == KeyValue::Int4 && chunk == 0 { KeyValue::Int8 } else { self }
     }
 
     /// Bytes of one position of one head, keys or values.
@@ -153,12 +160,14 @@ pub struct Memory {
     room: usize,
     /// `[kv_heads][room]` blocks of [`Memory::block_bytes`].
     data: Region,
+    /// What keys of 4 bits are told relative to.
+    mean_key: MeanKey,
 }
 
 impl Memory {
     /// An empty memory.
     pub fn new(format: KeyValue, kv_heads: usize, head_dim: usize) -> Memory {
-        Memory { format, kv_heads, head_dim, len: 0, room: 0, data: Region::default() }
+        Memory { format, kv_heads, head_dim, len: 0, room: 0, data: Region::default(), mean_key: MeanKey::default() }
     }
 
     /// Positions held.
@@ -178,7 +187,7 @@ impl Memory {
         if memories.iter().all(|m| m.room >= room) {
             return;
         }
-        let lens: Vec<usize> = memories.iter().map(|m| m.kv_heads * room.max(m.room) * m.block_bytes()).collect();
+        let lens: Vec<usize> = memories.iter().map(|m| m.kv_heads * m.head_bytes(room.max(m.room))).collect();
         for (memory, data) in memories.iter_mut().zip(Region::cut(&lens)) {
             memory.move_to(data, room.max(memory.room));
         }
@@ -186,10 +195,9 @@ impl Memory {
 
     /// Moves what is held to zeroed memory for `room` chunks.
     fn move_to(&mut self, mut data: Region, room: usize) {
-        let block = self.block_bytes();
-        let used = self.chunks() * block;
+        let used = self.head_bytes(self.chunks());
         for head in 0..self.kv_heads {
-            let (from, to) = (head * self.room * block, head * room * block);
+            let (from, to) = (head * self.head_bytes(self.room), head * self.head_bytes(room));
             data[to..to + used].copy_from_slice(&self.data[from..from + used]);
         }
         (self.room, self.data) = (room, data);
@@ -207,48 +215,79 @@ impl Memory {
 
     /// Bytes in use.
     pub fn size_bytes(&self) -> usize {
-        self.chunks() * self.kv_heads * self.block_bytes()
+        self.kv_heads * self.head_bytes(self.chunks())
     }
 
     pub(super) fn panels(&self) -> Panels {
         Panels { form: self.format.form(), head_dim: self.head_dim }
     }
 
+    /// Bytes of one head in so many chunks from the first on.
+    fn head_bytes(&self, chunks: usize) -> usize {
+        if chunks == 0 { 0 } else { self.block_bytes(0) + (chunks - 1) * self.block_bytes(1) }
+    }
+
     /// Bytes of one head in one chunk.
-    fn block_bytes(&self) -> usize {
-        match self.format {
+    fn block_bytes(&self, chunk: usize) -> usize {
+        match self.format.of_chunk(chunk) {
             KeyValue::F32 | KeyValue::Bf16 => self.panels().bytes(),
             rounded => 2 * CHUNK * rounded.row_bytes(self.head_dim),
         }
     }
 
-    /// Appends rows `from..to` of keys and values, both `[tokens, kv_heads * head_dim]`.
-    pub fn append(&mut self, keys: &Tensor, values: &Tensor, from: usize, to: usize) {
-        let (hd, block, heads) = (self.head_dim, self.block_bytes(), self.kv_heads);
+    /// Appends rows `from..to` of keys and values, both `[tokens, kv_heads * head_dim]`, the keys turned as `rotation` says.
+    pub fn append(&mut self, keys: &Tensor, values: &Tensor, rotation: Option<&Rotation>, from: usize, to: usize) {
+        let (hd, heads) = (self.head_dim, self.kv_heads);
         let end = self.len + to - from;
         if end > self.room * CHUNK {
             let positions = end.max(self.room * CHUNK * 3 / 2);
             Memory::reserve(std::slice::from_mut(self), positions);
         }
-        let (format, panels, len, room) = (self.format, self.panels(), self.len, self.room);
+        let (format, panels, len) = (self.format, self.panels(), self.len);
+        let mean_width = if format == KeyValue::Int4 { hd } else { 0 };
+        if format == KeyValue::Int4 {
+            (from..to).for_each(|row| self.mean_key.turns.add(len + row - from, rotation, row));
+            self.mean_key.mean.resize(heads * hd, 0.0);
+        }
+        let bytes = [self.block_bytes(0), self.block_bytes(1), self.head_bytes(self.room)];
+        let MeanKey { turns, mean } = &mut self.mean_key;
+        let (turns, mean) = (&*turns, Shared::new(mean));
         let shared = Shared::new(&mut self.data);
         let head = |head: usize| {
+            // SAFETY: this task alone has this head's mean, for which there is room where a format has one.
+            let mean = unsafe { mean.slice(head * mean_width, mean_width) };
+            let mut rooms = [Vec::new(), Vec::new()];
             for row in from..to {
                 let position = len + row - from;
+                let (chunk, p) = (position / CHUNK, position % CHUNK);
+                let at = head * bytes[2] + if chunk == 0 { 0 } else { bytes[0] + (chunk - 1) * bytes[1] };
                 // SAFETY: there is room for every chunk up to `end`; this task alone writes this head's blocks.
-                let out = unsafe { shared.slice((head * room + position / CHUNK) * block, block) };
-                if position.is_multiple_of(CHUNK) {
+                let out = unsafe { shared.slice(at, bytes[chunk.min(1)]) };
+                if p == 0 {
                     // What is not yet there takes part with a weight of zero, which forgotten infinities would survive.
                     out.fill(0);
                 }
                 let (key, value) = (&keys.row(row)[head * hd..][..hd], &values.row(row)[head * hd..][..hd]);
-                let p = position % CHUNK;
-                let width = format.row_bytes(hd);
-                match format {
-                    KeyValue::F32 | KeyValue::Bf16 => panels.write(out, p, key, value),
-                    KeyValue::Int8 | KeyValue::Int4 => {
-                        round_row(format, key, &mut out[p * width..(p + 1) * width]);
-                        round_row(format, value, &mut out[(CHUNK + p) * width..(CHUNK + p + 1) * width]);
+                if matches!(format, KeyValue::F32 | KeyValue::Bf16) {
+                    panels.write(out, p, key, value);
+                    continue;
+                }
+                let kept = format.of_chunk(chunk);
+                let (key_rows, value_rows) = out.split_at_mut(out.len() / 2);
+                let at = p * kept.row_bytes(hd)..(p + 1) * kept.row_bytes(hd);
+                round_row(kept, value, &mut value_rows[at.clone()]);
+                if kept == KeyValue::Int4 {
+                    round_row(kept, turns.less_mean(key, chunk, p, mean, &mut rooms), &mut key_rows[at]);
+                    continue;
+                }
+                round_row(kept, key, &mut key_rows[at]);
+                if format == KeyValue::Int4 && p == CHUNK - 1 {
+                    mean.fill(0.0);
+                    rooms[0].resize(hd, 0.0);
+                    for (p, row) in key_rows.chunks_exact(kept.row_bytes(hd)).enumerate() {
+                        widen_row(kept, row, &mut rooms[0]);
+                        turns.back(p, &mut rooms[0]);
+                        mean.iter_mut().zip(&rooms[0]).for_each(|(m, v)| *m += v / CHUNK as f32);
                     }
                 }
             }
@@ -263,14 +302,15 @@ impl Memory {
 
     /// The stored bytes of one head in one chunk.
     fn block(&self, chunk: usize, head: usize) -> &[u8] {
-        &self.data[(head * self.room + chunk) * self.block_bytes()..][..self.block_bytes()]
+        &self.data[head * self.head_bytes(self.room) + self.head_bytes(chunk)..][..self.block_bytes(chunk)]
     }
 
     /// The panels of one head in one chunk: keys, then values. `room` holds them where they must be widened.
     pub(super) fn chunk<'a>(&'a self, chunk: usize, head: usize, room: &'a mut Widened) -> (&'a [u8], &'a [u8]) {
         let data = self.block(chunk, head);
         let panels = self.panels();
-        let grid = match self.format {
+        let kept = self.format.of_chunk(chunk);
+        let grid = match kept {
             KeyValue::F32 | KeyValue::Bf16 => return data.split_at(panels.keys()),
             KeyValue::Int8 => Grid::Q8_0,
             KeyValue::Int4 => Grid::Q4_1,
@@ -281,6 +321,7 @@ impl Memory {
         let (key_words, value_words) = room.panels.split_at_mut(panels.keys() / 4);
         if hd.is_multiple_of(GROUP) {
             decode_chunk(grid, keys, hd, rows, &mut room.rows);
+            self.add_mean(&mut room.rows[..rows * hd], chunk, 0, head, &mut room.mean);
             let (steps, panel) = (panels.key_steps(), LANES * panels.key_steps());
             room.words.resize(CHUNK * steps);
             (kernels().brain_pairs)(&room.rows, &mut room.words);
@@ -297,16 +338,25 @@ impl Memory {
             (kernels().brain_weave)(&room.slices, value_words);
         } else {
             room.panels.fill(0);
-            let width = self.format.row_bytes(hd);
+            let width = kept.row_bytes(hd);
             room.rows.resize(2 * hd);
             let (key, value) = room.rows.split_at_mut(hd);
             for p in 0..rows {
-                widen_row(self.format, &keys[p * width..(p + 1) * width], key);
-                widen_row(self.format, &values[p * width..(p + 1) * width], value);
+                widen_row(kept, &keys[p * width..(p + 1) * width], key);
+                self.add_mean(key, chunk, p, head, &mut room.mean);
+                widen_row(kept, &values[p * width..(p + 1) * width], value);
                 panels.write(bytemuck::cast_slice_mut(&mut room.panels), p, key, value);
             }
         }
         bytemuck::cast_slice(&room.panels).split_at(panels.keys())
+    }
+
+    /// Adds a head's mean key to rows of a chunk, from its position `first` on, where keys are told relative to it.
+    fn add_mean(&self, rows: &mut [f32], chunk: usize, first: usize, head: usize, room: &mut Vec<f32>) {
+        if self.format == KeyValue::Int4 && chunk > 0 {
+            let mean = &self.mean_key.mean[head * self.head_dim..][..self.head_dim];
+            self.mean_key.turns.add_mean(rows, chunk, first, mean, room);
+        }
     }
 }
 
@@ -320,6 +370,8 @@ pub(super) struct Widened {
     words: Lines<u32>,
     /// `[head_dim / LANES][CHUNK][LANES]`.
     slices: Lines<f32>,
+    /// A mean key at the beginning of the chunk.
+    mean: Vec<f32>,
 }
 
 /// Decodes the first rows of a chunk of whole groups; the others are zeros.
@@ -397,22 +449,72 @@ mod tests {
                     Tensor::from_vec(len, 2 * hd, values)
                 };
                 let mut memory = Memory::new(format, 2, hd);
-                memory.append(&wave(0.37), &wave(0.71), 0, len);
+                memory.append(&wave(0.37), &wave(0.71), None, 0, len);
                 for (chunk, head) in (0..len.div_ceil(CHUNK)).flat_map(|chunk| [(chunk, 0), (chunk, 1)]) {
                     let panels = memory.panels();
                     let mut want = vec![0u8; panels.bytes()];
-                    let (keys, values) = memory.block(chunk, head).split_at(memory.block_bytes() / 2);
-                    let width = format.row_bytes(hd);
+                    let (keys, values) = memory.block(chunk, head).split_at(memory.block_bytes(chunk) / 2);
+                    let kept = format.of_chunk(chunk);
+                    let width = kept.row_bytes(hd);
                     let (mut key, mut value) = (vec![0.0; hd], vec![0.0; hd]);
                     for p in 0..CHUNK.min(len - chunk * CHUNK) {
-                        widen_row(format, &keys[p * width..], &mut key);
-                        widen_row(format, &values[p * width..], &mut value);
+                        widen_row(kept, &keys[p * width..], &mut key);
+                        memory.add_mean(&mut key, chunk, p, head, &mut Vec::new());
+                        widen_row(kept, &values[p * width..], &mut value);
                         panels.write(&mut want, p, &key, &value);
                     }
                     let (keys, values) = memory.chunk(chunk, head, &mut room);
                     assert!([keys, values].concat() == want, "{format}, {hd} channels, {len} positions, chunk {chunk}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_keys_have_in_common_costs_no_bits() {
+        for (hd, half) in [(64, 32), (64, 16), (32, 0), (16, 8)] {
+            let len = 200;
+            let frequencies: Vec<f32> = (0..half).map(|i| 0.1f32.powf(i as f32 / half as f32)).collect();
+            let mut rotation = Rotation::default();
+            rotation.reset(len, half);
+            (0..len).for_each(|t| rotation.turn(t, t, &frequencies, 1.2));
+            // The same for all positions, ten times what each says.
+            let shared = |c: usize| 10.0 * (c as f32 * 2.3).sin();
+            let said = (0..len * hd).map(|i| shared(i % hd) + (i as f32 * 0.7).sin()).collect();
+            let mut keys = Tensor::from_vec(len, hd, said);
+            crate::ops::rope(&mut keys, hd, &rotation);
+            let kept = |memory: &Memory| -> Vec<f32> {
+                let mut all = Vec::new();
+                for position in 0..len {
+                    let (chunk, p, kept) =
+                        (position / CHUNK, position % CHUNK, memory.format.of_chunk(position / CHUNK));
+                    let mut key = vec![0.0; hd];
+                    widen_row(kept, &memory.block(chunk, 0)[p * kept.row_bytes(hd)..], &mut key);
+                    memory.add_mean(&mut key, chunk, p, 0, &mut Vec::new());
+                    all.extend(key);
+                }
+                all
+            };
+            let mut memory = Memory::new(KeyValue::Int4, 1, hd);
+            memory.append(&keys, &keys, Some(&rotation), 0, len);
+            let whole = kept(&memory);
+            let mut alone = vec![0.0; hd];
+            let (mut error, mut plain) = (0.0, 0.0);
+            for (row, kept) in keys.as_slice().chunks(hd).zip(whole.chunks(hd)).skip(CHUNK) {
+                let mut bytes = vec![0; KeyValue::Int4.row_bytes(hd)];
+                round_row(KeyValue::Int4, row, &mut bytes);
+                widen_row(KeyValue::Int4, &bytes, &mut alone);
+                let off = |x: &[f32]| row.iter().zip(x).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+                error += off(kept);
+                plain += off(&alone);
+            }
+            assert!(error < plain / 30.0, "{hd} channels, {half} angles: {error} and {plain}");
+            // Step by step, and again after some were forgotten, the bytes are the same.
+            memory.truncate(40);
+            for t in 40..len {
+                memory.append(&keys, &keys, Some(&rotation), t, t + 1);
+            }
+            assert_eq!(kept(&memory), whole);
         }
     }
 }

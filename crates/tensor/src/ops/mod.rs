@@ -11,6 +11,7 @@ mod distil;
 mod eight_bit;
 mod gradient;
 mod loss;
+mod mean_key;
 mod memory;
 mod norm;
 mod passes;
