@@ -371,6 +371,12 @@ fn of_conversations_only_the_answers_are_learned() {
     let template = path(&dir, "template.jinja");
     fs::rename(Path::new(&folder).join("chat_template.jinja"), &template).unwrap();
     wrong(&chats(1), "--template FILE");
+    let none = path(&dir, "none.jinja");
+    fails(
+        &["finetune", &folder, "--data", &path(&dir, "chats.jsonl"), "--template", &none, "--out", &out],
+        2,
+        "none.jinja",
+    );
     // A template may lie elsewhere, and goes into the result.
     let data = path(&dir, "chats.jsonl");
     let words = ["finetune", &folder, "--data", &data, "--template", &template, "--steps", "3", "--out", &out];

@@ -28,10 +28,13 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Takes in how a position turns, which is row `t` of a rotation; without one nothing turns.
-    pub fn add(&mut self, position: usize, rotation: Option<&Rotation>, t: usize) {
+    /// Takes in how a position turns, which is row `t` of a rotation; without one nothing turns. There is room for so many
+    /// chunks then.
+    pub fn add(&mut self, position: usize, rotation: Option<&Rotation>, t: usize, chunks: usize) {
         let Some((cos, sin)) = rotation.map(|r| r.angles(t)) else { return };
         self.half = cos.len();
+        let missing = (chunks * 2 * self.half).saturating_sub(self.starts.len());
+        self.starts.reserve(missing);
         if position < CHUNK {
             put(&mut self.within, position, cos, sin);
         }

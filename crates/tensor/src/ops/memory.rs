@@ -18,7 +18,7 @@ use crate::{
     threads::{self, Shared},
 };
 use half::f16;
-use std::fmt;
+use std::{cell::RefCell, fmt};
 
 /// Positions that are attended together, counted from the first of the text.
 pub(super) const CHUNK: usize = 64;
@@ -246,7 +246,7 @@ impl Memory {
         let (format, panels, len) = (self.format, self.panels(), self.len);
         let mean_width = if format == KeyValue::Int4 { hd } else { 0 };
         if format == KeyValue::Int4 {
-            (from..to).for_each(|row| self.mean_key.turns.add(len + row - from, rotation, row));
+            (from..to).for_each(|row| self.mean_key.turns.add(len + row - from, rotation, row, self.room));
             self.mean_key.mean.resize(heads * hd, 0.0);
         }
         let bytes = [self.block_bytes(0), self.block_bytes(1), self.head_bytes(self.room)];
@@ -256,7 +256,7 @@ impl Memory {
         let head = |head: usize| {
             // SAFETY: this task alone has this head's mean, for which there is room where a format has one.
             let mean = unsafe { mean.slice(head * mean_width, mean_width) };
-            let mut rooms = [Vec::new(), Vec::new()];
+            let mut rooms = ROOMS.take();
             for row in from..to {
                 let position = len + row - from;
                 let (chunk, p) = (position / CHUNK, position % CHUNK);
@@ -291,6 +291,7 @@ impl Memory {
                     }
                 }
             }
+            ROOMS.set(rooms);
         };
         if to - from < 8 {
             (0..heads).for_each(head)
@@ -358,6 +359,11 @@ impl Memory {
             self.mean_key.turns.add_mean(rows, chunk, first, mean, room);
         }
     }
+}
+
+thread_local! {
+    /// A key and its head's mean, used again from position to position.
+    static ROOMS: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
 /// Where a chunk of a rounded format is widened, used again from chunk to chunk.
