@@ -81,6 +81,10 @@ need_numpy()
 import numpy as np  # noqa: E402
 
 
+# Without weights laid out anew: ggml's AMX products crash on IQ4_XS (0.3.36).
+PLAIN = ("--no-repack",)
+
+
 class LlamaCpp:
     """llama.cpp as llamacpp.sh builds it. `kind` is `native` or `exact`; see there."""
 
@@ -129,13 +133,13 @@ class LlamaCpp:
     def perplexity_base(self, base, text, context, out):
         """Stores the base model's probabilities on `text` for `kl_divergence`."""
         run([self.bin / "llama-perplexity", "-m", base, "-f", text, "-c", context, "-b", context,
-             "-t", self.threads, "-ngl", 0, "--kl-divergence-base", out], self.threads)
+             "-t", self.threads, "-ngl", 0, *PLAIN, "--kl-divergence-base", out], self.threads)
 
     def kl_divergence(self, gguf, stored, context):
         """Mean KL as llama-perplexity prints it (second half of every chunk). Its log is written by a
         thread that it does not always wait for at exit, so a run whose end is missing is repeated."""
         command = [self.bin / "llama-perplexity", "-m", gguf, "-c", context, "-b", context,
-                   "-t", self.threads, "-ngl", 0, "--kl-divergence", "--kl-divergence-base", stored]
+                   "-t", self.threads, "-ngl", 0, *PLAIN, "--kl-divergence", "--kl-divergence-base", stored]
         for _ in range(5):
             for line in run(command, self.threads).splitlines():
                 if line.startswith("Mean") and "KLD:" in line:
